@@ -1,0 +1,74 @@
+package segments
+
+import (
+	"context"
+	"errors"
+	"io"
+)
+
+// Errors that every [Store] translates its own failures into, wrapped with
+// detail. Callers branch on these and on nothing else.
+var (
+	// ErrNotFound says that the object does not exist.
+	ErrNotFound = errors.New("segments: object not found")
+	// ErrExists says that an object of that key exists already. After a retry it
+	// may be the caller's own first try: read it back and compare.
+	ErrExists = errors.New("segments: object exists already")
+	// ErrUnavailable says that the store could not be asked or did not answer in
+	// time (throttled, refused, timed out, disk full). For a write the outcome is
+	// unknown: the object may exist now, or appear later.
+	ErrUnavailable = errors.New("segments: store unavailable")
+	// ErrDenied says that the store refused the credentials or the permission.
+	// Trying again does not help until somebody changes them.
+	ErrDenied = errors.New("segments: access denied")
+	// ErrNoBucket says that the bucket (or folder) itself does not exist.
+	ErrNoBucket = errors.New("segments: bucket does not exist")
+	// ErrCorrupt says that stored bytes disagree with their checksum or format.
+	ErrCorrupt = errors.New("segments: corrupt")
+)
+
+// Body is what is written as one object: bytes that can be read more than once,
+// because a write may be tried again.
+type Body interface {
+	io.ReaderAt
+	// Size is the length in bytes.
+	Size() int64
+	// Slices returns the bytes as they lie in memory, in order. The caller must
+	// not change them.
+	Slices() [][]byte
+}
+
+// ObjectInfo names a stored object.
+type ObjectInfo struct {
+	Key  string
+	Size int64 // bytes
+}
+
+// Store is the bucket: named immutable objects. Keys are slash-separated paths of
+// [a-zA-Z0-9._-]. All methods may be called at once from many goroutines. A
+// cancelled context ends the call early with an error that wraps
+// context.Canceled or context.DeadlineExceeded as well as [ErrUnavailable].
+//
+// Backends try each request once; tries, hedges, metrics and faults are
+// decorators above them.
+type Store interface {
+	// Put creates the object and returns once it is durable. It is atomic: readers
+	// see the whole object or none. It never replaces: when the key exists it
+	// returns ErrExists and changes nothing, also among racing callers, of whom
+	// exactly one wins. A failed or cancelled Put leaves the object whole or absent.
+	Put(ctx context.Context, key string, body Body) error
+	// Get reads length bytes from offset into a new slice. A negative offset
+	// counts from the end (-n: the last n bytes, or the whole object when it is
+	// shorter; length is then ignored). A negative length reads to the end.
+	// A range that reaches past the end is cut; one that starts at or past the end
+	// gives an empty slice. Also returns the object's whole size.
+	// ErrNotFound when the object is absent.
+	Get(ctx context.Context, key string, offset, length int64) (data []byte, size int64, err error)
+	// Delete removes the object; removing what is absent is no error.
+	Delete(ctx context.Context, key string) error
+	// List returns objects whose key starts with prefix and sorts after `after`, in
+	// key order, at most limit of them (limit > 0). An empty result is the end.
+	List(ctx context.Context, prefix, after string, limit int) ([]ObjectInfo, error)
+	// String describes the store for logs, without secrets: "s3://bucket/prefix".
+	String() string
+}
