@@ -32,8 +32,17 @@ var (
 // MaxRowSize bounds Key + Value of a row in bytes. DynamoDB ends at 400 KB.
 const MaxRowSize = 384 << 10
 
-// Key names a row. Rows with one Partition are ordered by Sort, bytewise.
-// Both are non-empty and at most 1,024 bytes.
+// MaxPartitionSize and MaxSortSize bound the parts of a Key in bytes. DynamoDB ends
+// a sort key at 1,024; one byte less leaves room for its successor, Sort + "\x00",
+// as the bound of a range.
+const (
+	MaxPartitionSize = 1024
+	MaxSortSize      = 1023
+)
+
+// Key names a row. Rows with one Partition are ordered by Sort, bytewise. Both are
+// non-empty, valid UTF-8 (DynamoDB takes nothing else) and bounded by
+// MaxPartitionSize and MaxSortSize.
 type Key struct {
 	Partition string
 	Sort      string
@@ -42,7 +51,7 @@ type Key struct {
 func (k Key) String() string { return k.Partition + " " + k.Sort }
 
 // Stamp orders the versions of a row: first by Epoch, then by Sequence. The zero
-// Stamp is below every stamp that is written.
+// Stamp is below every stamp that is written: no row may carry it.
 type Stamp struct {
 	Epoch    uint64
 	Sequence uint64
@@ -63,8 +72,9 @@ type Row struct {
 	Key
 	Stamp Stamp
 	// Nonce is random for each write (not for each try of it), so that a writer
-	// can recognise its own row after an answer was lost. Never zero.
+	// can recognise its own row after an answer was lost. Never zero: [NewNonce].
 	Nonce uint64
+	// Value may be empty; nil and empty are one.
 	Value []byte
 }
 
@@ -123,14 +133,16 @@ type Table interface {
 	// Get returns the row of the key, or ErrNotFound.
 	Get(ctx context.Context, key Key, c Consistency) (Row, error)
 	// Put writes the row if the condition holds, else returns ErrConflict. Once it
-	// returned nil the row is durable. Atomic for the one row.
-	// ErrTooLarge, without a write, when the row exceeds MaxRowSize.
+	// returned nil the row is durable. Atomic for the one row. The row's Value may
+	// be used again by the caller once Put returned, and what Get gives is the
+	// caller's own. ErrTooLarge, without a write, when the row exceeds MaxRowSize.
 	Put(ctx context.Context, row Row, cond Condition) error
 	// Delete removes the row if the condition holds, else returns ErrConflict.
 	// Removing an absent row with Always or Below is no error.
 	Delete(ctx context.Context, key Key, cond Condition) error
 	// Range returns rows in order. It may return fewer than Limit although more
-	// exist; only an empty answer means the end.
+	// exist (a page ends at about 1 MB); only an empty answer means the end.
+	// [Rows] goes over all pages.
 	Range(ctx context.Context, r Range) ([]Row, error)
 	// String describes the table for logs, without secrets: "dynamodb://table".
 	String() string
