@@ -1,0 +1,119 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+)
+
+// Order is the order in which records of different partitions come. Records of one partition always
+// come in offset order.
+type Order uint8
+
+const (
+	// AsTheyCome gives each record as soon as it is there.
+	AsTheyCome Order = iota
+	// ByTimestamp merges the partitions by timestamp, ties by partition: of the next record of each
+	// partition the oldest comes first. It needs an end, since a partition that is silent holds up the rest.
+	ByTimestamp
+)
+
+// ConsumerConfig says what to read.
+type ConsumerConfig struct {
+	Topic string
+	// Partitions to read; all when empty. A consumer of all partitions that follows for ever takes up
+	// new ones too, from their beginning.
+	Partitions []int32
+	// Start is Earliest when unset.
+	Start Place
+	// Starts replaces Start in some partitions.
+	Starts map[int32]Place
+	// End is exclusive. Unset: follow for ever.
+	End Place
+	// Between, if set, leaves out all records outside.
+	Between *TimeRange
+	// Order is AsTheyCome by default.
+	Order Order
+	// MaxBytes is the size of message wanted, in bytes of record batches; a batch that is larger comes
+	// nevertheless. Default 1 MiB. Up to three messages a partition are held in memory when merging,
+	// so that it is made smaller for many partitions (64 MiB in all, but at least 64 KiB each).
+	MaxBytes int
+}
+
+// Validate lists every fault at once.
+func (cfg ConsumerConfig) Validate() error {
+	var faults []error
+	if cfg.Topic == "" {
+		faults = append(faults, errors.New("topic: must be given"))
+	}
+	if cfg.Order == ByTimestamp && cfg.End.IsZero() {
+		faults = append(faults, errors.New("order by timestamp: needs an end"))
+	}
+	if cfg.Order > ByTimestamp {
+		faults = append(faults, fmt.Errorf("order %d: unknown", cfg.Order))
+	}
+	if cfg.MaxBytes < 0 {
+		faults = append(faults, errors.New("max bytes: must not be negative"))
+	}
+	if b := cfg.Between; b != nil && b.End.Before(b.Start) {
+		faults = append(faults, fmt.Errorf("between %v and %v: ends before it begins", b.Start, b.End))
+	}
+	places := []Place{cfg.Start, cfg.End}
+	for _, p := range cfg.Starts {
+		places = append(places, p)
+	}
+	for _, p := range places {
+		if err := p.validate(); err != nil {
+			faults = append(faults, err)
+		}
+	}
+	if len(faults) > 0 {
+		return fmt.Errorf("consumer configuration: %w", errors.Join(faults...))
+	}
+	return nil
+}
+
+// Consumer reads a topic. It holds no connection between iterations.
+type Consumer struct {
+	c   *Client
+	cfg ConsumerConfig
+}
+
+// NewConsumer returns a consumer. It contacts no server before the first iteration.
+func (c *Client) NewConsumer(cfg ConsumerConfig) (*Consumer, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	setDefault(&cfg.MaxBytes, 1<<20)
+	return &Consumer{c: c, cfg: cfg}, nil
+}
+
+// Records yields the records. It ends when every partition has reached its end, when the loop is left,
+// or after one error: ctx's, ErrTopicNotFound, ErrOutOfRange, ErrDataLoss. Lost connections are made
+// again, without an error, for as long as ctx lasts, and reading goes on where it was. A record's bytes
+// stay valid and are the caller's, but share memory with the rest of their batch.
+//
+// Each call of Records begins at Start anew.
+func (k *Consumer) Records(ctx context.Context) iter.Seq2[Record, error] {
+	return func(yield func(Record, error) bool) { yield(Record{}, errors.ErrUnsupported) }
+}
+
+// Batches is a message as it came: whole record batches of one partition, back to back, not decoded. The
+// first may begin below StartOffset, and Between is applied to batches only.
+type Batches struct {
+	Partition int32
+	// Data is the caller's.
+	Data []byte
+	// StartOffset is where the reader was, NextOffset where Data brings it.
+	StartOffset, NextOffset int64
+	// LogStart is the first readable offset, HighWatermark the one after the last committed record.
+	LogStart, HighWatermark int64
+	// End: the partition has reached its end.
+	End bool
+}
+
+// Batches yields messages as they come, whatever Order says. It is Records without the decoding.
+func (k *Consumer) Batches(ctx context.Context) iter.Seq2[Batches, error] {
+	return func(yield func(Batches, error) bool) { yield(Batches{}, errors.ErrUnsupported) }
+}
