@@ -44,8 +44,9 @@ type ObjectInfo struct {
 	Size int64 // bytes
 }
 
-// Store is the bucket: named immutable objects. Keys are slash-separated paths of
-// [a-zA-Z0-9._-]. All methods may be called at once from many goroutines. A
+// Store is the bucket: named immutable objects. Keys are what [ValidateKey] accepts,
+// and no key is a folder of another ("a" and "a/b"): in a file system they could not
+// both be. All methods may be called at once from many goroutines. A
 // cancelled context ends the call early with an error that wraps
 // context.Canceled or context.DeadlineExceeded as well as [ErrUnavailable].
 //
