@@ -102,12 +102,17 @@ func parse(flags *flag.FlagSet, args []string) (verb string, err error) {
 	return verb, nil
 }
 
-func up(ctx context.Context, s *stack, s3Port, dynamoPort int, out io.Writer) error {
-	minio, err := s.start(ctx, servers.MinIO, s3Port, "s3-port")
+func up(ctx context.Context, s *stack, s3Port, dynamoPort int, out io.Writer) (err error) {
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.undo(context.WithoutCancel(ctx)))
+		}
+	}()
+	minio, err := s.start(ctx, servers.MinIO, s3Port, "--s3-port (VARVE_LOCALSTACK_S3_PORT)")
 	if err != nil {
 		return err
 	}
-	dynalite, err := s.start(ctx, servers.Dynalite, dynamoPort, "dynamodb-port")
+	dynalite, err := s.start(ctx, servers.Dynalite, dynamoPort, "--dynamodb-port (VARVE_LOCALSTACK_DYNAMODB_PORT)")
 	if err != nil {
 		return err
 	}

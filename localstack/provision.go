@@ -25,15 +25,26 @@ const (
 
 var keys = credentials.NewStaticCredentialsProvider(servers.AccessKey, servers.SecretKey, "")
 
-// makeBucket makes the bucket unless it is there.
-func makeBucket(ctx context.Context, endpoint string) error {
-	client := s3.New(s3.Options{
+func s3Client(endpoint string) *s3.Client {
+	return s3.New(s3.Options{
 		BaseEndpoint: aws.String(endpoint),
 		Region:       region,
 		Credentials:  keys,
 		UsePathStyle: true,
 	})
-	_, err := client.CreateBucket(ctx, &s3.CreateBucketInput{Bucket: aws.String(bucket)})
+}
+
+func dynamoClient(endpoint string) *dynamodb.Client {
+	return dynamodb.New(dynamodb.Options{
+		BaseEndpoint: aws.String(endpoint),
+		Region:       region,
+		Credentials:  keys,
+	})
+}
+
+// makeBucket makes the bucket unless it is there.
+func makeBucket(ctx context.Context, endpoint string) error {
+	_, err := s3Client(endpoint).CreateBucket(ctx, &s3.CreateBucketInput{Bucket: aws.String(bucket)})
 	if owned := (*s3types.BucketAlreadyOwnedByYou)(nil); errors.As(err, &owned) {
 		return nil
 	}
@@ -45,11 +56,7 @@ func makeBucket(ctx context.Context, endpoint string) error {
 
 // makeTable makes the table unless it is there, and waits until it can be used.
 func makeTable(ctx context.Context, endpoint string) error {
-	client := dynamodb.New(dynamodb.Options{
-		BaseEndpoint: aws.String(endpoint),
-		Region:       region,
-		Credentials:  keys,
-	})
+	client := dynamoClient(endpoint)
 	_, err := client.CreateTable(ctx, &dynamodb.CreateTableInput{
 		TableName: aws.String(table),
 		AttributeDefinitions: []dynamotypes.AttributeDefinition{

@@ -25,6 +25,8 @@ type stack struct {
 	folder string // absolute
 	notes  io.Writer
 	lock   *flock.Flock
+
+	started []servers.Kind // by this command
 }
 
 // openStack takes the state folder for itself until close.
@@ -78,16 +80,22 @@ func (s *stack) start(ctx context.Context, kind servers.Kind, port int, portFlag
 	})
 	switch {
 	case errors.Is(err, servers.ErrPortTaken):
-		return nil, fmt.Errorf("%w: end that program or give another --%s", err, portFlag)
+		return nil, fmt.Errorf("%w: end that program or give another %s", err, portFlag)
 	case err != nil:
 		return nil, errors.Join(err, s.forget(kind))
 	}
+	s.started = append(s.started, kind)
 	fmt.Fprintf(s.notes, "%-9s started at %s, process %d\n", kind.Name, p.URL(), p.PID)
 	return p, nil
 }
 
 // down stops the servers that up started, and nothing else.
-func (s *stack) down(ctx context.Context) error {
+func (s *stack) down(ctx context.Context) error { return s.stop(ctx, kinds) }
+
+// undo stops what this very command started.
+func (s *stack) undo(ctx context.Context) error { return s.stop(ctx, s.started) }
+
+func (s *stack) stop(ctx context.Context, kinds []servers.Kind) error {
 	var faults []error
 	for _, kind := range slices.Backward(kinds) {
 		p, err := s.running(kind)
