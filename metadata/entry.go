@@ -1,0 +1,226 @@
+package metadata
+
+import (
+	"fmt"
+	"time"
+)
+
+// MaxJournalEntry is the size in bytes at which a cycle's entry is split.
+const MaxJournalEntry = 256 << 10
+
+// rowKind tells the rows of a journal apart. The numbers are stored.
+type rowKind byte
+
+const (
+	rowOpening rowKind = 1
+	rowEntry   rowKind = 2
+	rowSeal    rowKind = 3
+)
+
+// JournalRow is a decoded row of a journal.
+type JournalRow struct {
+	Sequence uint64
+	Seal     bool
+	SealedBy GatewayID // of a seal
+	Time     int64     // ms, of the writer's wall clock: for people, decides nothing
+	Changes  []Change
+	Size     int // bytes of the row's value
+}
+
+// EntryBuilder gathers the changes of one journal entry.
+type EntryBuilder struct {
+	body   encoder
+	gates  dictionary
+	topics map[TopicID]uint64
+	list   []TopicID
+	count  int
+	base   int64 // ms: timestamps are stored as differences from it
+}
+
+// NewEntryBuilder returns an empty entry; now is for people who read the journal.
+func NewEntryBuilder(now time.Time) *EntryBuilder {
+	return &EntryBuilder{base: now.UnixMilli()}
+}
+
+// Len is the number of changes, Size about how many bytes they will take.
+func (b *EntryBuilder) Len() int  { return b.count }
+func (b *EntryBuilder) Size() int { return len(b.body.b) + 16*len(b.list) + 24*len(b.gates.list) + 16 }
+
+// Fits says whether the change can still go into this entry. The first always fits.
+func (b *EntryBuilder) Fits(c *Change) bool {
+	if b.count == 0 {
+		return true
+	}
+	return b.Size()+b.measure(c) <= MaxJournalEntry
+}
+
+// measure bounds from above what a change takes.
+func (b *EntryBuilder) measure(c *Change) int {
+	size := 80 + len(c.Fence) + 24*len(c.runs) + 40*len(c.producers) + len(c.Uploader)
+	for i := range c.Entries {
+		size += 80 + len(c.Entries[i].Gateway) + 24*len(c.Entries[i].Points)
+	}
+	return size
+}
+
+// Add appends a change.
+func (b *EntryBuilder) Add(c *Change) {
+	e := &b.body
+	b.count++
+	e.byte(byte(c.Kind))
+	topic, ok := b.topics[c.Partition.Topic]
+	if !ok {
+		if b.topics == nil {
+			b.topics = make(map[TopicID]uint64)
+		}
+		topic = uint64(len(b.list))
+		b.topics[c.Partition.Topic] = topic
+		b.list = append(b.list, c.Partition.Topic)
+	}
+	e.uint(topic)
+	e.uint(uint64(c.Partition.Number))
+	e.uint(c.Epoch)
+	switch c.Kind {
+	case ChangeAppend:
+		e.uint(b.gates.number(c.Uploader))
+		e.uint(c.Number)
+		encodeRuns(e, c.runs)
+		encodeEntries(e, &b.gates, c.Entries, Entry{Number: c.Number, MinTimestamp: b.base})
+		e.uint(uint64(len(c.producers)))
+		for _, p := range c.producers {
+			e.int(p.id)
+			e.uint(uint64(p.epoch))
+			e.uint(uint64(p.first))
+			e.uint(uint64(p.last))
+			e.uint(uint64(p.offset))
+		}
+	case ChangeTrim:
+		e.uint(uint64(c.Offset))
+	case ChangeFence:
+		e.text(c.Fence)
+	}
+}
+
+func encodeRuns(e *encoder, runs []answerRun) {
+	e.uint(uint64(len(runs)))
+	for _, r := range runs {
+		e.byte(byte(r.outcome))
+		e.uint(uint64(r.batches))
+		e.int(r.offset)
+		e.int(r.actual)
+	}
+}
+
+func decodeRuns(d *decoder) []answerRun {
+	count := d.count(4)
+	if count == 0 {
+		return nil
+	}
+	runs := make([]answerRun, count)
+	for i := range runs {
+		runs[i] = answerRun{outcome: Outcome(d.byte()), batches: uint32(d.uint()), offset: d.int(), actual: d.int()}
+	}
+	return runs
+}
+
+// Encode returns the row's value.
+func (b *EntryBuilder) Encode() []byte {
+	e := encoder{b: make([]byte, 0, b.Size()+32)}
+	e.byte(formatV1)
+	e.byte(byte(rowEntry))
+	e.int(b.base)
+	b.gates.encode(&e)
+	e.uint(uint64(len(b.list)))
+	for _, id := range b.list {
+		e.raw(id[:])
+	}
+	e.uint(uint64(b.count))
+	e.raw(b.body.b)
+	return e.b
+}
+
+// decodeJournalRow reads any row of a journal but its opening.
+func decodeJournalRow(sequence uint64, value []byte) (JournalRow, error) {
+	row := JournalRow{Sequence: sequence, Size: len(value)}
+	d := &decoder{b: value}
+	d.format()
+	switch kind := rowKind(d.byte()); kind {
+	case rowSeal:
+		row.Seal = true
+		row.Time = d.int()
+		row.SealedBy = GatewayID(d.text())
+	case rowEntry:
+		row.Time = d.int()
+		gates := decodeDictionary(d)
+		topics := make([]TopicID, d.count(16))
+		for i := range topics {
+			copy(topics[i][:], d.raw(16))
+		}
+		row.Changes = make([]Change, d.count(4))
+		for i := range row.Changes {
+			decodeChange(d, &row.Changes[i], gates, topics, row.Time)
+		}
+	default:
+		d.fail(fmt.Sprintf("journal row of unknown kind %d", kind))
+	}
+	return row, d.end()
+}
+
+func decodeChange(d *decoder, c *Change, gates []GatewayID, topics []TopicID, base int64) {
+	c.Kind = ChangeKind(d.byte())
+	topic := d.uint()
+	if topic >= uint64(len(topics)) {
+		d.fail("names a topic that its row does not list")
+		return
+	}
+	c.Partition = PartitionID{topics[topic], int32(d.uint())}
+	c.Epoch = d.uint()
+	switch c.Kind {
+	case ChangeAppend:
+		c.Uploader = lookupGateway(d, gates)
+		c.Number = d.uint()
+		c.runs = decodeRuns(d)
+		c.Entries = decodeEntries(d, gates, Entry{Number: c.Number, MinTimestamp: base})
+		if count := d.count(5); count > 0 {
+			c.producers = make([]producerAppend, count)
+			for i := range c.producers {
+				c.producers[i] = producerAppend{id: d.int(), epoch: int16(d.uint()), first: int32(d.uint()), last: int32(d.uint()), offset: int64(d.uint())}
+			}
+		}
+	case ChangeTrim:
+		c.Offset = int64(d.uint())
+	case ChangeFence:
+		c.Fence = d.text()
+	case ChangeClose:
+	default:
+		d.fail(fmt.Sprintf("change of unknown kind %d: a newer varve wrote it", c.Kind))
+	}
+}
+
+func encodeSeal(by GatewayID, now time.Time) []byte {
+	e := encoder{b: []byte{formatV1, byte(rowSeal)}}
+	e.int(now.UnixMilli())
+	e.text(string(by))
+	return e.b
+}
+
+// opening is the first row of a journal.
+type opening struct {
+	trimmedTo uint64 // entries up to here may be gone
+}
+
+func (o opening) encode() []byte {
+	e := encoder{b: []byte{formatV1, byte(rowOpening)}}
+	e.uint(o.trimmedTo)
+	return e.b
+}
+
+func decodeOpening(value []byte) (opening, error) {
+	d := &decoder{b: value}
+	d.format()
+	if kind := rowKind(d.byte()); d.err == nil && kind != rowOpening {
+		d.fail("is not a journal's opening row")
+	}
+	o := opening{trimmedTo: d.uint()}
+	return o, d.end()
+}

@@ -1,0 +1,340 @@
+package metadata
+
+import (
+	"fmt"
+	"slices"
+	"sort"
+)
+
+const (
+	// MaxPoints bounds the chunks that an index entry tells apart.
+	MaxPoints = 32
+	// minChunk is the fewest bytes that a chunk of an entry holds (but the last):
+	// small spans get no points, so that a commit stays small.
+	minChunk = 64 << 10
+	// fanOut is the most children of a tree node, and the most entries of a page.
+	fanOut = 256
+	// maxLevels bounds the tree's height: 256^5 entries are more than fit an int64 of bytes.
+	maxLevels = 5
+)
+
+// Entry is one index entry: a run of record batches of one partition that lie
+// side by side in one segment and were given offsets together.
+type Entry struct {
+	First, End   int64 // offsets, End exclusive
+	Records      int64 // fewer than End-First after key compaction
+	Gateway      GatewayID
+	Number       uint64 // of the segment, with Gateway
+	Position     int64  // in the object, bytes
+	Length       int64  // bytes
+	MinTimestamp int64  // ms
+	MaxTimestamp int64  // ms
+	// LastTimestamp is that of the last record (ms), so that the record before an
+	// answer is dated without a read.
+	LastTimestamp int64
+	// Points divide the entry into chunks; empty: one chunk.
+	Points []Point
+	// Sum is the content sum: the batches' hashes added up mod 2^64.
+	Sum uint64
+}
+
+// Point is where a chunk of an entry begins. MaxTimestamp and LastTimestamp are
+// those of the chunk alone. (A running maximum would do until the log start moves
+// into the entry; then records that are gone would hide where the answer lies.)
+type Point struct {
+	Offset        int64
+	Position      int64 // in the object
+	MaxTimestamp  int64
+	LastTimestamp int64
+}
+
+// Chunk is a bounded byte range of a segment with whole batches in it.
+type Chunk struct {
+	Gateway          GatewayID
+	Number           uint64
+	Position, Length int64
+	First, End       int64 // offsets
+	MaxTimestamp     int64
+	LastTimestamp    int64
+}
+
+// Chunks returns the entry's chunks in order.
+func (e *Entry) Chunks() []Chunk {
+	if len(e.Points) == 0 {
+		return []Chunk{{e.Gateway, e.Number, e.Position, e.Length, e.First, e.End, e.MaxTimestamp, e.LastTimestamp}}
+	}
+	chunks := make([]Chunk, len(e.Points))
+	for i, p := range e.Points {
+		end, limit := e.End, e.Position+e.Length
+		if i+1 < len(e.Points) {
+			end, limit = e.Points[i+1].Offset, e.Points[i+1].Position
+		}
+		chunks[i] = Chunk{e.Gateway, e.Number, p.Position, limit - p.Position, p.Offset, end, p.MaxTimestamp, p.LastTimestamp}
+	}
+	return chunks
+}
+
+// Child describes a page, or a tree node, to its parent: what lies from First up
+// to the next child's First.
+type Child struct {
+	First         int64
+	MinTimestamp  int64
+	MaxTimestamp  int64
+	LastTimestamp int64
+	Bytes         int64
+	Entries       int64
+	Sum           uint64
+}
+
+// View is an immutable picture of a partition as readers may see it. The index is
+// Levels, highest level first in offset order, then Tail: Levels[0] are pages,
+// Levels[n] are nodes of tree/n, whose children are those of the level below.
+type View struct {
+	Partition PartitionID
+	Epoch     uint64
+	Start     int64 // log start offset
+	Next      int64 // high watermark: offset after the last committed record
+	Levels    [][]Child
+	Tail      []Entry
+	Bytes     int64 // of batches between Start and Next, whole entries counted
+	Fence     string
+	Closed    bool
+}
+
+// paged is the offset at which Tail begins.
+func (v *View) paged() int64 {
+	if len(v.Tail) > 0 {
+		return v.Tail[0].First
+	}
+	return v.Next
+}
+
+// summarize describes entries as one child.
+func summarize(entries []Entry) Child {
+	c := Child{First: entries[0].First, MinTimestamp: entries[0].MinTimestamp, MaxTimestamp: entries[0].MaxTimestamp,
+		LastTimestamp: entries[len(entries)-1].LastTimestamp, Entries: int64(len(entries))}
+	for i := range entries {
+		e := &entries[i]
+		c.MinTimestamp, c.MaxTimestamp = min(c.MinTimestamp, e.MinTimestamp), max(c.MaxTimestamp, e.MaxTimestamp)
+		c.Bytes += e.Length
+		c.Sum += e.Sum
+	}
+	return c
+}
+
+// merge describes children as one child of the level above.
+func merge(children []Child) Child {
+	c := children[0]
+	for _, o := range children[1:] {
+		c.MinTimestamp, c.MaxTimestamp = min(c.MinTimestamp, o.MinTimestamp), max(c.MaxTimestamp, o.MaxTimestamp)
+		c.LastTimestamp = o.LastTimestamp
+		c.Bytes += o.Bytes
+		c.Entries += o.Entries
+		c.Sum += o.Sum
+	}
+	return c
+}
+
+// newEntry makes the index entry of batches that lie side by side, the first of
+// which gets the offset base. sums are the batches' content hashes.
+func newEntry(ref *Reference, batches []Batch, base int64) Entry {
+	first, last := &batches[0], &batches[len(batches)-1]
+	e := Entry{
+		First: base, Gateway: ref.Uploader, Number: ref.Number, Position: first.Position,
+		Length: last.Position + int64(last.Size) - first.Position, LastTimestamp: last.LastTimestamp,
+		MinTimestamp: first.MinTimestamp, MaxTimestamp: first.MaxTimestamp,
+	}
+	chunk := max(e.Length/MaxPoints+1, minChunk)
+	offset := base
+	for i := range batches {
+		b := &batches[i]
+		if n := len(e.Points); n == 0 || (b.Position-e.Points[n-1].Position >= chunk && n < MaxPoints) {
+			e.Points = append(e.Points, Point{Offset: offset, Position: b.Position, MaxTimestamp: b.MaxTimestamp})
+		}
+		p := &e.Points[len(e.Points)-1]
+		p.MaxTimestamp, p.LastTimestamp = max(p.MaxTimestamp, b.MaxTimestamp), b.LastTimestamp
+		e.MinTimestamp, e.MaxTimestamp = min(e.MinTimestamp, b.MinTimestamp), max(e.MaxTimestamp, b.MaxTimestamp)
+		e.Sum += batchSum(b, offset)
+		e.Records += int64(b.Records)
+		offset += int64(b.Offsets)
+	}
+	e.End = offset
+	if len(e.Points) == 1 {
+		e.Points = nil
+	}
+	return e
+}
+
+// encodeEntries writes entries as differences from their neighbours, the first as
+// that from seed.
+func encodeEntries(e *encoder, y *dictionary, entries []Entry, seed Entry) {
+	e.uint(uint64(len(entries)))
+	last := seed
+	for i := range entries {
+		n := &entries[i]
+		e.int(n.First - last.End)
+		e.uint(uint64(n.End - n.First))
+		e.int(n.Records - (n.End - n.First))
+		e.uint(y.number(n.Gateway))
+		e.int(int64(n.Number - last.Number))
+		e.uint(uint64(n.Position))
+		e.uint(uint64(n.Length))
+		e.int(n.MinTimestamp - last.MinTimestamp)
+		e.uint(uint64(n.MaxTimestamp - n.MinTimestamp))
+		e.uint(uint64(n.MaxTimestamp - n.LastTimestamp))
+		e.fixed64(n.Sum)
+		e.uint(uint64(len(n.Points)))
+		offset, position := n.First, n.Position
+		for _, p := range n.Points {
+			e.uint(uint64(p.Offset - offset))
+			e.uint(uint64(p.Position - position))
+			e.uint(uint64(n.MaxTimestamp - p.MaxTimestamp))
+			e.uint(uint64(p.MaxTimestamp - p.LastTimestamp))
+			offset, position = p.Offset, p.Position
+		}
+		last = *n
+	}
+}
+
+func decodeEntries(d *decoder, gateways []GatewayID, seed Entry) []Entry {
+	count := d.count(18)
+	if count == 0 {
+		return nil
+	}
+	entries := make([]Entry, count)
+	last := seed
+	for i := range entries {
+		n := &entries[i]
+		n.First = last.End + d.int()
+		n.End = n.First + int64(d.uint())
+		n.Records = n.End - n.First + d.int()
+		n.Gateway = lookupGateway(d, gateways)
+		n.Number = last.Number + uint64(d.int())
+		n.Position = int64(d.uint())
+		n.Length = int64(d.uint())
+		n.MinTimestamp = last.MinTimestamp + d.int()
+		n.MaxTimestamp = n.MinTimestamp + int64(d.uint())
+		n.LastTimestamp = n.MaxTimestamp - int64(d.uint())
+		n.Sum = d.fixed64()
+		if points := d.count(4); points > MaxPoints {
+			d.fail("an index entry has too many points")
+		} else if points > 0 {
+			n.Points = make([]Point, points)
+			offset, position := n.First, n.Position
+			for j := range n.Points {
+				p := &n.Points[j]
+				p.Offset = offset + int64(d.uint())
+				p.Position = position + int64(d.uint())
+				p.MaxTimestamp = n.MaxTimestamp - int64(d.uint())
+				p.LastTimestamp = p.MaxTimestamp - int64(d.uint())
+				offset, position = p.Offset, p.Position
+			}
+		}
+		if d.err == nil && (n.First < last.End || n.End < n.First || n.Position < 0 || n.Length < 0) {
+			d.fail(fmt.Sprintf("index entry %d is out of order", i))
+		}
+		if d.err != nil {
+			return nil
+		}
+		last = *n
+	}
+	return entries
+}
+
+func encodeChildren(e *encoder, children []Child) {
+	e.uint(uint64(len(children)))
+	var last Child
+	for _, c := range children {
+		e.uint(uint64(c.First - last.First))
+		e.int(c.MinTimestamp - last.MinTimestamp)
+		e.uint(uint64(c.MaxTimestamp - c.MinTimestamp))
+		e.uint(uint64(c.MaxTimestamp - c.LastTimestamp))
+		e.uint(uint64(c.Bytes))
+		e.uint(uint64(c.Entries))
+		e.fixed64(c.Sum)
+		last = c
+	}
+}
+
+func decodeChildren(d *decoder) []Child {
+	count := d.count(14)
+	if count == 0 {
+		return nil
+	}
+	if count > fanOut {
+		d.fail("a tree node has too many children")
+		return nil
+	}
+	children := make([]Child, count)
+	var last Child
+	for i := range children {
+		c := &children[i]
+		c.First = last.First + int64(d.uint())
+		c.MinTimestamp = last.MinTimestamp + d.int()
+		c.MaxTimestamp = c.MinTimestamp + int64(d.uint())
+		c.LastTimestamp = c.MaxTimestamp - int64(d.uint())
+		c.Bytes = int64(d.uint())
+		c.Entries = int64(d.uint())
+		c.Sum = d.fixed64()
+		last = *c
+	}
+	return children
+}
+
+// encodePage is the value of a page/… row.
+func encodePage(entries []Entry) []byte {
+	var body encoder
+	var y dictionary
+	encodeEntries(&body, &y, entries, Entry{})
+	var e encoder
+	e.byte(formatV1)
+	y.encode(&e)
+	e.raw(body.b)
+	return e.b
+}
+
+func decodePage(value []byte) ([]Entry, error) {
+	d := &decoder{b: value}
+	d.format()
+	gateways := decodeDictionary(d)
+	entries := decodeEntries(d, gateways, Entry{})
+	return entries, d.end()
+}
+
+// encodeNode is the value of a tree/… row.
+func encodeNode(children []Child) []byte {
+	e := encoder{b: []byte{formatV1}}
+	encodeChildren(&e, children)
+	return e.b
+}
+
+func decodeNode(value []byte) ([]Child, error) {
+	d := &decoder{b: value}
+	d.format()
+	children := decodeChildren(d)
+	return children, d.end()
+}
+
+// findEntry returns the place of the entry that holds offset, or of the first one
+// after it.
+func findEntry(entries []Entry, offset int64) int {
+	return sort.Search(len(entries), func(i int) bool { return entries[i].End > offset })
+}
+
+// findChild returns the place of the last child that begins at or before offset,
+// or 0.
+func findChild(children []Child, offset int64) int {
+	i, found := slices.BinarySearchFunc(children, offset, func(c Child, o int64) int {
+		switch {
+		case c.First < o:
+			return -1
+		case c.First > o:
+			return 1
+		}
+		return 0
+	})
+	if !found && i > 0 {
+		i--
+	}
+	return i
+}

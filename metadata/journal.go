@@ -1,0 +1,224 @@
+package metadata
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Journal is a gateway's own list of decisions. It can only be appended to, and
+// only until somebody seals it. Not for concurrent use: one sequencer owns it, and
+// one put is outstanding at a time.
+type Journal struct {
+	table     Table
+	id        GatewayID
+	next      uint64 // sequence of the next row
+	trimmedTo uint64
+	stamp     Stamp // of the opening row
+}
+
+// OpenJournal makes the journal of a gateway that just minted its id.
+func OpenJournal(ctx context.Context, table Table, id GatewayID) (*Journal, error) {
+	j := &Journal{table: table, id: id, next: 1, stamp: Stamp{1, 1}}
+	row := Row{Key: journalKey(id, 0), Stamp: j.stamp, Nonce: NewNonce(), Value: opening{}.encode()}
+	if err := PutSettled(ctx, table, row, IfAbsent(), nil); err != nil {
+		return nil, fmt.Errorf("open journal of %s: %w", id, err)
+	}
+	return j, nil
+}
+
+// ID is the gateway whose journal it is.
+func (j *Journal) ID() GatewayID { return j.id }
+
+// Next is the sequence that the next entry will get.
+func (j *Journal) Next() uint64 { return j.next }
+
+// Append commits an entry. It returns once the entry is durable and settled, with
+// its sequence. ErrFenced: the journal was sealed and the entry is not, and never
+// will be, in it. Any other error (the context ended): the outcome is unknown and
+// nothing may build on it.
+func (j *Journal) Append(ctx context.Context, value []byte) (uint64, error) {
+	row := Row{Key: journalKey(j.id, j.next), Stamp: Stamp{1, j.next}, Nonce: NewNonce(), Value: value}
+	switch err := PutSettled(ctx, j.table, row, IfAbsent(), nil); {
+	case err == nil:
+		j.next++
+		return j.next - 1, nil
+	case errors.Is(err, ErrConflict):
+		return 0, ErrFenced
+	default:
+		return 0, err
+	}
+}
+
+// Verify asks, by a strong read, that nobody has sealed the journal. Answers that
+// rest on no entry of their own (duplicates, retriable refusals) are told only after it.
+func (j *Journal) Verify(ctx context.Context) error {
+	_, err := j.table.Get(ctx, journalKey(j.id, j.next), Strong)
+	switch {
+	case errors.Is(err, ErrNotFound):
+		return nil
+	case err == nil:
+		return ErrFenced
+	}
+	return err
+}
+
+// Trim removes entries up to and including sequence, but never the newest row:
+// a paused owner could write again past the hole. trimmed-to rises first.
+func (j *Journal) Trim(ctx context.Context, through uint64) error {
+	if j.next >= 2 {
+		through = min(through, j.next-2)
+	} else {
+		through = 0
+	}
+	if through <= j.trimmedTo {
+		return nil
+	}
+	to, stamp, err := trimJournal(ctx, j.table, j.id, through)
+	if err == nil {
+		j.trimmedTo, j.stamp = to, stamp
+	}
+	return err
+}
+
+// trimJournal raises trimmed-to, then deletes rows up to it.
+func trimJournal(ctx context.Context, t Table, id GatewayID, through uint64) (uint64, Stamp, error) {
+	row, err := t.Get(ctx, journalKey(id, 0), Strong)
+	if err != nil {
+		return 0, Stamp{}, fmt.Errorf("trim journal of %s: %w", id, err)
+	}
+	was, err := decodeOpening(row.Value)
+	if err != nil {
+		return 0, Stamp{}, err
+	}
+	if through > was.trimmedTo {
+		held := row.Stamp
+		row.Stamp, row.Nonce = Stamp{held.Epoch, held.Sequence + 1}, NewNonce()
+		row.Value = opening{trimmedTo: through}.encode()
+		if err := PutSettled(ctx, t, row, IfEqual(held), nil); err != nil {
+			return 0, Stamp{}, fmt.Errorf("trim journal of %s: %w", id, err)
+		}
+	}
+	// From what trimmed-to was: rows below it may still be there when the last trim
+	// was cut short, but then they are only a few, and found by range.
+	for {
+		rows, err := t.Range(ctx, Range{Partition: journalPartition(id), From: sequenceSort(1), To: sequenceSort(through + 1), Limit: 100, Consistency: Strong})
+		if err != nil || len(rows) == 0 {
+			return through, row.Stamp, err
+		}
+		for _, r := range rows {
+			if err := t.Delete(ctx, r.Key, Condition{}); err != nil {
+				return 0, Stamp{}, err
+			}
+		}
+	}
+}
+
+// Seal ends a journal for ever, on behalf of by: its owner's next entry fails.
+// It returns the sequence of the seal, also when somebody had sealed it before.
+func Seal(ctx context.Context, t Table, id, by GatewayID) (uint64, error) {
+	for {
+		last, err := lastRow(ctx, t, id)
+		if err != nil {
+			return 0, fmt.Errorf("seal journal of %s: %w", id, err)
+		}
+		if last.Seal {
+			return last.Sequence, nil
+		}
+		row := Row{Key: journalKey(id, last.Sequence+1), Stamp: Stamp{1, last.Sequence + 1}, Nonce: NewNonce(), Value: encodeSeal(by, time.Now())}
+		switch err := PutSettled(ctx, t, row, IfAbsent(), nil); {
+		case err == nil:
+			return last.Sequence + 1, nil
+		case !errors.Is(err, ErrConflict): // else its owner was quicker: look again
+			return 0, fmt.Errorf("seal journal of %s: %w", id, err)
+		}
+	}
+}
+
+// lastRow returns the newest row of a journal, by a strong reverse read. A journal
+// that was never opened counts as empty.
+func lastRow(ctx context.Context, t Table, id GatewayID) (JournalRow, error) {
+	rows, err := t.Range(ctx, Range{Partition: journalPartition(id), Reverse: true, Limit: 1, Consistency: Strong})
+	if err != nil || len(rows) == 0 {
+		return JournalRow{}, err
+	}
+	sequence, err := parseSequence(rows[0].Sort)
+	if err != nil || sequence == 0 {
+		return JournalRow{}, err
+	}
+	return decodeJournalRow(sequence, rows[0].Value)
+}
+
+func parseSequence(sort string) (uint64, error) {
+	var n uint64
+	if _, err := fmt.Sscanf(sort, "%016x", &n); err != nil || sequenceSort(n) != sort {
+		return 0, fmt.Errorf("%w: journal row with sort key %q", ErrCorrupt, sort)
+	}
+	return n, nil
+}
+
+// SealedJournal is what a sealed journal still holds.
+type SealedJournal struct {
+	ID        GatewayID
+	TrimmedTo uint64
+	Seal      uint64
+	Rows      []JournalRow // entries after TrimmedTo, contiguous, up to the seal
+}
+
+// ReadSealed reads a sealed journal. ErrHole when a row is missing: then the table
+// lost something, and nothing may be folded.
+func ReadSealed(ctx context.Context, t Table, id GatewayID) (*SealedJournal, error) {
+	head, err := t.Get(ctx, journalKey(id, 0), Strong)
+	if errors.Is(err, ErrNotFound) {
+		head.Value, err = opening{}.encode(), nil // died before it opened its journal, then was sealed
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read journal of %s: %w", id, err)
+	}
+	was, err := decodeOpening(head.Value)
+	if err != nil {
+		return nil, err
+	}
+	s := &SealedJournal{ID: id, TrimmedTo: was.trimmedTo}
+	from := was.trimmedTo + 1
+	for s.Seal == 0 {
+		rows, err := t.Range(ctx, Range{Partition: journalPartition(id), From: sequenceSort(from), Limit: 100, Consistency: Strong})
+		if err != nil {
+			return nil, fmt.Errorf("read journal of %s: %w", id, err)
+		}
+		if len(rows) == 0 {
+			return nil, fmt.Errorf("%w: journal of %s ends before number %d without a seal", ErrHole, id, from)
+		}
+		for _, r := range rows {
+			sequence, err := parseSequence(r.Sort)
+			if err != nil {
+				return nil, err
+			}
+			if sequence != from {
+				return nil, fmt.Errorf("%w: journal of %s has number %d where %d should be", ErrHole, id, sequence, from)
+			}
+			row, err := decodeJournalRow(sequence, r.Value)
+			if err != nil {
+				return nil, fmt.Errorf("journal of %s, number %d: %w", id, sequence, err)
+			}
+			if row.Seal {
+				s.Seal = sequence
+				break
+			}
+			s.Rows = append(s.Rows, row)
+			from++
+		}
+	}
+	return s, nil
+}
+
+// Trim removes what every partition of the journal has moved away from: all
+// entries but the newest row, which with a seal is the seal.
+func (s *SealedJournal) Trim(ctx context.Context, t Table) error {
+	if s.Seal < 2 || s.TrimmedTo >= s.Seal-1 {
+		return nil
+	}
+	_, _, err := trimJournal(ctx, t, s.ID, s.Seal-1)
+	return err
+}

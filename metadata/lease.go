@@ -1,0 +1,488 @@
+package metadata
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+)
+
+const (
+	// pageAt is how many entries a partition's newest index entries must be for a
+	// checkpoint to move them from the lease row into a page of their own. Fewer
+	// would make pages many, more would make lease rows, which each checkpoint
+	// writes whole, long.
+	pageAt = 64
+	// inlineProducers is how many producer states, last used first, the lease row
+	// holds; the rest get rows of their own.
+	inlineProducers = 32
+)
+
+// Lease is a partition's lease row: who sequences it, and its checkpoint.
+type Lease struct {
+	Journal GatewayID // the gateway whose journal decides
+	// Through is the journal sequence up to which the checkpoint reaches.
+	Through uint64
+	// Released: the owner left in good order, and the checkpoint is all there is.
+	Released bool
+	Stamp    Stamp // of the row: (epoch, version)
+	state    *Partition
+}
+
+// Epoch counts the owners.
+func (l *Lease) Epoch() uint64 { return l.Stamp.Epoch }
+
+const (
+	flagClosed byte = 1 << iota
+	flagReleased
+)
+
+// encodeLease writes the row's value. tail and levels are what the checkpoint leaves.
+func encodeLease(journal GatewayID, through uint64, released bool, p *Partition, producers []*producerState, levels [][]Child, tail []Entry) []byte {
+	var body encoder
+	var y dictionary
+	var flags byte
+	if p.closed {
+		flags |= flagClosed
+	}
+	if released {
+		flags |= flagReleased
+	}
+	body.byte(flags)
+	body.uint(y.number(journal))
+	body.uint(through)
+	body.uint(uint64(p.start))
+	body.uint(uint64(p.next))
+	body.fixed64(p.sum)
+	body.fixed64(p.gone)
+	body.uint(uint64(p.bytes))
+	body.text(p.fence)
+	body.uint(uint64(len(p.uploaders)))
+	for _, id := range p.Uploaders() {
+		u := p.uploaders[id]
+		body.uint(y.number(id))
+		body.uint(u.last)
+		body.uint(uint64(len(u.answers)))
+		for _, a := range u.answers {
+			body.uint(u.last - a.number)
+			encodeRuns(&body, a.runs)
+		}
+	}
+	body.uint(uint64(len(producers)))
+	for _, s := range producers {
+		encodeProducer(&body, s)
+	}
+	body.uint(uint64(len(levels)))
+	for _, children := range levels {
+		encodeChildren(&body, children)
+	}
+	encodeEntries(&body, &y, tail, Entry{})
+	e := encoder{b: make([]byte, 0, len(body.b)+64)}
+	e.byte(formatV1)
+	y.encode(&e)
+	e.raw(body.b)
+	return e.b
+}
+
+func encodeProducer(e *encoder, s *producerState) {
+	e.int(s.id)
+	e.uint(uint64(s.epoch))
+	e.uint(uint64(s.used))
+	e.uint(s.changed.Epoch)
+	e.uint(s.changed.Sequence)
+	e.uint(s.stored.Epoch)
+	e.uint(s.stored.Sequence)
+	e.uint(uint64(len(s.batches)))
+	for _, b := range s.batches {
+		e.uint(uint64(b.first))
+		e.uint(uint64(b.last))
+		e.uint(uint64(b.offset))
+	}
+}
+
+func decodeProducer(d *decoder) *producerState {
+	s := &producerState{id: d.int(), epoch: int16(d.uint()), used: int64(d.uint()),
+		changed: Stamp{d.uint(), d.uint()}, stored: Stamp{d.uint(), d.uint()}}
+	count := d.count(3)
+	if count == 0 || count > batchesKept {
+		d.fail("a producer state keeps a wrong number of batches")
+		return s
+	}
+	s.batches = make([]producerBatch, count)
+	for i := range s.batches {
+		s.batches[i] = producerBatch{int32(d.uint()), int32(d.uint()), int64(d.uint())}
+	}
+	return s
+}
+
+func decodeLease(id PartitionID, row Row) (*Lease, error) {
+	d := &decoder{b: row.Value}
+	d.format()
+	gates := decodeDictionary(d)
+	p := NewPartition(id)
+	p.epoch = row.Stamp.Epoch
+	l := &Lease{Stamp: row.Stamp, state: p}
+	flags := d.byte()
+	p.closed, l.Released = flags&flagClosed != 0, flags&flagReleased != 0
+	l.Journal = lookupGateway(d, gates)
+	l.Through = d.uint()
+	p.start, p.next = int64(d.uint()), int64(d.uint())
+	p.sum, p.gone = d.fixed64(), d.fixed64()
+	p.bytes = int64(d.uint())
+	p.fence = d.text()
+	for range d.count(3) {
+		id := lookupGateway(d, gates)
+		u := &uploaderState{last: d.uint()}
+		for range d.count(2) {
+			u.answers = append(u.answers, answer{number: u.last - d.uint(), runs: decodeRuns(d)})
+		}
+		p.uploaders[id] = u
+	}
+	for range d.count(9) {
+		s := decodeProducer(d)
+		p.producers[s.id] = s
+	}
+	levels := d.count(1)
+	if levels > maxLevels {
+		d.fail("the tree is too high")
+	}
+	for range levels {
+		p.levels = append(p.levels, decodeChildren(d))
+	}
+	p.tail = decodeEntries(d, gates, Entry{})
+	if err := d.end(); err != nil {
+		return nil, fmt.Errorf("lease row of %s: %w", id, err)
+	}
+	return l, nil
+}
+
+// ReadLease reads a partition's lease row, or returns ErrNotFound when nobody has
+// appended to it yet.
+func ReadLease(ctx context.Context, t Table, id PartitionID, c Consistency) (*Lease, error) {
+	row, err := t.Get(ctx, leaseKey(id), c)
+	if err != nil {
+		return nil, err
+	}
+	return decodeLease(id, row)
+}
+
+// View is the partition as of the checkpoint alone.
+func (l *Lease) View() *View { return l.state.View() }
+
+// Acquire makes the journal's gateway the sequencer of a partition. sealed gives
+// what a predecessor's journal still holds; it must have sealed it, or answer
+// ErrHeld when that gateway lives. On success the state is that of all committed
+// entries, and the row says so. ErrConflict: somebody was quicker; try again.
+func Acquire(ctx context.Context, t Table, id PartitionID, journal *Journal, sealed func(context.Context, GatewayID) (*SealedJournal, error)) (*Partition, *Lease, error) {
+	was, err := ReadLease(ctx, t, id, Strong)
+	if errors.Is(err, ErrNotFound) {
+		p := NewPartition(id)
+		l, err := takeLease(ctx, t, p, journal, Stamp{}, IfAbsent())
+		return p, l, err
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	p := was.state
+	if was.Journal == journal.id {
+		return p, was, nil // ours: forgotten after a checkpoint that had all of it
+	}
+	if err := loadProducers(ctx, t, p); err != nil {
+		return nil, nil, err
+	}
+	if !was.Released {
+		from, err := sealed(ctx, was.Journal)
+		if err != nil {
+			return nil, nil, err
+		}
+		if err := Fold(p, was.Through, from); err != nil {
+			return nil, nil, err
+		}
+	}
+	l, err := takeLease(ctx, t, p, journal, was.Stamp, IfEqual(was.Stamp))
+	return p, l, err
+}
+
+// Fold applies what a sealed journal holds of the partition after the checkpoint.
+// What was trimmed from the journal every partition had checkpointed, so a
+// checkpoint below trimmed-to means that nothing of it was left out.
+func Fold(p *Partition, through uint64, from *SealedJournal) error {
+	for i := range from.Rows {
+		row := &from.Rows[i]
+		if row.Sequence <= through {
+			continue
+		}
+		for j := range row.Changes {
+			// An entry of another epoch was written before the partition left and came back.
+			if c := &row.Changes[j]; c.Partition == p.id && c.Epoch == p.epoch {
+				if err := p.Apply(c, row.Sequence); err != nil {
+					return fmt.Errorf("fold number %d of the journal of %s: %w", row.Sequence, from.ID, err)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// takeLease writes the lease row of a new owner. The index entries that were
+// folded stay inline until the first checkpoint.
+func takeLease(ctx context.Context, t Table, p *Partition, journal *Journal, was Stamp, cond Condition) (*Lease, error) {
+	l := &Lease{Journal: journal.id, Through: journal.next - 1, Stamp: Stamp{was.Epoch + 1, was.Sequence + 1}, state: p}
+	value := encodeLease(l.Journal, l.Through, false, p, p.inline(), p.levels, p.tail)
+	row := Row{Key: leaseKey(p.id), Stamp: l.Stamp, Nonce: NewNonce(), Value: value}
+	if err := PutSettled(ctx, t, row, cond, nil); err != nil {
+		return nil, fmt.Errorf("take %s: %w", p.id, err)
+	}
+	p.epoch, p.since, p.through = l.Stamp.Epoch, 0, l.Through
+	return l, nil
+}
+
+// inline lists the producers that the lease row holds: the last used ones, and
+// whatever changed since its own row was written.
+func (p *Partition) inline() []*producerState {
+	list := p.byAge()
+	if len(list) <= inlineProducers {
+		return list
+	}
+	kept := list[:inlineProducers:inlineProducers]
+	for _, s := range list[inlineProducers:] {
+		if s.stored.Compare(s.changed) < 0 {
+			kept = append(kept, s)
+		}
+	}
+	return kept
+}
+
+// loadProducers adds the producer states that have rows of their own.
+func loadProducers(ctx context.Context, t Table, p *Partition) error {
+	from := producerPrefix
+	for {
+		rows, err := t.Range(ctx, Range{Partition: partitionKey(p.id), From: from, To: prefixEnd(producerPrefix), Limit: 200, Consistency: Strong})
+		if err != nil {
+			return fmt.Errorf("producers of %s: %w", p.id, err)
+		}
+		if len(rows) == 0 {
+			return nil
+		}
+		for _, row := range rows {
+			d := &decoder{b: row.Value}
+			d.format()
+			s := decodeProducer(d)
+			if err := d.end(); err != nil {
+				return fmt.Errorf("producer row %s: %w", row.Key, err)
+			}
+			s.stored = row.Stamp
+			if inline := p.producers[s.id]; inline == nil || inline.changed.Compare(s.stored) <= 0 {
+				p.producers[s.id] = s
+			} else {
+				inline.stored = row.Stamp
+			}
+		}
+		from = rows[len(rows)-1].Sort + "\x00"
+	}
+}
+
+// prefixEnd is the first text after all that begin with prefix.
+func prefixEnd(prefix string) string {
+	b := []byte(prefix)
+	b[len(b)-1]++
+	return string(b)
+}
+
+// Checkpoint is a set of rows that bring the table up to a partition's state: first
+// pages, tree and producer rows, then the lease row, then deletions. It is planned
+// in one step and written while the state moves on.
+type Checkpoint struct {
+	partition PartitionID
+	stamp     Stamp // (epoch, through): of pages, tree and producer rows
+	before    []Row
+	lease     Row
+	held      Stamp // of the lease row that it replaces
+	garbage   []Key // producers that were evicted
+	oldest    int64 // pages and nodes that begin below it go ...
+	dropped   bool  // ... if there are any
+
+	// What becomes of the state once it is written.
+	levels    [][]Child
+	paged     int // entries of tail that went into pages
+	through   uint64
+	producers []*producerState
+	evicted   int
+}
+
+// Writes is how many rows it puts, Bytes their size.
+func (c *Checkpoint) Writes() int { return len(c.before) + 1 }
+
+// Bytes is the size of the values that it puts.
+func (c *Checkpoint) Bytes() int {
+	n := len(c.lease.Value)
+	for i := range c.before {
+		n += len(c.before[i].Value)
+	}
+	return n
+}
+
+// Checkpoint plans one, as of the journal sequence through (all changes up to it are
+// applied and settled). l is the lease row as last written. Until Done or Undone is
+// called the log start cannot move.
+func (p *Partition) Checkpoint(l *Lease, through uint64, release bool) *Checkpoint {
+	c := &Checkpoint{partition: p.id, stamp: Stamp{p.epoch, through}, held: l.Stamp, through: through,
+		oldest: p.oldest(), dropped: p.dropped}
+	p.checkpointing = true
+	c.levels = slices.Clone(p.levels)
+	tail := p.tail
+	if len(tail) >= pageAt {
+		for len(tail) > 0 {
+			n := min(len(tail), fanOut)
+			c.put(pageKey(p.id, tail[0].First), encodePage(tail[:n]))
+			c.push(0, summarize(tail[:n]))
+			c.paged += n
+			tail = tail[n:]
+		}
+	}
+	inline := p.byAge()
+	if len(inline) > inlineProducers {
+		for _, s := range inline[inlineProducers:] {
+			if s.stored.Compare(s.changed) < 0 {
+				e := encoder{b: []byte{formatV1}}
+				encodeProducer(&e, s)
+				c.put(producerKey(p.id, s.id), e.b)
+				c.producers = append(c.producers, s)
+			}
+		}
+		inline = inline[:inlineProducers]
+	}
+	for _, id := range p.evicted {
+		c.garbage = append(c.garbage, producerKey(p.id, id))
+	}
+	c.evicted = len(p.evicted)
+	c.lease = Row{Key: leaseKey(p.id), Stamp: Stamp{l.Stamp.Epoch, l.Stamp.Sequence + 1}, Nonce: NewNonce(),
+		Value: encodeLease(l.Journal, through, release, p, inline, c.levels, tail)}
+	return c
+}
+
+// oldest is the first offset that the index still describes.
+func (p *Partition) oldest() int64 {
+	for level := len(p.levels) - 1; level >= 0; level-- {
+		if len(p.levels[level]) > 0 {
+			return p.levels[level][0].First
+		}
+	}
+	if len(p.tail) > 0 {
+		return p.tail[0].First
+	}
+	return p.next
+}
+
+func (c *Checkpoint) put(key Key, value []byte) {
+	c.before = append(c.before, Row{Key: key, Stamp: c.stamp, Nonce: NewNonce(), Value: value})
+}
+
+// push adds a child to a level; a level that is full becomes a node of the tree.
+func (c *Checkpoint) push(level int, child Child) {
+	if level == len(c.levels) {
+		c.levels = append(c.levels, nil)
+	}
+	if len(c.levels[level]) == fanOut {
+		full := c.levels[level]
+		c.put(treeKey(c.partition, level+1, full[0].First), encodeNode(full))
+		c.push(level+1, merge(full))
+		c.levels[level] = nil
+	}
+	c.levels[level] = append(slices.Clip(c.levels[level]), child)
+}
+
+// Write writes the checkpoint. On success the lease is as it now stands in the
+// table, and Done must be called on the state. ErrConflict: another gateway has
+// the partition.
+func (c *Checkpoint) Write(ctx context.Context, t Table, l *Lease) error {
+	for i := range c.before {
+		// A row with a stamp of ours or above was written by us in a checkpoint that
+		// was cut short, or by the partition's next owner: the lease row decides.
+		if err := PutSettled(ctx, t, c.before[i], IfBelow(c.before[i].Stamp), nil); errors.Is(err, ErrConflict) {
+			if err := c.adopt(ctx, t, &c.before[i]); err != nil {
+				return err
+			}
+		} else if err != nil {
+			return fmt.Errorf("checkpoint %s: %w", c.partition, err)
+		}
+	}
+	if err := PutSettled(ctx, t, c.lease, IfEqual(c.held), nil); err != nil {
+		return fmt.Errorf("checkpoint %s: %w", c.partition, err)
+	}
+	l.Stamp, l.Through = c.lease.Stamp, c.through
+	return nil
+}
+
+// Clean deletes the rows that the written checkpoint no longer needs. What an error
+// leaves behind is garbage that nothing names.
+func (c *Checkpoint) Clean(ctx context.Context, t Table) error {
+	for _, key := range c.garbage {
+		if err := t.Delete(ctx, key, IfBelow(c.stamp)); err != nil && !errors.Is(err, ErrConflict) {
+			return err
+		}
+	}
+	if !c.dropped {
+		return nil
+	}
+	prefixes := []string{pagePrefix}
+	for level := range c.levels {
+		prefixes = append(prefixes, fmt.Sprintf("%s%d/", treePrefix, level+1))
+	}
+	for _, prefix := range prefixes {
+		if err := c.cleanBelow(ctx, t, prefix); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// cleanBelow deletes the rows of a prefix that begin below the index's first offset.
+func (c *Checkpoint) cleanBelow(ctx context.Context, t Table, prefix string) error {
+	from, to := prefix, fmt.Sprintf("%s%016x", prefix, c.oldest)
+	for {
+		rows, err := t.Range(ctx, Range{Partition: partitionKey(c.partition), From: from, To: to, Limit: 100, Consistency: Strong})
+		if err != nil || len(rows) == 0 {
+			return err
+		}
+		for _, row := range rows {
+			if err := t.Delete(ctx, row.Key, IfBelow(c.stamp)); err != nil && !errors.Is(err, ErrConflict) {
+				return err
+			}
+		}
+		from = rows[len(rows)-1].Sort + "\x00"
+	}
+}
+
+// adopt accepts a row that stands where ours should, if it says the same.
+func (c *Checkpoint) adopt(ctx context.Context, t Table, mine *Row) error {
+	row, err := t.Get(ctx, mine.Key, Strong)
+	if err != nil {
+		return fmt.Errorf("checkpoint %s: %w", c.partition, err)
+	}
+	if string(row.Value) != string(mine.Value) {
+		return fmt.Errorf("checkpoint %s: %w: row %s was written by another owner", c.partition, ErrConflict, mine.Key)
+	}
+	return nil
+}
+
+// Done takes a written checkpoint into the state, which may have moved on since.
+func (p *Partition) Done(c *Checkpoint) {
+	for _, s := range c.producers {
+		s.stored = c.stamp
+	}
+	p.evicted = p.evicted[c.evicted:]
+	p.levels = c.levels
+	p.tail = slices.Clone(p.tail[c.paged:])
+	p.checkpointing = false
+	p.dropped = p.dropped && !c.dropped
+	p.drop() // the log start may lie inside what just became a page
+	if p.through <= c.through {
+		p.since = 0
+	} else {
+		p.since = c.through + 1
+	}
+}
+
+// Undone gives a checkpoint up that could not be written.
+func (p *Partition) Undone(*Checkpoint) { p.checkpointing = false }

@@ -1,0 +1,144 @@
+package metadata
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sort"
+)
+
+// Index loads the parts of partitions' indexes that are not in memory: pages and
+// tree nodes. They never change once a checkpoint names them, so a cache needs no
+// invalidation. All methods may be called at once.
+type Index interface {
+	// Page returns the entries of a page. ErrIndexMoved when it is gone.
+	Page(ctx context.Context, p PartitionID, first int64) ([]Entry, error)
+	// Node returns the children of a node of tree/level. ErrIndexMoved when it is gone.
+	Node(ctx context.Context, p PartitionID, level int, first int64) ([]Child, error)
+}
+
+// TableIndex is the Index straight from the table, one read a call.
+type TableIndex struct{ Table Table }
+
+// Page reads a page row. An eventual read may not see a page that the view names
+// yet: then a strong one decides.
+func (x TableIndex) Page(ctx context.Context, p PartitionID, first int64) ([]Entry, error) {
+	row, err := x.read(ctx, pageKey(p, first))
+	if err != nil {
+		return nil, err
+	}
+	return decodePage(row.Value)
+}
+
+// Node reads a tree row.
+func (x TableIndex) Node(ctx context.Context, p PartitionID, level int, first int64) ([]Child, error) {
+	row, err := x.read(ctx, treeKey(p, level, first))
+	if err != nil {
+		return nil, err
+	}
+	return decodeNode(row.Value)
+}
+
+func (x TableIndex) read(ctx context.Context, key Key) (Row, error) {
+	row, err := x.Table.Get(ctx, key, Strong)
+	if errors.Is(err, ErrNotFound) {
+		return Row{}, fmt.Errorf("%w: %s", ErrIndexMoved, key)
+	}
+	return row, err
+}
+
+// piece is a part of the index in offset order: a child of a level, or an entry.
+type piece struct {
+	level int // of the child; -1: an entry
+	child Child
+	entry *Entry
+	end   int64
+}
+
+func (v *View) pieces() []piece {
+	n := len(v.Tail)
+	for _, children := range v.Levels {
+		n += len(children)
+	}
+	list := make([]piece, 0, n)
+	for level := len(v.Levels) - 1; level >= 0; level-- {
+		list = appendChildren(list, level, v.Levels[level])
+	}
+	list = appendEntries(list, v.Tail)
+	closePieces(list, v.Next)
+	return list
+}
+
+func appendChildren(list []piece, level int, children []Child) []piece {
+	for _, c := range children {
+		list = append(list, piece{level: level, child: c})
+	}
+	return list
+}
+
+func appendEntries(list []piece, entries []Entry) []piece {
+	for i := range entries {
+		e := &entries[i]
+		list = append(list, piece{level: -1, entry: e, child: Child{First: e.First, MinTimestamp: e.MinTimestamp,
+			MaxTimestamp: e.MaxTimestamp, LastTimestamp: e.LastTimestamp, Bytes: e.Length, Entries: 1, Sum: e.Sum}})
+	}
+	return list
+}
+
+// closePieces gives each piece its end: where the next begins.
+func closePieces(list []piece, end int64) {
+	for i := len(list) - 1; i >= 0; i-- {
+		list[i].end = end
+		end = list[i].child.First
+	}
+}
+
+// open returns what a child holds.
+func (v *View) open(ctx context.Context, index Index, c piece) ([]piece, error) {
+	var list []piece
+	if c.level == 0 {
+		entries, err := index.Page(ctx, v.Partition, c.child.First)
+		if err != nil {
+			return nil, err
+		}
+		list = appendEntries(nil, entries)
+	} else {
+		children, err := index.Node(ctx, v.Partition, c.level, c.child.First)
+		if err != nil {
+			return nil, err
+		}
+		list = appendChildren(nil, c.level-1, children)
+	}
+	closePieces(list, c.end)
+	return list, nil
+}
+
+// Entries returns index entries in offset order from the one that holds offset on
+// (or the first after it), at least one unless offset is at the end: those of one
+// page, or of the tail. ErrIndexMoved: take a new view.
+func (v *View) Entries(ctx context.Context, index Index, offset int64) ([]Entry, error) {
+	if offset >= v.paged() {
+		return v.Tail[findEntry(v.Tail, offset):], nil
+	}
+	list := v.pieces()
+	for {
+		i := sort.Search(len(list), func(i int) bool { return list[i].end > offset })
+		if i == len(list) {
+			return nil, fmt.Errorf("%w: no index entry holds offset %d of %s", ErrCorrupt, offset, v.Partition)
+		}
+		if list[i].level < 0 {
+			return nil, fmt.Errorf("%w: offset %d of %s is in no page", ErrCorrupt, offset, v.Partition)
+		}
+		if list[i].level == 0 {
+			entries, err := index.Page(ctx, v.Partition, list[i].child.First)
+			if err != nil {
+				return nil, err
+			}
+			return entries[findEntry(entries, offset):], nil
+		}
+		var err error
+		if list, err = v.open(ctx, index, list[i]); err != nil {
+			return nil, err
+		}
+	}
+}

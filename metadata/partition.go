@@ -1,0 +1,532 @@
+package metadata
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+)
+
+const (
+	// AnswersKept is how many answers a partition keeps for each uploader: an
+	// uploader has no more references open in a partition than this.
+	AnswersKept = 16
+	// batchesKept is how many batches of a producer can be recognised again, as in
+	// Kafka: a producer has no more requests in flight than this.
+	batchesKept = 5
+	// maxProducers bounds the producer states of a partition; the longest unused go first.
+	maxProducers = 1000
+)
+
+// answerRun is a verdict on neighbouring batches that share it.
+type answerRun struct {
+	outcome Outcome
+	batches uint32
+	offset  int64 // of the first batch
+	actual  int64
+}
+
+type answer struct {
+	number uint64
+	runs   []answerRun
+}
+
+// uploaderState is what a partition remembers of an uploader.
+type uploaderState struct {
+	last    uint64 // highest number judged
+	answers []answer
+}
+
+// producerBatch is a batch that can be recognised again.
+type producerBatch struct {
+	first, last int32 // sequences
+	offset      int64 // of the first record
+}
+
+// producerState is what a partition remembers of an idempotent producer.
+type producerState struct {
+	id      int64
+	epoch   int16
+	batches []producerBatch // oldest first, at most batchesKept
+	used    int64           // offset of the last append: orders by age
+	// changed is the stamp of the journal entry that changed it last, stored the
+	// stamp of its producer/ row, if it has one.
+	changed, stored Stamp
+}
+
+// Partition is the state of one partition: a pure state machine without clock,
+// goroutine or I/O. Judge decides, Apply changes; folding the journal's changes
+// with Apply gives the same state as living through them.
+type Partition struct {
+	id        PartitionID
+	epoch     uint64
+	start     int64
+	next      int64
+	fence     string
+	closed    bool
+	uploaders map[GatewayID]*uploaderState
+	producers map[int64]*producerState
+	evicted   []int64 // producers whose row must go
+	levels    [][]Child
+	tail      []Entry
+	// sum is of everything that was ever appended, gone of what the index has
+	// dropped since: sum - gone is the content sum of the index as it stands.
+	sum, gone uint64
+	bytes     int64 // of batches in the index
+	// through is the journal sequence (in epoch) of the last change applied, and
+	// since that of the first one that no checkpoint has; 0 when all are in one.
+	through, since uint64
+	// checkpointing: a checkpoint is being written; dropped: rows became garbage
+	// since the last one.
+	checkpointing, dropped bool
+}
+
+// NewPartition returns the state of a partition that nobody has appended to.
+func NewPartition(id PartitionID) *Partition {
+	return &Partition{id: id, uploaders: map[GatewayID]*uploaderState{}, producers: map[int64]*producerState{}}
+}
+
+// ID names the partition.
+func (p *Partition) ID() PartitionID { return p.id }
+
+// Epoch counts the owners that the partition has had.
+func (p *Partition) Epoch() uint64 { return p.epoch }
+
+// Start is the log start offset.
+func (p *Partition) Start() int64 { return p.start }
+
+// Next is the offset that the next record gets.
+func (p *Partition) Next() int64 { return p.next }
+
+// Closed says that the partition takes nothing more, for ever.
+func (p *Partition) Closed() bool { return p.closed }
+
+// Unfolded returns the sequence of the first journal entry that no checkpoint
+// has, or 0.
+func (p *Partition) Unfolded() uint64 { return p.since }
+
+// ContentSum is the sum of all index entries, mod 2^64.
+func (p *Partition) ContentSum() uint64 { return p.sum - p.gone }
+
+// View returns what readers may see now. It shares memory with the state, which
+// never changes what a view shows.
+func (p *Partition) View() *View {
+	return &View{Partition: p.id, Epoch: p.epoch, Start: p.start, Next: p.next, Levels: p.levels,
+		Tail: p.tail[:len(p.tail):len(p.tail)], Bytes: p.bytes, Fence: p.fence, Closed: p.closed}
+}
+
+// ChangeKind tells changes apart. The numbers are stored.
+type ChangeKind uint8
+
+const (
+	// ChangeAppend takes a reference: accepted, refused and void batches alike.
+	ChangeAppend ChangeKind = 1
+	// ChangeTrim moves the log start to Offset.
+	ChangeTrim ChangeKind = 2
+	// ChangeClose ends the partition.
+	ChangeClose ChangeKind = 3
+	// ChangeFence sets the fencing token.
+	ChangeFence ChangeKind = 4
+)
+
+// producerAppend is a batch of an idempotent producer that was accepted.
+type producerAppend struct {
+	id     int64
+	epoch  int16
+	first  int32
+	last   int32
+	offset int64
+}
+
+// Change is what one decision does to one partition; journal entries are lists of
+// changes.
+type Change struct {
+	Partition PartitionID
+	Epoch     uint64
+	Kind      ChangeKind
+
+	// Of ChangeAppend:
+	Uploader  GatewayID
+	Number    uint64
+	runs      []answerRun
+	Entries   []Entry // what readers will find, in order
+	producers []producerAppend
+
+	Offset int64  // of ChangeTrim
+	Fence  string // of ChangeFence
+}
+
+// Judge decides on a reference, without changing the state. The change is nil when
+// nothing may change (Repeated, Waiting, Refused); otherwise it must be applied,
+// and be durable in the journal before the verdict is told to anybody.
+func (p *Partition) Judge(ref *Reference) (Verdict, *Change) {
+	v := Verdict{Start: p.start, Next: p.next}
+	if p.closed {
+		v.Status = Refused
+		return v, nil
+	}
+	if u := p.uploaders[ref.Uploader]; u != nil && ref.Number <= u.last {
+		v.Status = Repeated
+		v.Batches = u.recall(ref)
+		return v, nil
+	} else if !ref.ByNumber && u.lastNumber() != ref.Previous {
+		v.Status = Waiting
+		return v, nil
+	}
+	v.Status = Judged
+	v.Batches = make([]BatchVerdict, len(ref.Batches))
+	j := judging{partition: p, next: p.next}
+	for i := range ref.Batches {
+		v.Batches[i] = j.batch(&ref.Batches[i])
+	}
+	v.Next = j.next
+	change := &Change{Partition: p.id, Epoch: p.epoch, Kind: ChangeAppend, Uploader: ref.Uploader, Number: ref.Number,
+		runs: runsOf(ref, v.Batches), producers: j.producers}
+	for at := 0; at < len(ref.Batches); {
+		n := 0
+		for at+n < len(ref.Batches) && v.Batches[at+n].Outcome == Accepted {
+			n++
+		}
+		if n > 0 {
+			change.Entries = append(change.Entries, newEntry(ref, ref.Batches[at:at+n], v.Batches[at].Offset))
+		}
+		at += max(n, 1)
+	}
+	return v, change
+}
+
+func (u *uploaderState) lastNumber() uint64 {
+	if u == nil {
+		return 0
+	}
+	return u.last
+}
+
+// recall returns the first verdicts on a reference that comes again, or nil.
+func (u *uploaderState) recall(ref *Reference) []BatchVerdict {
+	for _, a := range u.answers {
+		if a.number != ref.Number {
+			continue
+		}
+		verdicts := make([]BatchVerdict, 0, len(ref.Batches))
+		for _, run := range a.runs {
+			offset := run.offset
+			for range run.batches {
+				if len(verdicts) == len(ref.Batches) {
+					return nil // not the same reference: it says less than it did
+				}
+				verdicts = append(verdicts, BatchVerdict{Outcome: run.outcome, Offset: offset, Actual: run.actual})
+				if run.outcome == Accepted {
+					offset += int64(ref.Batches[len(verdicts)-1].Offsets)
+				}
+			}
+		}
+		if len(verdicts) != len(ref.Batches) {
+			return nil
+		}
+		return verdicts
+	}
+	return nil
+}
+
+// runsOf folds verdicts that follow from their neighbour.
+func runsOf(ref *Reference, verdicts []BatchVerdict) []answerRun {
+	var runs []answerRun
+	end := int64(0)
+	for i, v := range verdicts {
+		n := len(runs)
+		if n > 0 && runs[n-1].outcome == v.Outcome && (v.Outcome == Accepted && v.Offset == end ||
+			v.Outcome != Accepted && v.Offset == NoOffset && runs[n-1].offset == NoOffset && runs[n-1].actual == v.Actual) {
+			runs[n-1].batches++
+		} else {
+			runs = append(runs, answerRun{outcome: v.Outcome, batches: 1, offset: v.Offset, actual: v.Actual})
+		}
+		end = v.Offset + int64(ref.Batches[i].Offsets)
+	}
+	return runs
+}
+
+// judging is the state as the batches of one reference see it, one after another.
+type judging struct {
+	partition *Partition
+	next      int64
+	producers []producerAppend
+}
+
+func (j *judging) batch(b *Batch) BatchVerdict {
+	if b.ProducerID != NoProducer {
+		if v, done := j.producer(b); done {
+			return v
+		}
+	}
+	// Conditions come after duplicates, so that a success that is tried again is
+	// never a false "no".
+	if b.ExpectedOffset != NoOffset && b.ExpectedOffset != j.next {
+		return BatchVerdict{Outcome: OffsetMismatch, Offset: NoOffset, Actual: j.next}
+	}
+	if b.HasFencingToken && b.FencingToken != j.partition.fence {
+		return BatchVerdict{Outcome: FenceMismatch, Offset: NoOffset, Actual: j.next}
+	}
+	v := BatchVerdict{Outcome: Accepted, Offset: j.next, Actual: NoOffset}
+	if b.ProducerID != NoProducer {
+		j.producers = append(j.producers, producerAppend{id: b.ProducerID, epoch: b.ProducerEpoch,
+			first: b.BaseSequence, last: b.LastSequence(), offset: j.next})
+	}
+	j.next += int64(b.Offsets)
+	return v
+}
+
+// producer judges an idempotent batch by Kafka's rules; done is false when it may
+// be appended.
+func (j *judging) producer(b *Batch) (v BatchVerdict, done bool) {
+	refuse := func(o Outcome, actual int64) (BatchVerdict, bool) {
+		return BatchVerdict{Outcome: o, Offset: NoOffset, Actual: actual}, true
+	}
+	known, epoch, last := false, int16(0), int32(0)
+	var kept []producerBatch
+	if state := j.partition.producers[b.ProducerID]; state != nil {
+		known, epoch, kept = true, state.epoch, state.batches
+		last = kept[len(kept)-1].last
+	}
+	for _, a := range j.producers { // of this very reference
+		if a.id == b.ProducerID {
+			if !known || a.epoch != epoch {
+				kept = nil
+			}
+			known, epoch, last = true, a.epoch, a.last
+			kept = append(slices.Clip(kept), producerBatch{a.first, a.last, a.offset})
+		}
+	}
+	switch {
+	case known && b.ProducerEpoch < epoch:
+		return refuse(ProducerFenced, int64(epoch))
+	case !known && b.BaseSequence != 0:
+		return refuse(UnknownProducer, NoOffset)
+	case !known:
+		return BatchVerdict{}, false
+	case b.ProducerEpoch > epoch:
+		if b.BaseSequence != 0 {
+			return refuse(SequenceGap, 0)
+		}
+		return BatchVerdict{}, false
+	}
+	for _, k := range kept {
+		if k.first == b.BaseSequence && k.last == b.LastSequence() {
+			return BatchVerdict{Outcome: Duplicate, Offset: k.offset, Actual: NoOffset}, true
+		}
+	}
+	expected := addSequence(last, 1)
+	if b.BaseSequence == expected {
+		return BatchVerdict{}, false
+	}
+	// Half the ring lies ahead, half behind.
+	if ahead := (b.BaseSequence - expected) & 0x7fffffff; ahead < 1<<30 {
+		return refuse(SequenceGap, int64(expected))
+	}
+	return refuse(DuplicateForgotten, int64(expected))
+}
+
+// JudgeTrim decides to move the log start up to offset; nil when it is there already.
+// ErrInvalid when offset lies past the end, ErrClosed when the partition is closed,
+// ErrBusy while a checkpoint is being written.
+func (p *Partition) JudgeTrim(offset int64) (*Change, error) {
+	switch {
+	case p.closed:
+		return nil, ErrClosed
+	case offset < 0 || offset > p.next:
+		return nil, fmt.Errorf("%w: cannot trim to offset %d: the log holds offsets %d to %d (end, exclusive)", ErrInvalid, offset, p.start, p.next)
+	case offset <= p.start:
+		return nil, nil
+	case p.checkpointing:
+		return nil, ErrBusy
+	}
+	return &Change{Partition: p.id, Epoch: p.epoch, Kind: ChangeTrim, Offset: offset}, nil
+}
+
+// JudgeClose decides to end the partition; nil when it is closed already.
+func (p *Partition) JudgeClose() *Change {
+	if p.closed {
+		return nil
+	}
+	return &Change{Partition: p.id, Epoch: p.epoch, Kind: ChangeClose}
+}
+
+// JudgeFence decides to set the fencing token.
+func (p *Partition) JudgeFence(token string) *Change {
+	if p.closed || p.fence == token {
+		return nil
+	}
+	return &Change{Partition: p.id, Epoch: p.epoch, Kind: ChangeFence, Fence: token}
+}
+
+// Apply makes the change that the journal of this epoch holds at sequence. It
+// fails with ErrCorrupt when the change does not follow on from the state.
+func (p *Partition) Apply(c *Change, sequence uint64) error {
+	if c.Partition != p.id || c.Epoch != p.epoch {
+		return fmt.Errorf("%w: a change of %s in epoch %d does not fit %s in epoch %d", ErrCorrupt, c.Partition, c.Epoch, p.id, p.epoch)
+	}
+	switch c.Kind {
+	case ChangeAppend:
+		if err := p.applyAppend(c, sequence); err != nil {
+			return err
+		}
+	case ChangeTrim:
+		if c.Offset > p.next {
+			return fmt.Errorf("%w: %s is trimmed to %d, past its end %d", ErrCorrupt, p.id, c.Offset, p.next)
+		}
+		p.start = max(p.start, c.Offset)
+		p.drop()
+	case ChangeClose:
+		p.closed = true
+	case ChangeFence:
+		p.fence = c.Fence
+	default:
+		return fmt.Errorf("%w: change of unknown kind %d: a newer varve wrote it", ErrCorrupt, c.Kind)
+	}
+	p.through = sequence
+	if p.since == 0 {
+		p.since = sequence
+	}
+	return nil
+}
+
+func (p *Partition) applyAppend(c *Change, sequence uint64) error {
+	u := p.uploaders[c.Uploader]
+	if u == nil {
+		u = &uploaderState{}
+		p.uploaders[c.Uploader] = u
+	}
+	if c.Number <= u.last {
+		return fmt.Errorf("%w: segment %d of %s was taken twice in %s", ErrCorrupt, c.Number, c.Uploader, p.id)
+	}
+	u.last = c.Number
+	if len(u.answers) == AnswersKept {
+		u.answers = append(u.answers[:0], u.answers[1:]...)
+	}
+	u.answers = append(u.answers, answer{c.Number, c.runs})
+	for i := range c.Entries {
+		e := &c.Entries[i]
+		if e.First != p.next {
+			return fmt.Errorf("%w: %s goes on at offset %d, not at its end %d", ErrCorrupt, p.id, e.First, p.next)
+		}
+		p.next = e.End
+		p.sum += e.Sum
+		p.bytes += e.Length
+	}
+	// Views hold shorter slices of the same array: what they show never changes.
+	p.tail = append(p.tail, c.Entries...)
+	stamp := Stamp{p.epoch, sequence}
+	for _, a := range c.producers {
+		p.applyProducer(a, stamp)
+	}
+	return nil
+}
+
+func (p *Partition) applyProducer(a producerAppend, stamp Stamp) {
+	s := p.producers[a.id]
+	if s == nil {
+		if len(p.producers) >= maxProducers {
+			p.evict()
+		}
+		s = &producerState{id: a.id, epoch: a.epoch}
+		p.producers[a.id] = s
+	}
+	if stamp.Compare(s.stored) <= 0 {
+		return // its row is ahead of the checkpoint and has this already
+	}
+	if a.epoch != s.epoch {
+		s.epoch, s.batches = a.epoch, nil
+	}
+	if len(s.batches) == batchesKept {
+		s.batches = append(s.batches[:0:0], s.batches[1:]...)
+	}
+	s.batches = append(s.batches, producerBatch{a.first, a.last, a.offset})
+	s.used, s.changed = a.offset, stamp
+}
+
+// evict forgets the producer that has been silent longest.
+func (p *Partition) evict() {
+	var oldest *producerState
+	for _, s := range p.producers {
+		if oldest == nil || s.used < oldest.used || s.used == oldest.used && s.id < oldest.id {
+			oldest = s
+		}
+	}
+	delete(p.producers, oldest.id)
+	if oldest.stored != (Stamp{}) {
+		p.evicted = append(p.evicted, oldest.id)
+	}
+}
+
+// byAge lists producers, last used first.
+func (p *Partition) byAge() []*producerState {
+	list := make([]*producerState, 0, len(p.producers))
+	for _, s := range p.producers {
+		list = append(list, s)
+	}
+	slices.SortFunc(list, func(a, b *producerState) int {
+		return cmp.Or(cmp.Compare(b.used, a.used), cmp.Compare(a.id, b.id))
+	})
+	return list
+}
+
+// Forget drops what the state remembers of an uploader that is closed for ever:
+// sequencers refuse its references before they are judged.
+func (p *Partition) Forget(uploader GatewayID) { delete(p.uploaders, uploader) }
+
+// Uploaders lists the uploaders that the state remembers.
+func (p *Partition) Uploaders() []GatewayID {
+	list := make([]GatewayID, 0, len(p.uploaders))
+	for id := range p.uploaders {
+		list = append(list, id)
+	}
+	slices.Sort(list)
+	return list
+}
+
+// drop removes from the index what lies wholly below the log start. New slices,
+// since views show the old ones.
+func (p *Partition) drop() {
+	for level := len(p.levels) - 1; level >= 0; level-- {
+		children := p.levels[level]
+		end := p.endOfLevel(level)
+		n := 0
+		for n < len(children) {
+			next := end
+			if n+1 < len(children) {
+				next = children[n+1].First
+			}
+			if next > p.start {
+				break
+			}
+			p.gone += children[n].Sum
+			p.bytes -= children[n].Bytes
+			n++
+		}
+		if n > 0 {
+			p.levels = slices.Clone(p.levels)
+			p.levels[level] = slices.Clone(children[n:])
+			p.dropped = true
+		}
+	}
+	if n := findEntry(p.tail, p.start); n > 0 {
+		for i := range p.tail[:n] {
+			p.gone += p.tail[i].Sum
+			p.bytes -= p.tail[i].Length
+		}
+		p.tail = slices.Clone(p.tail[n:])
+	}
+}
+
+// endOfLevel is the offset at which what a level covers ends: where the next
+// lower level that is not empty, or the tail, begins.
+func (p *Partition) endOfLevel(level int) int64 {
+	for l := level - 1; l >= 0; l-- {
+		if len(p.levels[l]) > 0 {
+			return p.levels[l][0].First
+		}
+	}
+	if len(p.tail) > 0 {
+		return p.tail[0].First
+	}
+	return p.next
+}
