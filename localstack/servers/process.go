@@ -18,7 +18,7 @@ import (
 
 const (
 	readyWithin = 60 * time.Second // a cold start on a busy machine
-	stopWithin  = 10 * time.Second // from SIGTERM to SIGKILL
+	stopWithin  = 10 * time.Second // after SIGTERM, and after SIGKILL
 	checkEvery  = 20 * time.Millisecond
 )
 
@@ -179,30 +179,37 @@ func (p *Process) Running() (bool, error) {
 }
 
 // Stop ends the process, kindly at first, by force after ten seconds, and returns
-// when it is gone. A process that is not running is left as it is.
+// when it is gone and its port is free. Of a process that is not running it waits
+// for the end only.
 func (p *Process) Stop(ctx context.Context) error {
-	for _, try := range []struct {
-		signal syscall.Signal
-		within time.Duration
-	}{{syscall.SIGTERM, stopWithin}, {syscall.SIGKILL, stopWithin}} {
-		gone, err := p.stop(ctx, try.signal, try.within)
-		if gone || err != nil {
+	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
+		running, err := p.Running()
+		if err != nil {
+			return err
+		}
+		if running {
+			if err := syscall.Kill(p.PID, signal); err != nil && !errors.Is(err, syscall.ESRCH) {
+				return fmt.Errorf("stopping process %d: %w", p.PID, err)
+			}
+		}
+		if gone, err := p.gone(ctx, stopWithin); gone || err != nil {
 			return err
 		}
 	}
 	return fmt.Errorf("process %d (%s) does not end", p.PID, p.Command[0])
 }
 
-func (p *Process) stop(ctx context.Context, signal syscall.Signal, within time.Duration) (gone bool, err error) {
-	running, err := p.Running()
-	if !running || err != nil {
-		return err == nil, err
-	}
-	if err := syscall.Kill(p.PID, signal); err != nil && !errors.Is(err, syscall.ESRCH) {
-		return false, fmt.Errorf("stopping process %d: %w", p.PID, err)
-	}
+// gone waits until the process is gone, for so long at most.
+func (p *Process) gone(ctx context.Context, within time.Duration) (bool, error) {
 	deadline := time.After(within)
 	for {
+		running, err := p.Running()
+		if err == nil && !running {
+			running, err = ending(p.PID)
+		}
+		if !running || err != nil {
+			return err == nil, err
+		}
 		select {
 		case <-ctx.Done():
 			return false, ctx.Err()
@@ -211,9 +218,6 @@ func (p *Process) stop(ctx context.Context, signal syscall.Signal, within time.D
 		case <-p.exited:
 			return true, nil
 		case <-time.After(checkEvery):
-			if running, err := p.Running(); !running || err != nil {
-				return err == nil, err
-			}
 		}
 	}
 }

@@ -124,11 +124,43 @@ func TestStopByForce(t *testing.T) {
 	if _, err := os.ReadFile(ready); err != nil { // returns when the trap is set
 		t.Fatal(err)
 	}
-	if gone, err := p.stop(t.Context(), syscall.SIGTERM, 100*time.Millisecond); gone || err != nil {
+	if err := syscall.Kill(p.PID, syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if gone, err := p.gone(t.Context(), 100*time.Millisecond); gone || err != nil {
 		t.Fatalf("gone = %v, %v on a signal that it ignores", gone, err)
 	}
-	if gone, err := p.stop(t.Context(), syscall.SIGKILL, stopWithin); !gone || err != nil {
+	if err := syscall.Kill(p.PID, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if gone, err := p.gone(t.Context(), stopWithin); !gone || err != nil {
 		t.Fatalf("gone = %v, %v after SIGKILL", gone, err)
+	}
+}
+
+// A port that a killed server held is free once Stop returns, also for a Stop that
+// is not by the parent.
+func TestStopFreesThePort(t *testing.T) {
+	o := options(t)
+	p, err := Dynalite.Start(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 5 {
+		if err := syscall.Kill(p.PID, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		read := &Process{PID: p.PID, Command: p.Command}
+		if err := read.Stop(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		o.Port = p.Port
+		if p, err = Dynalite.Start(t.Context(), o); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := p.Stop(t.Context()); err != nil {
+		t.Fatal(err)
 	}
 }
 
