@@ -1,0 +1,87 @@
+# make alone lists what there is to make.
+
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+FUZZTIME ?= 10s
+BENCH    ?= .
+
+# Two packages at a time: some run servers, and -race takes memory.
+GOTEST := go test -p 2 -timeout 8m
+
+# These start real servers or the real binary.
+WITH_SERVERS := /(localstack|segments/s3store|segments/miniostore|metadata/dynamotable|cmd|e2e)(/|$$)
+# Here nothing of ours runs at once, or it runs in the binary: -race finds nothing.
+WITHOUT_RACE := /(api|cmd|e2e|segments/batch)(/|$$)
+
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+.PHONY: help build run test check fmt-check vet lint generate generate-check \
+        unit race e2e fuzz bench fetch demo localstack localstack-down clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## build bin/varve
+	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-X main.version=$(VERSION)' -o bin/varve ./cmd/varve
+
+run: build ## build, and serve from ./varve-data on 127.0.0.1:7480
+	bin/varve serve
+
+test: check race e2e ## everything: check, and all tests, with the servers they need
+
+check: fmt-check vet lint generate-check ## format, vet, lint, and generated code is current
+
+fmt-check:
+	@files=$$(gofmt -l .) || exit 1; \
+	if [ -n "$$files" ]; then echo "not formatted (run gofmt -w):"; echo "$$files"; exit 1; fi
+
+vet:
+	go vet ./...
+
+lint:
+	go tool staticcheck ./...
+
+generate: ## generate the code in api/ from its .proto files
+	go generate ./api
+
+# Generates into a folder of its own and compares, so that a checkout with changes
+# is judged by what is in it and nothing in it is written to.
+generate-check:
+	@rm -rf bin/_api && mkdir -p bin/_api
+	@cd api && find varve -name '*.proto' | tar -cf - -T - | tar -xf - -C ../bin/_api
+	@cd bin/_api && go run ../../api/internal/gen
+	@diff -ru api/varve bin/_api/varve || { echo 'generated code is not current: run make generate'; exit 1; }
+	@rm -rf bin/_api
+
+unit: ## the tests that need no server, without -race: quick
+	$(GOTEST) $$(go list ./... | grep -vE '$(WITH_SERVERS)')
+
+race: fetch ## all tests where -race pays, with -race
+	$(GOTEST) -race $$(go list ./... | grep -vE '$(WITHOUT_RACE)')
+
+e2e: fetch ## all other tests, among them those of the real binary
+	$(GOTEST) $$(go list ./... | grep -E '$(WITHOUT_RACE)')
+
+fuzz: ## every fuzz test, for FUZZTIME (10s) each
+	@grep -rEo --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*' . | sort | \
+	while IFS=: read -r file func; do \
+		echo "$${file%/*} $${func#func }"; \
+		go test -run '^$$' -fuzz "^$${func#func }\$$" -fuzztime $(FUZZTIME) "$${file%/*}" </dev/null || exit 1; \
+	done
+
+bench: ## the Go benchmarks; bin/varve bench measures the whole
+	go test -p 1 -run '^$$' -bench '$(BENCH)' -benchmem ./...
+
+fetch: ## get MinIO and dynalite into the user's cache folder
+	go run ./localstack fetch
+
+demo: build ## the tour of the README, on real data
+	go run ./localstack/demo
+
+localstack: ## start MinIO and a DynamoDB server here, print how to use them
+	@go run ./localstack up
+
+localstack-down: ## stop them; the data stays
+	@go run ./localstack down
+
+clean: ## remove bin/
+	rm -rf bin
