@@ -39,13 +39,14 @@ func addSequence(s, n int32) int32 { return int32((int64(s) + int64(n)) & 0x7fff
 
 // batchSum is the hash of a batch at its offset; index entries add them up. It
 // covers what tells batches apart (the CRC covers payload, attributes, timestamps,
-// producer fields), so merging batches untouched keeps the sum.
+// producer fields), so merging batches untouched keeps the sum. The same number as
+// segments/batch.ContentSum gives for the batch as stored.
 func batchSum(b *Batch, offset int64) uint64 {
 	var raw [24]byte
 	binary.BigEndian.PutUint64(raw[0:], uint64(offset))
 	binary.BigEndian.PutUint32(raw[8:], b.CRC)
 	binary.BigEndian.PutUint32(raw[12:], uint32(b.Size))
-	binary.BigEndian.PutUint32(raw[16:], uint32(b.Offsets))
+	binary.BigEndian.PutUint32(raw[16:], uint32(b.Offsets-1))
 	binary.BigEndian.PutUint32(raw[20:], uint32(b.Records))
 	return xxhash.Sum64(raw[:])
 }
