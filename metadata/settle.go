@@ -130,9 +130,9 @@ func DeleteSettled(ctx context.Context, t Table, key Key, cond Condition, newBac
 
 // settler keeps what the tries of one write share.
 type settler struct {
-	ctx   context.Context
-	op    string
-	key   Key
+	ctx     context.Context
+	op      string
+	key     Key
 	backOff backoff.BackOff
 	// doubt is set once a try may have taken effect.
 	doubt bool
