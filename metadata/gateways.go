@@ -1,0 +1,175 @@
+package metadata
+
+import (
+	"context"
+	"errors"
+	"fmt"
+)
+
+// GatewayState says where in its life a gateway is. The texts are stored.
+type GatewayState string
+
+const (
+	// GatewayLive serves.
+	GatewayLive GatewayState = "live"
+	// GatewayDraining is leaving: it takes no new partitions.
+	GatewayDraining GatewayState = "draining"
+	// GatewaySealed was found dead: its journal is sealed, its segment numbers are
+	// not settled yet.
+	GatewaySealed GatewayState = "sealed"
+	// GatewayClosed is gone, and each of its segment numbers is settled.
+	GatewayClosed GatewayState = "closed"
+)
+
+func (s GatewayState) known() bool {
+	switch s {
+	case GatewayLive, GatewayDraining, GatewaySealed, GatewayClosed:
+		return true
+	}
+	return false
+}
+
+// Gateway is a gateway's row. Its owner alone writes it, but for marking it sealed
+// or closed.
+type Gateway struct {
+	ID      GatewayID
+	Address string // host:port where other gateways reach it
+	Zone    string
+	Version string
+	Beat    uint64 // counts writes: who sees no change for the lease time calls it dead
+	Floor   uint64 // lowest of its segment numbers that is not settled yet
+	State   GatewayState
+	Stamp   Stamp // of the row
+}
+
+type gatewayRow struct {
+	Format  int          `json:"format"`
+	Address string       `json:"address"`
+	Zone    string       `json:"zone,omitempty"`
+	Version string       `json:"version"`
+	Beat    uint64       `json:"beat"`
+	Floor   uint64       `json:"floor"`
+	State   GatewayState `json:"state"`
+}
+
+func gatewayKey(id GatewayID) Key { return Key{gatewaysPartition, string(id)} }
+
+func (g *Gateway) row() gatewayRow {
+	return gatewayRow{formatV1, g.Address, g.Zone, g.Version, g.Beat, g.Floor, g.State}
+}
+
+func decodeGateway(row Row) (Gateway, error) {
+	var r gatewayRow
+	if err := decodeJSON(row, &r); err != nil {
+		return Gateway{}, err
+	}
+	if !r.State.known() {
+		return Gateway{}, fmt.Errorf("%w: row %s: unknown state %q", ErrCorrupt, row.Key, r.State)
+	}
+	return Gateway{ID: GatewayID(row.Sort), Address: r.Address, Zone: r.Zone, Version: r.Version,
+		Beat: r.Beat, Floor: r.Floor, State: r.State, Stamp: row.Stamp}, nil
+}
+
+// RegisterGateway makes the row of a gateway that just minted its id, live and with
+// its first beat. ErrConflict: there is one.
+func RegisterGateway(ctx context.Context, t Table, g Gateway) (*Gateway, error) {
+	g.Beat, g.State, g.Stamp = 1, GatewayLive, Stamp{1, 1}
+	row := Row{Key: gatewayKey(g.ID), Stamp: g.Stamp, Nonce: NewNonce(), Value: encodeJSON(g.row())}
+	if err := PutSettled(ctx, t, row, IfAbsent(), nil); err != nil {
+		return nil, fmt.Errorf("register gateway %s: %w", g.ID, err)
+	}
+	return &g, nil
+}
+
+// Write writes the row with the next beat, and with the State and Floor that its owner
+// has set. ErrFenced: somebody marked it sealed or closed, or the row is gone; State says so then.
+// After any other error the write may have happened; the next one takes that up. Not
+// for concurrent use.
+func (g *Gateway) Write(ctx context.Context, t Table) error {
+	for {
+		next := *g
+		next.Beat++
+		next.Stamp.Sequence++
+		row := Row{Key: gatewayKey(g.ID), Stamp: next.Stamp, Nonce: NewNonce(), Value: encodeJSON(next.row())}
+		err := PutSettled(ctx, t, row, IfEqual(g.Stamp), nil)
+		if err == nil {
+			*g = next
+			return nil
+		}
+		if !errors.Is(err, ErrConflict) && !errors.Is(err, ErrUnknown) || ctx.Err() != nil {
+			return fmt.Errorf("beat of gateway %s: %w", g.ID, err)
+		}
+		if err := g.catchUp(ctx, t); err != nil {
+			return err
+		}
+	}
+}
+
+// catchUp reads what stands where the owner's write did not: a mark, or an earlier
+// write of its own of which it had not heard.
+func (g *Gateway) catchUp(ctx context.Context, t Table) error {
+	row, err := t.Get(ctx, gatewayKey(g.ID), Strong)
+	if errors.Is(err, ErrNotFound) {
+		g.State = GatewayClosed
+		return fmt.Errorf("%w: the row of gateway %s is gone", ErrFenced, g.ID)
+	}
+	if err != nil {
+		return fmt.Errorf("beat of gateway %s: %w", g.ID, err)
+	}
+	stored, err := decodeGateway(row)
+	if err != nil {
+		return err
+	}
+	if stored.State != g.State && (stored.State == GatewaySealed || stored.State == GatewayClosed) {
+		g.State, g.Stamp = stored.State, stored.Stamp
+		return fmt.Errorf("%w: gateway %s was marked %s", ErrFenced, g.ID, stored.State)
+	}
+	g.Beat, g.Stamp = stored.Beat, stored.Stamp
+	return nil
+}
+
+// ListGateways returns all gateways' rows, by id.
+func ListGateways(ctx context.Context, t Table, c Consistency) ([]Gateway, error) {
+	var list []Gateway
+	for row, err := range Rows(ctx, t, Range{Partition: gatewaysPartition, Consistency: c}) {
+		if err != nil {
+			return nil, fmt.Errorf("list gateways: %w", err)
+		}
+		g, err := decodeGateway(row)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, g)
+	}
+	return list, nil
+}
+
+// MarkSealed tells a gateway, by its next beat, that its journal is sealed: seal the journal
+// first. It is no error when it was marked before, or closed. ErrNotFound without a row.
+func MarkSealed(ctx context.Context, t Table, id GatewayID) error {
+	return mark(ctx, t, id, GatewaySealed)
+}
+
+// MarkClosed says that each segment number of the gateway is settled. It is no error when
+// it was closed before. ErrNotFound without a row.
+func MarkClosed(ctx context.Context, t Table, id GatewayID) error {
+	return mark(ctx, t, id, GatewayClosed)
+}
+
+func mark(ctx context.Context, t Table, id GatewayID, state GatewayState) error {
+	_, err := update(ctx, t, gatewayKey(id), func(was Row) (any, error) {
+		if was.Stamp == (Stamp{}) {
+			return nil, fmt.Errorf("%w: there is no gateway %s", ErrNotFound, id)
+		}
+		g, err := decodeGateway(was)
+		if err != nil || g.State == state || g.State == GatewayClosed {
+			return nil, err
+		}
+		g.State = state
+		return g.row(), nil
+	})
+	if err != nil {
+		return fmt.Errorf("mark gateway %s %s: %w", id, state, err)
+	}
+	return nil
+}
