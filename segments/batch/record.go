@@ -157,14 +157,14 @@ func (f *fields) take(n int32) []byte {
 	return v
 }
 
-// timestampOf returns the timestamp of a record with that delta, and false if the
-// sum leaves the range of an int64.
-func (h Header) timestampOf(delta int64) (int64, bool) {
+// timestampOf returns the timestamp of a record with that delta. The sum wraps around
+// as it does in every library: from -1, none, to the last timestamp is one step more
+// than a delta holds.
+func (h Header) timestampOf(delta int64) int64 {
 	if h.AppendTime() {
-		return h.MaxTimestamp, true
+		return h.MaxTimestamp
 	}
-	t := h.BaseTimestamp + delta
-	return t, (t >= h.BaseTimestamp) == (delta >= 0)
+	return h.BaseTimestamp + delta
 }
 
 // recordSize is the encoded size of a record without the size that precedes it.

@@ -81,13 +81,9 @@ func (h Header) nextRecord(c *cursor, raw *rawRecord, last int32) (Record, error
 	if raw.offsetDelta <= last || raw.offsetDelta > h.LastOffsetDelta {
 		return Record{}, fmt.Errorf("%w: its offset delta %d is not between %d and %d", ErrInvalid, raw.offsetDelta, last+1, h.LastOffsetDelta)
 	}
-	t, ok := h.timestampOf(raw.timestampDelta)
-	if !ok {
-		return Record{}, fmt.Errorf("%w: its timestamp (%d %+d) is out of range", ErrInvalid, h.BaseTimestamp, raw.timestampDelta)
-	}
 	return Record{
 		Offset:    h.BaseOffset + int64(raw.offsetDelta),
-		Timestamp: t,
+		Timestamp: h.timestampOf(raw.timestampDelta),
 		Key:       raw.key,
 		Value:     raw.value,
 		Headers:   raw.headerList(),

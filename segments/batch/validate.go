@@ -110,9 +110,9 @@ func inspect(h Header, records []byte, l Limits) (Info, error) {
 		if r.offsetDelta != n {
 			return Info{}, atRecord(n, at, fmt.Errorf("%w: its offset delta is %d: offsets must be dense", ErrInvalid, r.offsetDelta))
 		}
-		t, ok := h.timestampOf(r.timestampDelta)
-		if !ok || t < NoTimestamp {
-			return Info{}, atRecord(n, at, fmt.Errorf("%w: its timestamp (%d %+d) is negative or out of range", ErrInvalid, h.BaseTimestamp, r.timestampDelta))
+		t := h.timestampOf(r.timestampDelta)
+		if t < NoTimestamp {
+			return Info{}, atRecord(n, at, fmt.Errorf("%w: its timestamp is %d: use milliseconds since 1970, or %d for none", ErrInvalid, t, NoTimestamp))
 		}
 		if n == 0 || t < info.MinTimestamp {
 			info.MinTimestamp = t
