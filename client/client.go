@@ -180,6 +180,8 @@ func (c *Client) Close() error {
 	return nil
 }
 
+var errClientClosed = fmt.Errorf("client: %w", ErrClosed)
+
 func (c *Client) closed() bool {
 	select {
 	case <-c.done:
@@ -236,7 +238,7 @@ func attempt[T any](ctx context.Context, c *Client, policy retryPolicy, do func(
 	for failures := 1; ; failures++ {
 		if c.closed() {
 			var zero T
-			return zero, fmt.Errorf("client: %w", ErrClosed)
+			return zero, errClientClosed
 		}
 		e, n := c.endpoint()
 		res, err := do(ctx, e)
@@ -245,6 +247,9 @@ func attempt[T any](ctx context.Context, c *Client, policy retryPolicy, do func(
 		}
 		failure := errorOf(err)
 		c.advance(n, failure)
+		if policy == anyOutcome {
+			failure.UnknownOutcome = false // Nobody has to care.
+		}
 		if !policy.allows(failure) {
 			return res, failure
 		}

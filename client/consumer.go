@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"time"
+
+	"golang.org/x/sync/errgroup"
 )
 
 // Order is the order in which records of different partitions come. Records of one partition always
@@ -78,6 +81,8 @@ func (cfg ConsumerConfig) Validate() error {
 type Consumer struct {
 	c   *Client
 	cfg ConsumerConfig
+	// growthInterval is how often new partitions are looked for.
+	growthInterval time.Duration
 }
 
 // NewConsumer returns a consumer. It contacts no server before the first iteration.
@@ -86,7 +91,7 @@ func (c *Client) NewConsumer(cfg ConsumerConfig) (*Consumer, error) {
 		return nil, err
 	}
 	setDefault(&cfg.MaxBytes, 1<<20)
-	return &Consumer{c: c, cfg: cfg}, nil
+	return &Consumer{c: c, cfg: cfg, growthInterval: 30 * time.Second}, nil
 }
 
 // Records yields the records. It ends when every partition has reached its end, when the loop is left,
@@ -96,7 +101,42 @@ func (c *Client) NewConsumer(cfg ConsumerConfig) (*Consumer, error) {
 //
 // Each call of Records begins at Start anew.
 func (k *Consumer) Records(ctx context.Context) iter.Seq2[Record, error] {
-	return func(yield func(Record, error) bool) { yield(Record{}, errors.ErrUnsupported) }
+	return func(yield func(Record, error) bool) {
+		start, err := k.resolve(ctx)
+		if err != nil {
+			yield(Record{}, err)
+			return
+		}
+		if k.cfg.Order == ByTimestamp {
+			k.merge(ctx, start, yield)
+			return
+		}
+		d := k.decoder(start)
+		take := func(r Record) bool { return yield(r, nil) }
+		for m, err := range k.messages(ctx, start) {
+			if err != nil {
+				yield(Record{}, err)
+				return
+			}
+			more, damage := d.records(m, take)
+			if damage != nil {
+				yield(Record{}, damage)
+			}
+			if !more {
+				return
+			}
+		}
+	}
+}
+
+func (k *Consumer) decoder(start []cursor) *decoder {
+	d := &decoder{topic: k.cfg.Topic, between: k.cfg.Between, ends: make(map[int32]int64)}
+	for _, c := range start {
+		if c.end != withoutEnd {
+			d.ends[c.partition] = c.end
+		}
+	}
+	return d
 }
 
 // Batches is a message as it came: whole record batches of one partition, back to back, not decoded. The
@@ -115,5 +155,112 @@ type Batches struct {
 
 // Batches yields messages as they come, whatever Order says. It is Records without the decoding.
 func (k *Consumer) Batches(ctx context.Context) iter.Seq2[Batches, error] {
-	return func(yield func(Batches, error) bool) { yield(Batches{}, errors.ErrUnsupported) }
+	return func(yield func(Batches, error) bool) {
+		start, err := k.resolve(ctx)
+		if err != nil {
+			yield(Batches{}, err)
+			return
+		}
+		k.messages(ctx, start)(yield)
+	}
+}
+
+// messages yields messages as they come, from one stream that is read ahead by one message.
+func (k *Consumer) messages(ctx context.Context, start []cursor) iter.Seq2[Batches, error] {
+	return func(yield func(Batches, error) bool) {
+		ctx, cancel := context.WithCancel(ctx)
+		f := k.feed(ctx, start)
+		defer f.wait()
+		defer cancel()
+		for m := range f.messages {
+			if !yield(m, nil) {
+				return
+			}
+		}
+		if f.err != nil {
+			yield(Batches{}, f.err)
+		}
+	}
+}
+
+// feed is a goroutine that reads, and its messages.
+type feed struct {
+	messages chan Batches
+	// err is valid once messages is closed.
+	err error
+}
+
+// feed reads until all partitions are done, or ctx is.
+func (k *Consumer) feed(ctx context.Context, start []cursor) *feed {
+	f := &feed{messages: make(chan Batches, 1)}
+	go func() {
+		defer close(f.messages)
+		f.err = k.follow(ctx, start, f.emit)
+	}()
+	return f
+}
+
+func (f *feed) emit(ctx context.Context, m Batches) error {
+	select {
+	case f.messages <- m:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// wait returns when the goroutine has ended, which its context makes it do.
+func (f *feed) wait() {
+	for range f.messages {
+	}
+}
+
+// follow reads the partitions given, and those that are added to the topic while it reads, if the
+// consumer wants all of them for ever.
+func (k *Consumer) follow(ctx context.Context, start []cursor, emit func(context.Context, Batches) error) error {
+	g, ctx := errgroup.WithContext(ctx)
+	read := func(cursors []cursor) {
+		g.Go(func() error { return k.reader(cursors, emit).run(ctx) })
+	}
+	if len(k.cfg.Partitions) == 0 && k.cfg.End.IsZero() {
+		g.Go(func() error { return k.watchGrowth(ctx, len(start), read) })
+	}
+	read(start)
+	return g.Wait()
+}
+
+func (k *Consumer) reader(cursors []cursor, emit func(context.Context, Batches) error) *reader {
+	r := &reader{
+		c: k.c, topic: k.cfg.Topic, between: k.cfg.Between, maxBytes: k.cfg.MaxBytes,
+		open: make(map[int32]*cursor), emit: emit,
+	}
+	for _, c := range cursors {
+		if !c.done() {
+			r.open[c.partition] = &c
+		}
+	}
+	return r
+}
+
+// watchGrowth calls read for partitions that were not there before, until ctx ends.
+func (k *Consumer) watchGrowth(ctx context.Context, known int, read func([]cursor)) error {
+	tick := time.NewTicker(k.growthInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+		offsets, err := k.c.ListOffsets(ctx, k.cfg.Topic, LatestOffset())
+		if err != nil || len(offsets) <= known {
+			continue // What is wrong with the topic, the reader finds out.
+		}
+		var added []cursor
+		for _, o := range offsets[known:] {
+			added = append(added, cursor{partition: o.Partition, next: fromEarliest, end: withoutEnd})
+		}
+		known = len(offsets)
+		read(added)
+	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 
 	"connectrpc.com/connect/v2"
@@ -153,6 +154,14 @@ func newError(code connect.Code, message string) *Error {
 	}
 }
 
+// codeOfContext is the code for a context that has ended.
+func codeOfContext(ctx context.Context) connect.Code {
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return connect.CodeDeadlineExceeded
+	}
+	return connect.CodeCanceled
+}
+
 func invalidf(format string, args ...any) *Error {
 	return newError(connect.CodeInvalidArgument, fmt.Sprintf(format, args...))
 }
@@ -167,10 +176,12 @@ func (e *Error) classifyLocal(err error) {
 	}
 	e.UnknownOutcome = true
 	e.Retriable = !errors.Is(err, context.Canceled)
+	broken := errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF)
 	switch e.Code {
 	case connect.CodeInvalidArgument, connect.CodeResourceExhausted, connect.CodeUnimplemented:
-		// Our own limits and encoding: trying again changes nothing.
-		e.Retriable = false
+		// Our own limits and encoding: trying again changes nothing. (A message cut short has such a
+		// code too.)
+		e.Retriable = broken
 	}
 }
 

@@ -14,9 +14,11 @@ type OffsetQuery struct {
 }
 
 // OffsetAtOrAfter asks for the first offset, in offset order, whose timestamp is at or after t.
-func OffsetAtOrAfter(t time.Time) OffsetQuery {
+func OffsetAtOrAfter(t time.Time) OffsetQuery { return offsetAtOrAfterMilli(ceilMilli(t)) }
+
+func offsetAtOrAfterMilli(ms int64) OffsetQuery {
 	return OffsetQuery{func(r *varvev1.ListOffsetsRequest) {
-		r.Query = &varvev1.ListOffsetsRequest_AtOrAfter{AtOrAfter: ceilMilli(t)}
+		r.Query = &varvev1.ListOffsetsRequest_AtOrAfter{AtOrAfter: ms}
 	}}
 }
 

@@ -38,7 +38,7 @@ func BeforeEnd(n int64) Place { return Place{kind: placeBeforeEnd, value: n} }
 
 // AtTime is the first offset, in offset order, whose timestamp is at or after t. If there is none
 // it is the end as of the request.
-func AtTime(t time.Time) Place { return Place{kind: placeTime, value: t.UnixMilli()} }
+func AtTime(t time.Time) Place { return Place{kind: placeTime, value: ceilMilli(t)} }
 
 // IsZero reports whether the place is unset.
 func (p Place) IsZero() bool { return p.kind == placeUnset }
