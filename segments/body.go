@@ -3,6 +3,7 @@ package segments
 import (
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"sort"
 )
@@ -136,4 +137,13 @@ func Bytes(body Body) []byte {
 		data = append(data, part...)
 	}
 	return data
+}
+
+// CRC32C is the CRC-32C (Castagnoli) of the whole body.
+func CRC32C(body Body) uint32 {
+	var sum uint32
+	for _, part := range body.Slices() {
+		sum = crc32.Update(sum, castagnoli, part)
+	}
+	return sum
 }

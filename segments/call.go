@@ -56,18 +56,3 @@ func Interrupted(ctx context.Context) error {
 	}
 	return nil
 }
-
-// ResolveRange says which bytes [Store.Get] returns of an object of size bytes.
-func ResolveRange(offset, length, size int64) (start, count int64) {
-	if offset < 0 {
-		start = max(0, size+offset)
-		return start, size - start
-	}
-	if offset >= size {
-		return size, 0
-	}
-	if length < 0 {
-		return offset, size - offset
-	}
-	return offset, min(length, size-offset)
-}

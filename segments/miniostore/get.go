@@ -1,0 +1,71 @@
+package miniostore
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+
+	"github.com/minio/minio-go/v7"
+
+	"github.com/varvelog/varve/segments"
+)
+
+// Get implements [segments.Store]. A range that starts past the end costs a second
+// request, for the size.
+func (s *Store) Get(ctx context.Context, key string, offset, length int64) ([]byte, int64, error) {
+	err := segments.CheckCall(ctx, key)
+	var data []byte
+	var size int64
+	if err == nil {
+		data, size, err = s.get(ctx, key, offset, length)
+	}
+	if err != nil {
+		return nil, 0, fmt.Errorf("get %s: %w", key, err)
+	}
+	return data, size, nil
+}
+
+func (s *Store) get(ctx context.Context, key string, offset, length int64) ([]byte, int64, error) {
+	if length == 0 && offset >= 0 {
+		// HTTP has no empty ranges.
+		size, err := s.size(ctx, key)
+		return []byte{}, size, err
+	}
+	var options minio.GetObjectOptions
+	asked := segments.RangeHeader(offset, length)
+	if asked != "" {
+		options.Set("Range", asked)
+	}
+	body, info, header, err := s.core.GetObject(ctx, s.config.Bucket, s.prefix+key, options)
+	if minio.ToErrorResponse(err).StatusCode == http.StatusRequestedRangeNotSatisfiable {
+		size, err := s.size(ctx, key)
+		return []byte{}, size, err
+	}
+	if err != nil {
+		return nil, 0, translate(ctx, err)
+	}
+	defer body.Close()
+	count, size := info.Size, info.Size
+	if asked != "" {
+		if count, size, err = segments.ParseContentRange(header.Get("Content-Range"), offset, length); err != nil {
+			return nil, 0, err
+		}
+	}
+	data := make([]byte, count)
+	if n, err := io.ReadFull(body, data); err != nil {
+		if ended := segments.Interrupted(ctx); ended != nil {
+			return nil, 0, ended
+		}
+		return nil, 0, fmt.Errorf("%w: the answer ended after %d of %d bytes: %w", segments.ErrUnavailable, n, count, err)
+	}
+	return data, size, nil
+}
+
+func (s *Store) size(ctx context.Context, key string) (int64, error) {
+	info, err := s.core.StatObject(ctx, s.config.Bucket, s.prefix+key, minio.StatObjectOptions{})
+	if err != nil {
+		return 0, translate(ctx, err)
+	}
+	return info.Size, nil
+}

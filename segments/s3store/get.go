@@ -1,0 +1,71 @@
+package s3store
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+
+	"github.com/varvelog/varve/segments"
+)
+
+// Get implements [segments.Store]. A range that starts past the end costs a second
+// request, for the size.
+func (s *Store) Get(ctx context.Context, key string, offset, length int64) ([]byte, int64, error) {
+	err := segments.CheckCall(ctx, key)
+	var data []byte
+	var size int64
+	if err == nil {
+		data, size, err = s.get(ctx, key, offset, length)
+	}
+	if err != nil {
+		return nil, 0, fmt.Errorf("get %s: %w", key, err)
+	}
+	return data, size, nil
+}
+
+func (s *Store) get(ctx context.Context, key string, offset, length int64) ([]byte, int64, error) {
+	if length == 0 && offset >= 0 {
+		// HTTP has no empty ranges.
+		size, err := s.size(ctx, key)
+		return []byte{}, size, err
+	}
+	input := &s3.GetObjectInput{Bucket: &s.bucket, Key: s.key(key)}
+	if asked := segments.RangeHeader(offset, length); asked != "" {
+		input.Range = &asked
+	}
+	answer, err := s.client.GetObject(ctx, input)
+	if statusOf(err) == http.StatusRequestedRangeNotSatisfiable {
+		size, err := s.size(ctx, key)
+		return []byte{}, size, err
+	}
+	if err != nil {
+		return nil, 0, translate(ctx, err)
+	}
+	defer answer.Body.Close()
+	count, size := aws.ToInt64(answer.ContentLength), aws.ToInt64(answer.ContentLength)
+	if input.Range != nil {
+		if count, size, err = segments.ParseContentRange(aws.ToString(answer.ContentRange), offset, length); err != nil {
+			return nil, 0, err
+		}
+	}
+	data := make([]byte, count)
+	if n, err := io.ReadFull(answer.Body, data); err != nil {
+		if ended := segments.Interrupted(ctx); ended != nil {
+			return nil, 0, ended
+		}
+		return nil, 0, fmt.Errorf("%w: the answer ended after %d of %d bytes: %w", segments.ErrUnavailable, n, count, err)
+	}
+	return data, size, nil
+}
+
+func (s *Store) size(ctx context.Context, key string) (int64, error) {
+	head, err := s.client.HeadObject(ctx, &s3.HeadObjectInput{Bucket: &s.bucket, Key: s.key(key)})
+	if err != nil {
+		return 0, translate(ctx, err)
+	}
+	return aws.ToInt64(head.ContentLength), nil
+}
