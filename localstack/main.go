@@ -117,18 +117,18 @@ func up(ctx context.Context, s *stack, s3Port, dynamoPort int, out io.Writer) (e
 		return err
 	}
 	if err := makeBucket(ctx, minio.URL()); err != nil {
-		return err
+		return fmt.Errorf("%w; %s may say more", err, s.path(servers.MinIO, ".log"))
 	}
 	if err := makeTable(ctx, dynalite.URL()); err != nil {
-		return err
+		return fmt.Errorf("%w; %s may say more", err, s.path(servers.Dynalite, ".log"))
 	}
-	fmt.Fprintf(s.notes, "bucket %q and table %q are ready; data and logs are in %s\n\n", bucket, table, s.folder)
+	fmt.Fprintf(s.notes, "bucket %q and table %q are ready; data and logs are in %s\n", bucket, table, s.folder)
 	fmt.Fprintf(out, `export AWS_ACCESS_KEY_ID=%s AWS_SECRET_ACCESS_KEY=%s
 bin/varve serve \
   --segments 's3://%s/dev?endpoint=%s&region=%s' \
   --metadata 'dynamodb://%s?endpoint=%s&region=%s'
 `, servers.AccessKey, servers.SecretKey, bucket, minio.URL(), region, table, dynalite.URL(), region)
-	fmt.Fprint(s.notes, "\nmake localstack-down stops both; the data stays\n")
+	fmt.Fprint(s.notes, "make localstack-down stops both; the data stays\n")
 	return nil
 }
 

@@ -3,7 +3,12 @@ package servers
 import (
 	"context"
 	"io"
+	"net/http"
 	"strconv"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
 )
 
 // What both servers are started with. Dynalite takes any credentials.
@@ -17,10 +22,10 @@ type Kind struct {
 	// Name is what files and messages call it.
 	Name string
 
-	fetch  func(ctx context.Context, notes io.Writer) (command []string, err error)
-	args   func(port int, data string) []string
-	env    []string
-	health string // a GET of this path answers 200 once the server is ready
+	fetch func(ctx context.Context, notes io.Writer) (command []string, err error)
+	args  func(port int, data string) []string
+	env   []string
+	probe func(ctx context.Context, url string) (*http.Request, error) // answered by 200 once the server is ready
 }
 
 // MinIO is the S3 server. It takes AccessKey and SecretKey.
@@ -36,7 +41,20 @@ var MinIO = Kind{
 		"MINIO_BROWSER=off",
 		"MINIO_UPDATE=off",
 	},
-	health: "/minio/health/ready",
+	probe: listBuckets,
+}
+
+// listBuckets asks what a client would. MinIO's own /minio/health/ready says yes a
+// little before the server stops to answer requests with ServerNotInitialized.
+func listBuckets(ctx context.Context, url string) (*http.Request, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url+"/", nil)
+	if err != nil {
+		return nil, err
+	}
+	const nothing = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855" // its SHA-256
+	request.Header.Set("X-Amz-Content-Sha256", nothing)
+	keys := aws.Credentials{AccessKeyID: AccessKey, SecretAccessKey: SecretKey}
+	return request, v4.NewSigner().SignHTTP(ctx, keys, request, nothing, "s3", "us-east-1", time.Now())
 }
 
 // Dynalite is the DynamoDB server. It knows conditional writes, ordered queries
@@ -52,7 +70,9 @@ var Dynalite = Kind{
 			"--createTableMs", "0", "--deleteTableMs", "0",
 		}
 	},
-	health: "/",
+	probe: func(ctx context.Context, url string) (*http.Request, error) {
+		return http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	},
 }
 
 // Fetch makes sure that the server's program is in the user's cache folder.

@@ -82,7 +82,7 @@ func (k Kind) Start(ctx context.Context, o Options) (*Process, error) {
 		err = o.Started(p)
 	}
 	if err == nil {
-		err = p.ready(ctx, k.health)
+		err = p.ready(ctx, k)
 	}
 	if err != nil {
 		// The caller's context may be what ended; the server has to go all the same.
@@ -131,11 +131,11 @@ func (p *Process) run(env []string, o Options) error {
 	return <-started
 }
 
-func (p *Process) ready(ctx context.Context, path string) error {
+func (p *Process) ready(ctx context.Context, k Kind) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, readyWithin, fmt.Errorf("not ready after %v", readyWithin))
 	defer cancel()
 	for {
-		if answers(ctx, p.URL()+path) {
+		if k.answers(ctx, p.URL()) {
 			return nil
 		}
 		select {
@@ -148,8 +148,8 @@ func (p *Process) ready(ctx context.Context, path string) error {
 	}
 }
 
-func answers(ctx context.Context, url string) bool {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+func (k Kind) answers(ctx context.Context, url string) bool {
+	request, err := k.probe(ctx, url)
 	if err != nil {
 		return false
 	}

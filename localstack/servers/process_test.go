@@ -31,6 +31,7 @@ func script(lines string) Kind {
 		Name:  "script",
 		fetch: func(context.Context, io.Writer) ([]string, error) { return []string{"sh", "-c", lines}, nil },
 		args:  func(int, string) []string { return nil },
+		probe: Dynalite.probe,
 	}
 }
 
@@ -64,7 +65,7 @@ func TestStartAndStop(t *testing.T) {
 			if !strings.HasPrefix(p.URL(), "http://127.0.0.1:") {
 				t.Errorf("listens at %s, not on loopback", p.URL())
 			}
-			if !answers(t.Context(), p.URL()+kind.health) {
+			if !kind.answers(t.Context(), p.URL()) {
 				t.Error("does not answer although Start returned")
 			}
 
