@@ -8,16 +8,16 @@ import (
 	"sort"
 )
 
-// Slices is a [Body] made of slices that lie apart in memory. It copies nothing; the
+// Parts is a [Body] made of slices that lie apart in memory. It copies nothing; the
 // slices must not change as long as it is in use.
-type Slices struct {
+type Parts struct {
 	parts [][]byte
 	ends  []int64 // of each part, in the body
 }
 
 // NewBody returns a body of the parts, one after the other.
-func NewBody(parts ...[]byte) *Slices {
-	s := &Slices{parts: parts, ends: make([]int64, len(parts))}
+func NewBody(parts ...[]byte) *Parts {
+	s := &Parts{parts: parts, ends: make([]int64, len(parts))}
 	var end int64
 	for i, part := range parts {
 		end += int64(len(part))
@@ -27,7 +27,7 @@ func NewBody(parts ...[]byte) *Slices {
 }
 
 // Size is the length in bytes.
-func (s *Slices) Size() int64 {
+func (s *Parts) Size() int64 {
 	if len(s.ends) == 0 {
 		return 0
 	}
@@ -35,10 +35,10 @@ func (s *Slices) Size() int64 {
 }
 
 // Slices returns the parts.
-func (s *Slices) Slices() [][]byte { return s.parts }
+func (s *Parts) Slices() [][]byte { return s.parts }
 
 // find returns the part in which the byte at offset lies, and its place there.
-func (s *Slices) find(offset int64) (part int, within int64) {
+func (s *Parts) find(offset int64) (part int, within int64) {
 	// The first part that ends beyond it; empty parts never do.
 	part = sort.Search(len(s.ends), func(i int) bool { return s.ends[i] > offset })
 	if part == len(s.ends) {
@@ -48,7 +48,7 @@ func (s *Slices) find(offset int64) (part int, within int64) {
 }
 
 // ReadAt implements io.ReaderAt.
-func (s *Slices) ReadAt(p []byte, offset int64) (int, error) {
+func (s *Parts) ReadAt(p []byte, offset int64) (int, error) {
 	if offset < 0 {
 		return 0, fmt.Errorf("segments: read at negative offset %d", offset)
 	}
@@ -68,7 +68,7 @@ func (s *Slices) ReadAt(p []byte, offset int64) (int, error) {
 // writer (io.WriterTo), seeks at no cost, and serves one goroutine. SDKs that sign,
 // measure or repeat a request read the body this way.
 func NewReader(body Body) io.ReadSeeker {
-	s, ok := body.(*Slices)
+	s, ok := body.(*Parts)
 	if !ok {
 		s = NewBody(body.Slices()...)
 	}
@@ -76,7 +76,7 @@ func NewReader(body Body) io.ReadSeeker {
 }
 
 type bodyReader struct {
-	body   *Slices
+	body   *Parts
 	offset int64
 	// part and within say where offset lies, so that reading on needs no search.
 	part   int

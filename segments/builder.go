@@ -103,9 +103,11 @@ func (b *Builder) Spans() int { return len(b.spans) }
 
 // Object is a finished segment, ready to be put: a [Body] with its directory.
 type Object struct {
-	*Slices
+	*Parts
 	Directory Directory
 }
+
+var _ Body = (*Object)(nil)
 
 // Key is where the object must be put.
 func (o *Object) Key() string { return o.Directory.Key() }
@@ -144,7 +146,7 @@ func (b *Builder) Build(previous func(SpanID) uint64) (*Object, error) {
 		d.Spans = append(d.Spans, span)
 	}
 	end := appendEnd(&d, position, b.batches)
-	return &Object{Slices: NewBody(append(parts, end)...), Directory: d}, nil
+	return &Object{Parts: NewBody(append(parts, end)...), Directory: d}, nil
 }
 
 func (b *Builder) order() []SpanID {
