@@ -79,7 +79,7 @@ func (c *Client) appender(where topicPartition) *appender {
 
 // appendOnce tries until it knows.
 func (c *Client) appendOnce(ctx context.Context, a *appender, where topicPartition, builder *batch.Builder, opts AppendOptions) (Ack, error) {
-	wait := newBackOff()
+	wait := c.newBackOff()
 	doubtful := false
 	for {
 		if err := c.identify(ctx, a, builder.Count()); err != nil {

@@ -81,8 +81,10 @@ func (cfg Config) Validate() error {
 
 // Client talks to one cluster. It is safe for concurrent use.
 type Client struct {
-	cfg       Config
-	endpoints []*endpoint
+	cfg Config
+	// firstPause is what backing off begins with.
+	firstPause time.Duration
+	endpoints  []*endpoint
 	// current counts moves from one server to the next; the server in use is current modulo their number.
 	current atomic.Uint64
 	// idle is the HTTP client to close with us, nil when the caller brought one.
@@ -113,9 +115,10 @@ func New(cfg Config) (*Client, error) {
 		return nil, err
 	}
 	c := &Client{
-		cfg:       cfg.withDefaults(),
-		done:      make(chan struct{}),
-		appenders: make(map[topicPartition]*appender),
+		cfg:        cfg.withDefaults(),
+		firstPause: 20 * time.Millisecond,
+		done:       make(chan struct{}),
+		appenders:  make(map[topicPartition]*appender),
 	}
 	if c.cfg.Transport != nil {
 		c.endpoints = []*endpoint{newEndpoint("transport", c.cfg.Transport, c.cfg.UserAgent)}
@@ -234,7 +237,7 @@ func callStream[T any](ctx context.Context, c *Client, do func(context.Context, 
 }
 
 func attempt[T any](ctx context.Context, c *Client, policy retryPolicy, do func(context.Context, *endpoint) (T, error)) (T, error) {
-	wait := newBackOff()
+	wait := c.newBackOff()
 	for failures := 1; ; failures++ {
 		if c.closed() {
 			var zero T
@@ -263,9 +266,9 @@ func attempt[T any](ctx context.Context, c *Client, policy retryPolicy, do func(
 }
 
 // newBackOff starts at 20 ms and doubles to 2 s, with jitter, for ever.
-func newBackOff() *backoff.ExponentialBackOff {
+func (c *Client) newBackOff() *backoff.ExponentialBackOff {
 	b := backoff.NewExponentialBackOff()
-	b.InitialInterval = 20 * time.Millisecond
+	b.InitialInterval = c.firstPause
 	b.Multiplier = 2
 	b.MaxInterval = 2 * time.Second
 	return b

@@ -31,7 +31,7 @@ type partition struct {
 
 func newPartition(p *Producer, t *producerTopic, number int32) *partition {
 	return &partition{
-		p: p, topic: t, number: number, wait: newBackOff(),
+		p: p, topic: t, number: number, wait: p.c.newBackOff(),
 		lane: lane{
 			where:         topicPartition{t.name, number},
 			idempotent:    !p.cfg.DisableIdempotence,
@@ -139,7 +139,11 @@ func (part *partition) next() step {
 		part.lane.abandon()
 		return step{}
 	}
+	open := part.lane.open
 	s := part.lane.next(time.Now())
+	if open != nil && part.lane.open == nil {
+		part.topic.rotate(part.number)
+	}
 	if s.wait > 0 {
 		time.AfterFunc(s.wait, func() { part.p.ready.push(part) })
 	}

@@ -43,7 +43,7 @@ type reader struct {
 
 // run returns nil when every cursor is done.
 func (r *reader) run(ctx context.Context) error {
-	wait := newBackOff()
+	wait := r.c.newBackOff()
 	for len(r.open) > 0 {
 		if r.c.closed() {
 			return errClientClosed
