@@ -10,7 +10,6 @@ import (
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/snappy"
-	"github.com/klauspost/compress/zstd"
 	"github.com/pierrec/lz4/v4"
 )
 
@@ -21,23 +20,6 @@ const (
 	// batch does not occupy memory for good.
 	keptScratch = 8 << 20
 )
-
-// zstdDecoder serves all goroutines, one at a time on each CPU. It is made when the
-// program starts, not at first use: it holds a channel, and one that was made in a
-// testing/synctest bubble could not be used outside of it.
-var zstdDecoder = newZstdDecoder()
-
-func newZstdDecoder() *zstd.Decoder {
-	d, err := zstd.NewReader(nil,
-		zstd.WithDecoderConcurrency(0),   // as many as there are CPUs
-		zstd.WithDecodeAllCapLimit(true), // the capacity that we give is the limit
-		zstd.WithDecoderLowmem(true),
-	)
-	if err != nil {
-		panic(err) // the options are constant
-	}
-	return d
-}
 
 // scratch holds what inflating needs again and again.
 type scratch struct {
@@ -141,35 +123,6 @@ func (s *scratch) grow(size, most int) {
 	size = min(max(size, leastScratch), most)
 	if size > cap(s.buf) {
 		s.buf = append(make([]byte, 0, size), s.buf...)
-	}
-}
-
-// inflateZstd reads one zstd frame or several. The first frame mostly tells its size;
-// where it does not, or lies, room grows until the records fit or the limit is met.
-func (s *scratch) inflateZstd(src []byte, limit int) error {
-	size := 0
-	var frame zstd.Header
-	if err := frame.Decode(src); err == nil && frame.HasFCS {
-		if frame.FrameContentSize > uint64(limit) {
-			return tooInflated(limit)
-		}
-		size = int(frame.FrameContentSize)
-	}
-	for {
-		s.buf = s.buf[:0]
-		s.grow(size, limit)
-		room := min(cap(s.buf), limit)
-		out, err := zstdDecoder.DecodeAll(src, s.buf[:0:room])
-		switch {
-		case err == nil && len(out) <= room:
-			s.buf = out
-			return nil
-		case err != nil && !errors.Is(err, zstd.ErrDecoderSizeExceeded):
-			return err
-		case room == limit:
-			return tooInflated(limit)
-		}
-		size = room * 4
 	}
 }
 

@@ -63,10 +63,10 @@ func (c *cursor) next(r *rawRecord) error {
 	r.value = f.nullable()
 	r.headerCount = int(f.varint32())
 	r.headers = f.b
-	// A header takes two bytes or more, so a count that lies is found at once.
-	if r.headerCount < 0 || r.headerCount > len(f.b)/2 {
-		f.bad = true
+	if r.headerCount < 0 {
+		f.fail()
 	}
+	// A count that lies ends with the bytes: a header takes two or more.
 	for n := r.headerCount; n > 0 && !f.bad; n-- {
 		f.headerKey()
 		f.nullable()

@@ -202,6 +202,11 @@ func TestRecordsReadsCompactedBatches(t *testing.T) {
 	if got, err := decode(sealKmsg(backwards), batch.Limits{}); len(got) != 1 || !errors.Is(err, batch.ErrInvalid) {
 		t.Errorf("backwards: %d records, %v, want 1 and ErrInvalid", len(got), err)
 	}
+	twice := gap
+	twice.Records = append(rawRecord(0, 3, "\x01\x01\x00"), rawRecord(2, 3, "\x01\x01\x00")...)
+	if got, err := decode(sealKmsg(twice), batch.Limits{}); len(got) != 1 || !errors.Is(err, batch.ErrInvalid) {
+		t.Errorf("one offset twice: %d records, %v, want 1 and ErrInvalid", len(got), err)
+	}
 	beyond := gap
 	beyond.LastOffsetDelta = 6
 	if _, err := decode(sealKmsg(beyond), batch.Limits{}); !errors.Is(err, batch.ErrInvalid) {
