@@ -158,14 +158,13 @@ func (s *settler) readBack(t Table, last error) (Row, bool, error) {
 		case errors.Is(err, ErrNotFound):
 			return Row{}, false, nil
 		}
+		if errors.Is(err, ErrUnavailable) {
+			if err = wait(s.ctx, s.backOff); err == nil {
+				continue
+			}
+		}
 		// Without the row, even a first "no" may be our own doing.
-		s.doubt = true
-		if !errors.Is(err, ErrUnavailable) {
-			return Row{}, false, s.fail(err)
-		}
-		if err := s.pause(errors.Join(last, err)); err != nil {
-			return Row{}, false, err
-		}
+		return Row{}, false, s.unknown(fmt.Errorf("%w; before it: %w", err, last))
 	}
 }
 
@@ -182,6 +181,10 @@ func (s *settler) fail(cause error) error {
 	if !s.doubt {
 		return cause
 	}
+	return s.unknown(cause)
+}
+
+func (s *settler) unknown(cause error) error {
 	// The cause's own kind, say ErrDenied or ErrConflict, is about one try and must not be taken
 	// for the outcome of the write; only the context's errors show through.
 	err := fmt.Errorf("%w: %s %s: %v", ErrUnknown, s.op, s.key, cause)

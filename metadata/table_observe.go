@@ -27,9 +27,9 @@ func (o Op) Reads() bool { return o == OpGet || o == OpRange }
 type Observation struct {
 	Op  Op
 	Key Key // of a range, its partition and From
-	// Bytes counts keys and values written, or those of all rows read.
+	// Bytes counts the keys and values of the rows.
 	Bytes       int
-	Rows        int         // read, or written
+	Rows        int         // read, or written; of a write that failed none
 	Consistency Consistency // of reads
 	Duration    time.Duration
 	Err         error
@@ -62,15 +62,23 @@ func (o *observed) Get(ctx context.Context, key Key, c Consistency) (Row, error)
 func (o *observed) Put(ctx context.Context, row Row, cond Condition) error {
 	began := time.Now()
 	err := o.table.Put(ctx, row, cond)
-	o.hook(Observation{Op: OpPut, Key: row.Key, Rows: 1, Bytes: row.Size(), Duration: time.Since(began), Err: err})
+	o.hook(written(OpPut, row.Key, row.Size(), began, err))
 	return err
 }
 
 func (o *observed) Delete(ctx context.Context, key Key, cond Condition) error {
 	began := time.Now()
 	err := o.table.Delete(ctx, key, cond)
-	o.hook(Observation{Op: OpDelete, Key: key, Rows: 1, Bytes: len(key.Partition) + len(key.Sort), Duration: time.Since(began), Err: err})
+	o.hook(written(OpDelete, key, Row{Key: key}.Size(), began, err))
 	return err
+}
+
+func written(op Op, key Key, size int, began time.Time, err error) Observation {
+	seen := Observation{Op: op, Key: key, Duration: time.Since(began), Err: err}
+	if err == nil {
+		seen.Rows, seen.Bytes = 1, size
+	}
+	return seen
 }
 
 func (o *observed) Range(ctx context.Context, r Range) ([]Row, error) {
