@@ -113,7 +113,7 @@ func TestPutSettled(t *testing.T) {
 			metadata.IfAbsent(), metadata.IfEqual(at(1)), metadata.IfBelow(row.Stamp),
 		}).Draw(t, "condition")
 
-		err := metadata.PutSettled(t.Context(), table, row, cond, tries(8))
+		err := metadata.PutSettled(t.Context(), table, row, cond, tries(rapid.IntRange(0, 8).Draw(t, "tries")))
 		effects := inner.effects[row.Nonce]
 		table.Release()
 		switch {
@@ -191,7 +191,7 @@ func TestDeleteSettled(t *testing.T) {
 		}).Draw(t, "condition")
 		holds := cond.Holds(stored.Stamp, true)
 
-		err := metadata.DeleteSettled(t.Context(), table, rowKey, cond, tries(8))
+		err := metadata.DeleteSettled(t.Context(), table, rowKey, cond, tries(rapid.IntRange(0, 8).Draw(t, "tries")))
 		_, getErr := inner.Get(t.Context(), rowKey, metadata.Strong)
 		gone := errors.Is(getErr, metadata.ErrNotFound)
 		table.Release()
@@ -256,6 +256,43 @@ func TestSettledByScript(t *testing.T) {
 				t.Errorf("%d calls, want %d", n, test.calls)
 			}
 		})
+	}
+}
+
+// TestPutSettledOvertaken has a late try land, and a newer row replace it, before the
+// second try: its conflict must not be taken for a "no".
+func TestPutSettledOvertaken(t *testing.T) {
+	inner := newRecorder()
+	row := newRow(2)
+	table := tabletest.NewFaulty(inner, func(call tabletest.Call) tabletest.Fault {
+		switch call.Number {
+		case 1: // the put
+			return tabletest.Fault{Kind: tabletest.Late, After: 2}
+		case 3: // the second; the first has just landed
+			if err := inner.Put(t.Context(), newRow(3), metadata.IfEqual(row.Stamp)); err != nil {
+				t.Error(err)
+			}
+		}
+		return tabletest.Fault{}
+	})
+	err := metadata.PutSettled(t.Context(), table, row, metadata.IfAbsent(), tries(5))
+	if !errors.Is(err, metadata.ErrUnknown) || inner.effects[row.Nonce] != 1 {
+		t.Fatalf("error %v, the row took effect %d times", err, inner.effects[row.Nonce])
+	}
+}
+
+// TestPutSettledStaysInDoubt has a late try followed by ones that certainly did nothing.
+func TestPutSettledStaysInDoubt(t *testing.T) {
+	inner := newRecorder()
+	const late, ok, down = tabletest.Late, tabletest.None, tabletest.Unavailable
+	table := tabletest.NewFaulty(inner, script(late, ok, down, down, down))
+	row := newRow(2)
+	err := metadata.PutSettled(t.Context(), table, row, metadata.IfAbsent(), tries(3))
+	if !errors.Is(err, metadata.ErrUnknown) || errors.Is(err, metadata.ErrUnavailable) {
+		t.Fatalf("got error %v, want %v", err, metadata.ErrUnknown)
+	}
+	if table.Release(); inner.effects[row.Nonce] != 1 {
+		t.Fatal("the late put did not land: the test tests nothing")
 	}
 }
 

@@ -88,10 +88,17 @@ type Faulty struct {
 	fired [kinds]int
 	late  []lateWrite
 
-	// stale lags behind table: dirty keys are copied to it in order, once there are
-	// more of them than staleWrites.
-	stale *memtable.Table
-	dirty []metadata.Key
+	// stale lags behind table: what was written is copied to it in order, once
+	// there are more writes than staleWrites.
+	stale  *memtable.Table
+	recent []written
+}
+
+// written is what a key had right after a write.
+type written struct {
+	key    metadata.Key
+	row    metadata.Row
+	exists bool
 }
 
 type lateWrite struct {
@@ -202,7 +209,7 @@ func (f *Faulty) Delete(ctx context.Context, key metadata.Key, cond metadata.Con
 	})
 }
 
-// begin counts the call, lands the late writes that are due and draws the fault.
+// begin counts the call, lands the late writes that are due and then draws the fault.
 func (f *Faulty) begin(call Call) (Call, Fault) {
 	f.mu.Lock()
 	f.calls++
@@ -215,6 +222,14 @@ func (f *Faulty) begin(call Call) (Call, Fault) {
 		due = append(due, l)
 		return true
 	})
+	f.mu.Unlock()
+	land(due)
+	return call, f.draw(call)
+}
+
+func (f *Faulty) draw(call Call) Fault {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	var fault Fault
 	if f.plan != nil {
 		fault = f.plan(call)
@@ -223,9 +238,7 @@ func (f *Faulty) begin(call Call) (Call, Fault) {
 		fault.Kind = None
 	}
 	f.fired[fault.Kind]++
-	f.mu.Unlock()
-	land(due)
-	return call, fault
+	return fault
 }
 
 // read returns the table that answers the call.
@@ -307,26 +320,44 @@ func failure(kind error, call Call, fault Fault, cause error) error {
 	return err
 }
 
-// wrote notes that the row may have changed, and copies rows that changed long
-// enough ago to the stale table: as they are now, so that writers who race each
-// other leave nothing there that never was.
+// wrote notes what the row is after a write, and copies what was noted long enough
+// ago to the stale table.
 func (f *Faulty) wrote(key metadata.Key) {
+	now, ok := f.look(key)
+	if !ok {
+		return
+	}
 	f.mu.Lock()
-	f.dirty = append(f.dirty, key)
-	var ripe []metadata.Key
-	if n := len(f.dirty) - staleWrites; n > 0 {
-		ripe = slices.Clone(f.dirty[:n])
-		f.dirty = slices.Delete(f.dirty, 0, n)
+	f.recent = append(f.recent, now)
+	var ripe written
+	last := true // of the noted writes of ripe's key
+	if len(f.recent) > staleWrites {
+		ripe = f.recent[0]
+		f.recent = slices.Delete(f.recent, 0, 1)
+		last = !slices.ContainsFunc(f.recent, func(w written) bool { return w.key == ripe.key })
 	}
 	f.mu.Unlock()
-	ctx := context.Background()
-	for _, k := range ripe {
-		row, err := f.table.Get(ctx, k, metadata.Strong)
-		switch {
-		case err == nil:
-			_ = f.stale.Put(ctx, row, metadata.Condition{})
-		case errors.Is(err, metadata.ErrNotFound):
-			_ = f.stale.Delete(ctx, k, metadata.Condition{})
+	if ripe.key == (metadata.Key{}) {
+		return
+	}
+	if last {
+		// Writers who race each other may be noted out of order: what stays must be true.
+		if ripe, ok = f.look(ripe.key); !ok {
+			return
 		}
 	}
+	if ripe.exists {
+		_ = f.stale.Put(context.Background(), ripe.row, metadata.Condition{})
+		return
+	}
+	_ = f.stale.Delete(context.Background(), ripe.key, metadata.Condition{})
+}
+
+// look reads what the key has now; not ok when the table fails by itself.
+func (f *Faulty) look(key metadata.Key) (w written, ok bool) {
+	row, err := f.table.Get(context.Background(), key, metadata.Strong)
+	if err != nil && !errors.Is(err, metadata.ErrNotFound) {
+		return written{}, false
+	}
+	return written{key: key, row: row, exists: err == nil}, true
 }
