@@ -14,15 +14,12 @@ const formatV1 = 1
 
 type encoder struct{ b []byte }
 
-func (e *encoder) byte(v byte)           { e.b = append(e.b, v) }
-func (e *encoder) uint(v uint64)         { e.b = binary.AppendUvarint(e.b, v) }
-func (e *encoder) int(v int64)           { e.b = binary.AppendVarint(e.b, v) }
-func (e *encoder) fixed64(v uint64)      { e.b = binary.BigEndian.AppendUint64(e.b, v) }
-func (e *encoder) raw(v []byte)          { e.b = append(e.b, v...) }
-func (e *encoder) text(v string)         { e.uint(uint64(len(v))); e.b = append(e.b, v...) }
-func (e *encoder) bytes(v []byte)        { e.uint(uint64(len(v))); e.b = append(e.b, v...) }
-func (e *encoder) bool(v bool)           { e.byte(map[bool]byte{false: 0, true: 1}[v]) }
-func (e *encoder) difference(a, b int64) { e.int(a - b) }
+func (e *encoder) byte(v byte)      { e.b = append(e.b, v) }
+func (e *encoder) uint(v uint64)    { e.b = binary.AppendUvarint(e.b, v) }
+func (e *encoder) int(v int64)      { e.b = binary.AppendVarint(e.b, v) }
+func (e *encoder) fixed64(v uint64) { e.b = binary.BigEndian.AppendUint64(e.b, v) }
+func (e *encoder) raw(v []byte)     { e.b = append(e.b, v...) }
+func (e *encoder) text(v string)    { e.uint(uint64(len(v))); e.b = append(e.b, v...) }
 
 type decoder struct {
 	b   []byte
@@ -51,8 +48,6 @@ func (d *decoder) byte() byte {
 	d.b = d.b[1:]
 	return v
 }
-
-func (d *decoder) bool() bool { return d.byte() != 0 }
 
 func (d *decoder) uint() uint64 {
 	v, n := binary.Uvarint(d.b)

@@ -56,9 +56,9 @@ func (b *EntryBuilder) Fits(c *Change) bool {
 
 // measure bounds from above what a change takes.
 func (b *EntryBuilder) measure(c *Change) int {
-	size := 80 + len(c.Fence) + 24*len(c.runs) + 40*len(c.producers) + len(c.Uploader)
+	size := 96 + len(c.Fence) + 16*len(c.runs) + 40*len(c.producers) + len(c.Uploader)
 	for i := range c.Entries {
-		size += 80 + len(c.Entries[i].Gateway) + 24*len(c.Entries[i].Points)
+		size += 112 + len(c.Entries[i].Gateway) + 40*len(c.Entries[i].Points)
 	}
 	return size
 }
@@ -84,15 +84,13 @@ func (b *EntryBuilder) Add(c *Change) {
 	case ChangeAppend:
 		e.uint(b.gates.number(c.Uploader))
 		e.uint(c.Number)
-		encodeRuns(e, c.runs)
-		encodeEntries(e, &b.gates, c.Entries, Entry{Number: c.Number, MinTimestamp: b.base})
+		first := c.first()
+		e.uint(uint64(first))
+		encodeRuns(e, c.runs, first)
+		encodeEntries(e, &b.gates, c.Entries, Entry{End: first, Number: c.Number, MinTimestamp: b.base})
 		e.uint(uint64(len(c.producers)))
 		for _, p := range c.producers {
-			e.int(p.id)
-			e.uint(uint64(p.epoch))
-			e.uint(uint64(p.first))
-			e.uint(uint64(p.last))
-			e.uint(uint64(p.offset))
+			p.encode(e, first)
 		}
 	case ChangeTrim:
 		e.uint(uint64(c.Offset))
@@ -101,24 +99,70 @@ func (b *EntryBuilder) Add(c *Change) {
 	}
 }
 
-func encodeRuns(e *encoder, runs []answerRun) {
+// first is the offset that the change's other offsets are differences from.
+func (c *Change) first() int64 {
+	if len(c.Entries) == 0 {
+		return 0
+	}
+	return c.Entries[0].First
+}
+
+// encode writes the epoch with fresh as its lowest bit, and offsets as differences
+// from base.
+func (a *producerAppend) encode(e *encoder, base int64) {
+	epoch := uint64(uint16(a.epoch)) << 1
+	if a.fresh {
+		epoch |= 1
+	}
+	e.int(a.id)
+	e.uint(epoch)
+	e.uint(uint64(a.first))
+	e.uint(uint64((a.last - a.first) & 0x7fffffff))
+	e.int(a.offset - base)
+}
+
+func decodeProducerAppend(d *decoder, base int64) producerAppend {
+	a := producerAppend{id: d.int()}
+	epoch := d.uint()
+	a.epoch, a.fresh = int16(epoch>>1), epoch&1 != 0
+	a.first = int32(d.uint()) & 0x7fffffff
+	a.last = addSequence(a.first, int32(d.uint()))
+	a.offset = base + d.int()
+	return a
+}
+
+// encodeRuns writes an offset (as a difference from base) where batches were given
+// one, and what stood against them where not.
+func encodeRuns(e *encoder, runs []answerRun, base int64) {
 	e.uint(uint64(len(runs)))
 	for _, r := range runs {
 		e.byte(byte(r.outcome))
 		e.uint(uint64(r.batches))
-		e.int(r.offset)
-		e.int(r.actual)
+		if r.outcome.placed() {
+			e.int(r.offset - base)
+		} else {
+			e.int(r.actual)
+		}
 	}
 }
 
-func decodeRuns(d *decoder) []answerRun {
-	count := d.count(4)
+func decodeRuns(d *decoder, base int64) []answerRun {
+	count := d.count(3)
 	if count == 0 {
 		return nil
 	}
 	runs := make([]answerRun, count)
 	for i := range runs {
-		runs[i] = answerRun{outcome: Outcome(d.byte()), batches: uint32(d.uint()), offset: d.int(), actual: d.int()}
+		r := answerRun{outcome: Outcome(d.byte()), batches: uint32(d.uint()), offset: NoOffset, actual: NoOffset}
+		if r.outcome.placed() {
+			r.offset = base + d.int()
+		} else {
+			r.actual = d.int()
+		}
+		if r.outcome < Accepted || r.outcome > UnknownProducer {
+			d.fail(fmt.Sprintf("verdict of unknown kind %d: a newer varve wrote it", r.outcome))
+		}
+		runs[i] = r
 	}
 	return runs
 }
@@ -179,12 +223,13 @@ func decodeChange(d *decoder, c *Change, gates []GatewayID, topics []TopicID, ba
 	case ChangeAppend:
 		c.Uploader = lookupGateway(d, gates)
 		c.Number = d.uint()
-		c.runs = decodeRuns(d)
-		c.Entries = decodeEntries(d, gates, Entry{Number: c.Number, MinTimestamp: base})
+		first := int64(d.uint())
+		c.runs = decodeRuns(d, first)
+		c.Entries = decodeEntries(d, gates, Entry{End: first, Number: c.Number, MinTimestamp: base})
 		if count := d.count(5); count > 0 {
 			c.producers = make([]producerAppend, count)
 			for i := range c.producers {
-				c.producers[i] = producerAppend{id: d.int(), epoch: int16(d.uint()), first: int32(d.uint()), last: int32(d.uint()), offset: int64(d.uint())}
+				c.producers[i] = decodeProducerAppend(d, first)
 			}
 		}
 	case ChangeTrim:

@@ -2,20 +2,23 @@ package metadata
 
 import (
 	"fmt"
-	"slices"
 	"sort"
 )
 
 const (
 	// MaxPoints bounds the chunks that an index entry tells apart.
 	MaxPoints = 32
-	// minChunk is the fewest bytes that a chunk of an entry holds (but the last):
-	// small spans get no points, so that a commit stays small.
-	minChunk = 64 << 10
-	// fanOut is the most children of a tree node, and the most entries of a page.
-	fanOut = 256
 	// maxLevels bounds the tree's height: 256^5 entries are more than fit an int64 of bytes.
 	maxLevels = 5
+)
+
+// Variables, so that tests reach high trees and cut chunks with few records.
+var (
+	// minChunk is the fewest bytes that a chunk of an entry holds (but the last):
+	// small spans get no points, so that a commit stays small.
+	minChunk int64 = 64 << 10
+	// fanOut is the most children of a tree node, and the most entries of a page.
+	fanOut = 256
 )
 
 // Entry is one index entry: a run of record batches of one partition that lie
@@ -230,7 +233,7 @@ func decodeEntries(d *decoder, gateways []GatewayID, seed Entry) []Entry {
 				offset, position = p.Offset, p.Position
 			}
 		}
-		if d.err == nil && (n.First < last.End || n.End < n.First || n.Position < 0 || n.Length < 0) {
+		if d.err == nil && !n.plausible(last.End) {
 			d.fail(fmt.Sprintf("index entry %d is out of order", i))
 		}
 		if d.err != nil {
@@ -239,6 +242,23 @@ func decodeEntries(d *decoder, gateways []GatewayID, seed Entry) []Entry {
 		last = *n
 	}
 	return entries
+}
+
+// plausible refuses an entry that would make readers ask for bytes that cannot be.
+func (n *Entry) plausible(after int64) bool {
+	limit := n.Position + n.Length
+	if n.First < after || n.End < n.First || n.Position < 0 || n.Length < 0 || limit < n.Position {
+		return false
+	}
+	offset, position := n.First, n.Position
+	for i, p := range n.Points {
+		if p.Offset < offset || p.Offset > n.End || p.Position < position || p.Position > limit ||
+			i == 0 && (p.Offset != n.First || p.Position != n.Position) {
+			return false
+		}
+		offset, position = p.Offset, p.Position
+	}
+	return true
 }
 
 func encodeChildren(e *encoder, children []Child) {
@@ -276,6 +296,12 @@ func decodeChildren(d *decoder) []Child {
 		c.Bytes = int64(d.uint())
 		c.Entries = int64(d.uint())
 		c.Sum = d.fixed64()
+		if d.err == nil && (c.First < last.First || i > 0 && c.First == last.First || c.Bytes < 0 || c.Entries < 0) {
+			d.fail(fmt.Sprintf("child %d is out of order", i))
+		}
+		if d.err != nil {
+			return nil
+		}
 		last = *c
 	}
 	return children
@@ -319,22 +345,4 @@ func decodeNode(value []byte) ([]Child, error) {
 // after it.
 func findEntry(entries []Entry, offset int64) int {
 	return sort.Search(len(entries), func(i int) bool { return entries[i].End > offset })
-}
-
-// findChild returns the place of the last child that begins at or before offset,
-// or 0.
-func findChild(children []Child, offset int64) int {
-	i, found := slices.BinarySearchFunc(children, offset, func(c Child, o int64) int {
-		switch {
-		case c.First < o:
-			return -1
-		case c.First > o:
-			return 1
-		}
-		return 0
-	})
-	if !found && i > 0 {
-		i--
-	}
-	return i
 }

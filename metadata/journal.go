@@ -11,17 +11,15 @@ import (
 // only until somebody seals it. Not for concurrent use: one sequencer owns it, and
 // one put is outstanding at a time.
 type Journal struct {
-	table     Table
-	id        GatewayID
-	next      uint64 // sequence of the next row
-	trimmedTo uint64
-	stamp     Stamp // of the opening row
+	table Table
+	id    GatewayID
+	next  uint64 // sequence of the next row
 }
 
 // OpenJournal makes the journal of a gateway that just minted its id.
 func OpenJournal(ctx context.Context, table Table, id GatewayID) (*Journal, error) {
-	j := &Journal{table: table, id: id, next: 1, stamp: Stamp{1, 1}}
-	row := Row{Key: journalKey(id, 0), Stamp: j.stamp, Nonce: NewNonce(), Value: opening{}.encode()}
+	j := &Journal{table: table, id: id, next: 1}
+	row := Row{Key: journalKey(id, 0), Stamp: Stamp{1, 1}, Nonce: NewNonce(), Value: opening{}.encode()}
 	if err := PutSettled(ctx, table, row, IfAbsent(), nil); err != nil {
 		return nil, fmt.Errorf("open journal of %s: %w", id, err)
 	}
@@ -64,52 +62,34 @@ func (j *Journal) Verify(ctx context.Context) error {
 	return err
 }
 
-// Trim removes entries up to and including sequence, but never the newest row:
-// a paused owner could write again past the hole. trimmed-to rises first.
-func (j *Journal) Trim(ctx context.Context, through uint64) error {
-	if j.next >= 2 {
-		through = min(through, j.next-2)
-	} else {
-		through = 0
-	}
-	if through <= j.trimmedTo {
-		return nil
-	}
-	to, stamp, err := trimJournal(ctx, j.table, j.id, through)
-	if err == nil {
-		j.trimmedTo, j.stamp = to, stamp
-	}
-	return err
-}
-
-// trimJournal raises trimmed-to, then deletes rows up to it.
-func trimJournal(ctx context.Context, t Table, id GatewayID, through uint64) (uint64, Stamp, error) {
+// TrimJournal raises trimmed-to, then removes entries up to and including through.
+// It must stay below the newest row: a paused owner could write again past the hole.
+func TrimJournal(ctx context.Context, t Table, id GatewayID, through uint64) error {
 	row, err := t.Get(ctx, journalKey(id, 0), Strong)
 	if err != nil {
-		return 0, Stamp{}, fmt.Errorf("trim journal of %s: %w", id, err)
+		return fmt.Errorf("trim journal of %s: %w", id, err)
 	}
 	was, err := decodeOpening(row.Value)
 	if err != nil {
-		return 0, Stamp{}, err
+		return err
 	}
 	if through > was.trimmedTo {
 		held := row.Stamp
 		row.Stamp, row.Nonce = Stamp{held.Epoch, held.Sequence + 1}, NewNonce()
 		row.Value = opening{trimmedTo: through}.encode()
 		if err := PutSettled(ctx, t, row, IfEqual(held), nil); err != nil {
-			return 0, Stamp{}, fmt.Errorf("trim journal of %s: %w", id, err)
+			return fmt.Errorf("trim journal of %s: %w", id, err)
 		}
 	}
-	// From what trimmed-to was: rows below it may still be there when the last trim
-	// was cut short, but then they are only a few, and found by range.
+	// From the first row on: a trim that was cut short left some behind.
 	for {
 		rows, err := t.Range(ctx, Range{Partition: journalPartition(id), From: sequenceSort(1), To: sequenceSort(through + 1), Limit: 100, Consistency: Strong})
 		if err != nil || len(rows) == 0 {
-			return through, row.Stamp, err
+			return err
 		}
 		for _, r := range rows {
 			if err := t.Delete(ctx, r.Key, Condition{}); err != nil {
-				return 0, Stamp{}, err
+				return fmt.Errorf("trim journal of %s: %w", id, err)
 			}
 		}
 	}
@@ -169,19 +149,40 @@ type SealedJournal struct {
 // ReadSealed reads a sealed journal. ErrHole when a row is missing: then the table
 // lost something, and nothing may be folded.
 func ReadSealed(ctx context.Context, t Table, id GatewayID) (*SealedJournal, error) {
+	trimmedTo, err := readTrimmedTo(ctx, t, id)
+	for err == nil {
+		var s *SealedJournal
+		if s, err = readSealedFrom(ctx, t, id, trimmedTo); !errors.Is(err, ErrHole) {
+			return s, err
+		}
+		// Somebody may just have trimmed it: trimmed-to says so then.
+		hole, before := err, trimmedTo
+		if trimmedTo, err = readTrimmedTo(ctx, t, id); err == nil && trimmedTo == before {
+			err = hole
+		}
+	}
+	return nil, err
+}
+
+// readTrimmedTo reads a journal's opening row.
+func readTrimmedTo(ctx context.Context, t Table, id GatewayID) (uint64, error) {
 	head, err := t.Get(ctx, journalKey(id, 0), Strong)
 	if errors.Is(err, ErrNotFound) {
 		head.Value, err = opening{}.encode(), nil // died before it opened its journal, then was sealed
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read journal of %s: %w", id, err)
+		return 0, fmt.Errorf("read journal of %s: %w", id, err)
 	}
 	was, err := decodeOpening(head.Value)
 	if err != nil {
-		return nil, err
+		return 0, fmt.Errorf("journal of %s: %w", id, err)
 	}
-	s := &SealedJournal{ID: id, TrimmedTo: was.trimmedTo}
-	from := was.trimmedTo + 1
+	return was.trimmedTo, nil
+}
+
+func readSealedFrom(ctx context.Context, t Table, id GatewayID, trimmedTo uint64) (*SealedJournal, error) {
+	s := &SealedJournal{ID: id, TrimmedTo: trimmedTo}
+	from := trimmedTo + 1
 	for s.Seal == 0 {
 		rows, err := t.Range(ctx, Range{Partition: journalPartition(id), From: sequenceSort(from), Limit: 100, Consistency: Strong})
 		if err != nil {
@@ -219,6 +220,21 @@ func (s *SealedJournal) Trim(ctx context.Context, t Table) error {
 	if s.Seal < 2 || s.TrimmedTo >= s.Seal-1 {
 		return nil
 	}
-	_, _, err := trimJournal(ctx, t, s.ID, s.Seal-1)
+	return TrimJournal(ctx, t, s.ID, s.Seal-1)
+}
+
+// Snapshot is the journal as it stands, for [Acquire] to run beside the owner: only
+// its id and its highest number are looked at.
+func (j *Journal) Snapshot() *Journal { return &Journal{id: j.id, next: j.next} }
+
+// Leave trims and seals the journal of a gateway that leaves in good order, when
+// every partition has checkpointed all of it.
+func (j *Journal) Leave(ctx context.Context) error {
+	if j.next > 2 {
+		if err := TrimJournal(ctx, j.table, j.id, j.next-2); err != nil {
+			return err
+		}
+	}
+	_, err := Seal(ctx, j.table, j.id, j.id)
 	return err
 }

@@ -7,7 +7,8 @@ import (
 	"slices"
 )
 
-const (
+// Variables, so that tests reach them with few entries.
+var (
 	// pageAt is how many entries a partition's newest index entries must be for a
 	// checkpoint to move them from the lease row into a page of their own. Fewer
 	// would make pages many, more would make lease rows, which each checkpoint
@@ -26,7 +27,22 @@ type Lease struct {
 	// Released: the owner left in good order, and the checkpoint is all there is.
 	Released bool
 	Stamp    Stamp // of the row: (epoch, version)
-	state    *Partition
+	// base is the journal that Through counts, where that is not Journal: the owner
+	// has folded more than the row can hold, and commits nothing before its
+	// first checkpoint.
+	base  GatewayID
+	state *Partition
+	// doubt is the stamp of a checkpoint whose lease row may or may not be there.
+	doubt Stamp
+}
+
+// Source is the journal that holds what the checkpoint does not: entries above
+// Through. Journal's, but for a moment after a takeover.
+func (l *Lease) Source() GatewayID {
+	if l.base != "" {
+		return l.base
+	}
+	return l.Journal
 }
 
 // Epoch counts the owners.
@@ -35,22 +51,30 @@ func (l *Lease) Epoch() uint64 { return l.Stamp.Epoch }
 const (
 	flagClosed byte = 1 << iota
 	flagReleased
+	flagBase
 )
 
 // encodeLease writes the row's value. tail and levels are what the checkpoint leaves.
-func encodeLease(journal GatewayID, through uint64, released bool, p *Partition, producers []*producerState, levels [][]Child, tail []Entry) []byte {
+func encodeLease(l *Lease, p *Partition, producers []*producerState, levels [][]Child, tail []Entry) []byte {
 	var body encoder
 	var y dictionary
 	var flags byte
 	if p.closed {
 		flags |= flagClosed
 	}
-	if released {
+	if l.Released {
 		flags |= flagReleased
 	}
+	if l.base != "" {
+		flags |= flagBase
+	}
 	body.byte(flags)
-	body.uint(y.number(journal))
-	body.uint(through)
+	body.uint(y.number(l.Journal))
+	if l.base != "" {
+		body.uint(y.number(l.base))
+		body.uint(p.epoch)
+	}
+	body.uint(l.Through)
 	body.uint(uint64(p.start))
 	body.uint(uint64(p.next))
 	body.fixed64(p.sum)
@@ -65,7 +89,7 @@ func encodeLease(journal GatewayID, through uint64, released bool, p *Partition,
 		body.uint(uint64(len(u.answers)))
 		for _, a := range u.answers {
 			body.uint(u.last - a.number)
-			encodeRuns(&body, a.runs)
+			encodeRuns(&body, a.runs, p.next)
 		}
 	}
 	body.uint(uint64(len(producers)))
@@ -125,6 +149,9 @@ func decodeLease(id PartitionID, row Row) (*Lease, error) {
 	flags := d.byte()
 	p.closed, l.Released = flags&flagClosed != 0, flags&flagReleased != 0
 	l.Journal = lookupGateway(d, gates)
+	if flags&flagBase != 0 {
+		l.base, p.epoch = lookupGateway(d, gates), d.uint()
+	}
 	l.Through = d.uint()
 	p.start, p.next = int64(d.uint()), int64(d.uint())
 	p.sum, p.gone = d.fixed64(), d.fixed64()
@@ -134,7 +161,7 @@ func decodeLease(id PartitionID, row Row) (*Lease, error) {
 		id := lookupGateway(d, gates)
 		u := &uploaderState{last: d.uint()}
 		for range d.count(2) {
-			u.answers = append(u.answers, answer{number: u.last - d.uint(), runs: decodeRuns(d)})
+			u.answers = append(u.answers, answer{number: u.last - d.uint(), runs: decodeRuns(d, p.next)})
 		}
 		p.uploaders[id] = u
 	}
@@ -150,6 +177,9 @@ func decodeLease(id PartitionID, row Row) (*Lease, error) {
 		p.levels = append(p.levels, decodeChildren(d))
 	}
 	p.tail = decodeEntries(d, gates, Entry{})
+	if d.err == nil && (p.start < 0 || p.next < p.start) {
+		d.fail(fmt.Sprintf("the log goes from %d to %d", p.start, p.next))
+	}
 	if err := d.end(); err != nil {
 		return nil, fmt.Errorf("lease row of %s: %w", id, err)
 	}
@@ -174,39 +204,60 @@ func (l *Lease) View() *View { return l.state.View() }
 // ErrHeld when that gateway lives. On success the state is that of all committed
 // entries, and the row says so. ErrConflict: somebody was quicker; try again.
 func Acquire(ctx context.Context, t Table, id PartitionID, journal *Journal, sealed func(context.Context, GatewayID) (*SealedJournal, error)) (*Partition, *Lease, error) {
-	was, err := ReadLease(ctx, t, id, Strong)
+	row, err := t.Get(ctx, leaseKey(id), Strong)
 	if errors.Is(err, ErrNotFound) {
-		p := NewPartition(id)
-		l, err := takeLease(ctx, t, p, journal, Stamp{}, IfAbsent())
-		return p, l, err
+		return takeLease(ctx, t, NewPartition(id), journal, Stamp{})
 	}
 	if err != nil {
 		return nil, nil, err
 	}
-	p := was.state
-	if was.Journal == journal.id {
-		return p, was, nil // ours: forgotten after a checkpoint that had all of it
+	was, err := decodeLease(id, row)
+	if err != nil {
+		return nil, nil, err
 	}
+	p := was.state
 	if err := loadProducers(ctx, t, p); err != nil {
 		return nil, nil, err
 	}
-	if !was.Released {
-		from, err := sealed(ctx, was.Journal)
-		if err != nil {
-			return nil, nil, err
-		}
-		if err := Fold(p, was.Through, from); err != nil {
-			return nil, nil, err
+	if was.Journal == journal.id && !was.Released && was.base == "" {
+		p.through = was.Through
+		p.settleProducers()
+		return p, was, nil // ours: forgotten after a checkpoint that had all of it
+	}
+	if err := foldPredecessor(ctx, was, journal, sealed); err != nil {
+		return nil, nil, err
+	}
+	if len(p.tail) > fanOut {
+		return takeLong(ctx, t, p, journal, row)
+	}
+	return takeLease(ctx, t, p, journal, was.Stamp)
+}
+
+// foldPredecessor brings the state of a lease up to all that was committed.
+func foldPredecessor(ctx context.Context, was *Lease, journal *Journal, sealed func(context.Context, GatewayID) (*SealedJournal, error)) error {
+	if was.Released {
+		was.state.settleProducers()
+		return nil
+	}
+	if was.base != "" && was.Journal != journal.id {
+		// It has committed nothing here yet; but it may live.
+		if _, err := sealed(ctx, was.Journal); err != nil {
+			return err
 		}
 	}
-	l, err := takeLease(ctx, t, p, journal, was.Stamp, IfEqual(was.Stamp))
-	return p, l, err
+	from, err := sealed(ctx, was.Source())
+	if err != nil {
+		return err
+	}
+	return Fold(was.state, was.Through, from)
 }
 
 // Fold applies what a sealed journal holds of the partition after the checkpoint.
 // What was trimmed from the journal every partition had checkpointed, so a
 // checkpoint below trimmed-to means that nothing of it was left out.
 func Fold(p *Partition, through uint64, from *SealedJournal) error {
+	p.folding = true
+	defer p.settleProducers()
 	for i := range from.Rows {
 		row := &from.Rows[i]
 		if row.Sequence <= through {
@@ -226,15 +277,48 @@ func Fold(p *Partition, through uint64, from *SealedJournal) error {
 
 // takeLease writes the lease row of a new owner. The index entries that were
 // folded stay inline until the first checkpoint.
-func takeLease(ctx context.Context, t Table, p *Partition, journal *Journal, was Stamp, cond Condition) (*Lease, error) {
+func takeLease(ctx context.Context, t Table, p *Partition, journal *Journal, was Stamp) (*Partition, *Lease, error) {
 	l := &Lease{Journal: journal.id, Through: journal.next - 1, Stamp: Stamp{was.Epoch + 1, was.Sequence + 1}, state: p}
-	value := encodeLease(l.Journal, l.Through, false, p, p.inline(), p.levels, p.tail)
-	row := Row{Key: leaseKey(p.id), Stamp: l.Stamp, Nonce: NewNonce(), Value: value}
-	if err := PutSettled(ctx, t, row, cond, nil); err != nil {
-		return nil, fmt.Errorf("take %s: %w", p.id, err)
+	if err := l.take(ctx, t, encodeLease(l, p, p.inline(), p.levels, p.tail), was); err != nil {
+		return nil, nil, err
 	}
 	p.epoch, p.since, p.through = l.Stamp.Epoch, 0, l.Through
-	return l, nil
+	return p, l, nil
+}
+
+// takeLong takes a partition whose folded entries need pages. Pages may be written by
+// the owner only: those of a checkpoint that its predecessor was writing when it was
+// sealed have the same keys. So the lease comes first, with the checkpoint as it was,
+// and then a checkpoint of what was folded.
+func takeLong(ctx context.Context, t Table, p *Partition, journal *Journal, row Row) (*Partition, *Lease, error) {
+	l, err := decodeLease(p.id, row)
+	if err != nil {
+		return nil, nil, err
+	}
+	was := l.state
+	l.base, l.Journal, l.Stamp = l.Source(), journal.id, Stamp{row.Stamp.Epoch + 1, row.Stamp.Sequence + 1}
+	if err := l.take(ctx, t, encodeLease(l, was, was.byAge(), was.levels, was.tail), row.Stamp); err != nil {
+		return nil, nil, err
+	}
+	l.base, l.state = "", p
+	p.epoch = l.Stamp.Epoch
+	plan := p.Checkpoint(l, journal.next-1, false)
+	if err := plan.Write(ctx, t, l); err != nil {
+		return nil, nil, err
+	}
+	p.through = l.Through
+	p.Done(plan)
+	_ = plan.Clean(ctx, t) // what it leaves behind is garbage that nothing names
+	return p, l, nil
+}
+
+// take puts the lease row if the one that was read still stands.
+func (l *Lease) take(ctx context.Context, t Table, value []byte, was Stamp) error {
+	row := Row{Key: leaseKey(l.state.id), Stamp: l.Stamp, Nonce: NewNonce(), Value: value}
+	if err := PutSettled(ctx, t, row, guard(was), nil); err != nil {
+		return fmt.Errorf("take %s: %w", l.state.id, err)
+	}
+	return nil
 }
 
 // inline lists the producers that the lease row holds: the last used ones, and
@@ -301,6 +385,7 @@ type Checkpoint struct {
 	garbage   []Key // producers that were evicted
 	oldest    int64 // pages and nodes that begin below it go ...
 	dropped   bool  // ... if there are any
+	release   bool
 
 	// What becomes of the state once it is written.
 	levels    [][]Child
@@ -327,7 +412,7 @@ func (c *Checkpoint) Bytes() int {
 // called the log start cannot move.
 func (p *Partition) Checkpoint(l *Lease, through uint64, release bool) *Checkpoint {
 	c := &Checkpoint{partition: p.id, stamp: Stamp{p.epoch, through}, held: l.Stamp, through: through,
-		oldest: p.oldest(), dropped: p.dropped}
+		oldest: p.oldest(), dropped: p.dropped, release: release}
 	p.checkpointing = true
 	c.levels = slices.Clone(p.levels)
 	tail := p.tail
@@ -356,8 +441,9 @@ func (p *Partition) Checkpoint(l *Lease, through uint64, release bool) *Checkpoi
 		c.garbage = append(c.garbage, producerKey(p.id, id))
 	}
 	c.evicted = len(p.evicted)
+	next := &Lease{Journal: l.Journal, Through: through, Released: release}
 	c.lease = Row{Key: leaseKey(p.id), Stamp: Stamp{l.Stamp.Epoch, l.Stamp.Sequence + 1}, Nonce: NewNonce(),
-		Value: encodeLease(l.Journal, through, release, p, inline, c.levels, tail)}
+		Value: encodeLease(next, p, inline, c.levels, tail)}
 	return c
 }
 
@@ -394,8 +480,12 @@ func (c *Checkpoint) push(level int, child Child) {
 
 // Write writes the checkpoint. On success the lease is as it now stands in the
 // table, and Done must be called on the state. ErrConflict: another gateway has
-// the partition.
+// the partition. ErrUnknown: the lease row may name this checkpoint's pages, so that no
+// other may overwrite them; only the same one can be written again.
 func (c *Checkpoint) Write(ctx context.Context, t Table, l *Lease) error {
+	if l.doubt != (Stamp{}) && l.doubt != c.stamp {
+		return fmt.Errorf("checkpoint %s: %w: the outcome of the one before, at %s, is not known", c.partition, ErrConflict, l.doubt)
+	}
 	for i := range c.before {
 		// A row with a stamp of ours or above was written by us in a checkpoint that
 		// was cut short, or by the partition's next owner: the lease row decides.
@@ -408,9 +498,12 @@ func (c *Checkpoint) Write(ctx context.Context, t Table, l *Lease) error {
 		}
 	}
 	if err := PutSettled(ctx, t, c.lease, IfEqual(c.held), nil); err != nil {
+		if errors.Is(err, ErrUnknown) {
+			l.doubt = c.stamp
+		}
 		return fmt.Errorf("checkpoint %s: %w", c.partition, err)
 	}
-	l.Stamp, l.Through = c.lease.Stamp, c.through
+	l.Stamp, l.Through, l.Released, l.doubt = c.lease.Stamp, c.through, c.release, Stamp{}
 	return nil
 }
 
@@ -486,3 +579,12 @@ func (p *Partition) Done(c *Checkpoint) {
 
 // Undone gives a checkpoint up that could not be written.
 func (p *Partition) Undone(*Checkpoint) { p.checkpointing = false }
+
+// Folded is the partition as of the checkpoint and what its sealed journal holds
+// after it, for reading without taking it.
+func (l *Lease) Folded(from *SealedJournal) (*View, error) {
+	if err := Fold(l.state, l.Through, from); err != nil {
+		return nil, err
+	}
+	return l.state.View(), nil
+}

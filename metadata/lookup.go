@@ -20,8 +20,8 @@ type Index interface {
 // TableIndex is the Index straight from the table, one read a call.
 type TableIndex struct{ Table Table }
 
-// Page reads a page row. An eventual read may not see a page that the view names
-// yet: then a strong one decides.
+// Page reads a page row. Strongly: an eventual read may still show what a checkpoint
+// that was cut short had put under the same key, with other entries.
 func (x TableIndex) Page(ctx context.Context, p PartitionID, first int64) ([]Entry, error) {
 	row, err := x.read(ctx, pageKey(p, first))
 	if err != nil {

@@ -13,9 +13,11 @@ const (
 	// batchesKept is how many batches of a producer can be recognised again, as in
 	// Kafka: a producer has no more requests in flight than this.
 	batchesKept = 5
-	// maxProducers bounds the producer states of a partition; the longest unused go first.
-	maxProducers = 1000
 )
+
+// maxProducers bounds the producer states of a partition; the longest unused go
+// first. A variable, so that tests reach it.
+var maxProducers = 1000
 
 // answerRun is a verdict on neighbouring batches that share it.
 type answerRun struct {
@@ -66,8 +68,11 @@ type Partition struct {
 	uploaders map[GatewayID]*uploaderState
 	producers map[int64]*producerState
 	evicted   []int64 // producers whose row must go
-	levels    [][]Child
-	tail      []Entry
+	// folding: rows may be ahead of what was folded so far, so that nobody can tell
+	// yet which producers are unused longest.
+	folding bool
+	levels  [][]Child
+	tail    []Entry
 	// sum is of everything that was ever appended, gone of what the index has
 	// dropped since: sum - gone is the content sum of the index as it stands.
 	sum, gone uint64
@@ -104,6 +109,10 @@ func (p *Partition) Closed() bool { return p.closed }
 // has, or 0.
 func (p *Partition) Unfolded() uint64 { return p.since }
 
+// Due says that the newest index entries are enough for a page: a checkpoint should
+// move them out of memory and keep takeover short, however little the journal holds.
+func (p *Partition) Due() bool { return !p.checkpointing && len(p.tail) >= fanOut }
+
 // ContentSum is the sum of all index entries, mod 2^64.
 func (p *Partition) ContentSum() uint64 { return p.sum - p.gone }
 
@@ -135,6 +144,7 @@ type producerAppend struct {
 	first  int32
 	last   int32
 	offset int64
+	fresh  bool // the producer was not known: what is remembered begins here
 }
 
 // Change is what one decision does to one partition; journal entries are lists of
@@ -180,11 +190,12 @@ func (p *Partition) Judge(ref *Reference) (Verdict, *Change) {
 	}
 	v.Next = j.next
 	change := &Change{Partition: p.id, Epoch: p.epoch, Kind: ChangeAppend, Uploader: ref.Uploader, Number: ref.Number,
-		runs: runsOf(ref, v.Batches), producers: j.producers}
+		runs: runsOf(ref, v.Batches), producers: j.remembered()}
 	for at := 0; at < len(ref.Batches); {
 		n := 0
-		for at+n < len(ref.Batches) && v.Batches[at+n].Outcome == Accepted {
-			n++
+		for at+n < len(ref.Batches) && v.Batches[at+n].Outcome == Accepted &&
+			(n == 0 || ref.Batches[at+n].Position == ref.Batches[at+n-1].end()) {
+			n++ // recovery leaves out batches in between: what is not side by side gets its own entry
 		}
 		if n > 0 {
 			change.Entries = append(change.Entries, newEntry(ref, ref.Batches[at:at+n], v.Batches[at].Offset))
@@ -250,11 +261,17 @@ type judging struct {
 	partition *Partition
 	next      int64
 	producers []producerAppend
+	// seen has the producers that were appended to by this very reference.
+	seen map[int64]*producerState
 }
 
 func (j *judging) batch(b *Batch) BatchVerdict {
+	var state *producerState
 	if b.ProducerID != NoProducer {
-		if v, done := j.producer(b); done {
+		if state = j.seen[b.ProducerID]; state == nil {
+			state = j.partition.producers[b.ProducerID]
+		}
+		if v, done := state.judge(b); done {
 			return v
 		}
 	}
@@ -268,53 +285,79 @@ func (j *judging) batch(b *Batch) BatchVerdict {
 	}
 	v := BatchVerdict{Outcome: Accepted, Offset: j.next, Actual: NoOffset}
 	if b.ProducerID != NoProducer {
-		j.producers = append(j.producers, producerAppend{id: b.ProducerID, epoch: b.ProducerEpoch,
-			first: b.BaseSequence, last: b.LastSequence(), offset: j.next})
+		j.append(state, producerAppend{id: b.ProducerID, epoch: b.ProducerEpoch,
+			first: b.BaseSequence, last: b.LastSequence(), offset: j.next, fresh: state == nil})
 	}
 	j.next += int64(b.Offsets)
 	return v
 }
 
-// producer judges an idempotent batch by Kafka's rules; done is false when it may
-// be appended.
-func (j *judging) producer(b *Batch) (v BatchVerdict, done bool) {
+// append notes an accepted batch for the batches after it.
+func (j *judging) append(state *producerState, a producerAppend) {
+	j.producers = append(j.producers, a)
+	next := &producerState{id: a.id}
+	if state != nil {
+		next.epoch, next.batches = state.epoch, slices.Clone(state.batches)
+	}
+	next.take(a)
+	if j.seen == nil {
+		j.seen = make(map[int64]*producerState)
+	}
+	j.seen[a.id] = next
+}
+
+// remembered leaves out what a producer's later batches push out of memory, so that
+// an entry stays small.
+func (j *judging) remembered() []producerAppend {
+	if len(j.producers) <= batchesKept {
+		return j.producers
+	}
+	count := make(map[int64]int, len(j.seen))
+	kept := make([]producerAppend, 0, len(j.producers))
+	for _, a := range slices.Backward(j.producers) {
+		if count[a.id]++; count[a.id] <= batchesKept {
+			kept = append(kept, a)
+		}
+	}
+	slices.Reverse(kept)
+	return kept
+}
+
+// take remembers an accepted batch.
+func (s *producerState) take(a producerAppend) {
+	if a.fresh || a.epoch != s.epoch {
+		s.epoch, s.batches = a.epoch, nil
+	}
+	if len(s.batches) == batchesKept {
+		s.batches = append(s.batches[:0:0], s.batches[1:]...)
+	}
+	s.batches = append(s.batches, producerBatch{a.first, a.last, a.offset})
+}
+
+// judge judges an idempotent batch by Kafka's rules; done is false when it may be
+// appended. The nil state is that of a producer that is not known.
+func (s *producerState) judge(b *Batch) (v BatchVerdict, done bool) {
 	refuse := func(o Outcome, actual int64) (BatchVerdict, bool) {
 		return BatchVerdict{Outcome: o, Offset: NoOffset, Actual: actual}, true
 	}
-	known, epoch, last := false, int16(0), int32(0)
-	var kept []producerBatch
-	if state := j.partition.producers[b.ProducerID]; state != nil {
-		known, epoch, kept = true, state.epoch, state.batches
-		last = kept[len(kept)-1].last
-	}
-	for _, a := range j.producers { // of this very reference
-		if a.id == b.ProducerID {
-			if !known || a.epoch != epoch {
-				kept = nil
-			}
-			known, epoch, last = true, a.epoch, a.last
-			kept = append(slices.Clip(kept), producerBatch{a.first, a.last, a.offset})
-		}
-	}
 	switch {
-	case known && b.ProducerEpoch < epoch:
-		return refuse(ProducerFenced, int64(epoch))
-	case !known && b.BaseSequence != 0:
+	case s == nil && b.BaseSequence != 0:
 		return refuse(UnknownProducer, NoOffset)
-	case !known:
+	case s == nil:
 		return BatchVerdict{}, false
-	case b.ProducerEpoch > epoch:
-		if b.BaseSequence != 0 {
-			return refuse(SequenceGap, 0)
-		}
+	case b.ProducerEpoch < s.epoch:
+		return refuse(ProducerFenced, int64(s.epoch))
+	case b.ProducerEpoch > s.epoch && b.BaseSequence != 0:
+		return refuse(SequenceGap, 0)
+	case b.ProducerEpoch > s.epoch:
 		return BatchVerdict{}, false
 	}
-	for _, k := range kept {
+	for _, k := range s.batches {
 		if k.first == b.BaseSequence && k.last == b.LastSequence() {
 			return BatchVerdict{Outcome: Duplicate, Offset: k.offset, Actual: NoOffset}, true
 		}
 	}
-	expected := addSequence(last, 1)
+	expected := addSequence(s.batches[len(s.batches)-1].last, 1)
 	if b.BaseSequence == expected {
 		return BatchVerdict{}, false
 	}
@@ -424,7 +467,7 @@ func (p *Partition) applyAppend(c *Change, sequence uint64) error {
 func (p *Partition) applyProducer(a producerAppend, stamp Stamp) {
 	s := p.producers[a.id]
 	if s == nil {
-		if len(p.producers) >= maxProducers {
+		if !p.folding && len(p.producers) >= maxProducers {
 			p.evict()
 		}
 		s = &producerState{id: a.id, epoch: a.epoch}
@@ -433,13 +476,7 @@ func (p *Partition) applyProducer(a producerAppend, stamp Stamp) {
 	if stamp.Compare(s.stored) <= 0 {
 		return // its row is ahead of the checkpoint and has this already
 	}
-	if a.epoch != s.epoch {
-		s.epoch, s.batches = a.epoch, nil
-	}
-	if len(s.batches) == batchesKept {
-		s.batches = append(s.batches[:0:0], s.batches[1:]...)
-	}
-	s.batches = append(s.batches, producerBatch{a.first, a.last, a.offset})
+	s.take(a)
 	s.used, s.changed = a.offset, stamp
 }
 
@@ -452,8 +489,17 @@ func (p *Partition) evict() {
 		}
 	}
 	delete(p.producers, oldest.id)
-	if oldest.stored != (Stamp{}) {
+	if oldest.stored != (Stamp{}) || p.checkpointing { // then its row may be being written
 		p.evicted = append(p.evicted, oldest.id)
+	}
+}
+
+// settleProducers ends a fold: those that are kept are the ones used last, whatever
+// rows were there of others.
+func (p *Partition) settleProducers() {
+	p.folding = false
+	for len(p.producers) > maxProducers {
+		p.evict()
 	}
 }
 

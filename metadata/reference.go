@@ -35,6 +35,9 @@ type Batch struct {
 // LastSequence is the sequence of the last record; sequences wrap to 0 after 2^31-1.
 func (b *Batch) LastSequence() int32 { return addSequence(b.BaseSequence, b.Offsets-1) }
 
+// end is the position behind the batch in its object.
+func (b *Batch) end() int64 { return b.Position + int64(b.Size) }
+
 func addSequence(s, n int32) int32 { return int32((int64(s) + int64(n)) & 0x7fffffff) }
 
 // batchSum is the hash of a batch at its offset; index entries add them up. It
@@ -86,6 +89,9 @@ const (
 	// UnknownProducer: sequence > 0 of a producer that is not known here.
 	UnknownProducer
 )
+
+// placed says whether the batch has an offset.
+func (o Outcome) placed() bool { return o == Accepted || o == Duplicate }
 
 func (o Outcome) String() string {
 	switch o {

@@ -45,7 +45,7 @@ type search struct {
 // FirstAtOrAfter finds the first record in offset order, at or after the log start,
 // whose timestamp is at least t. It descends by each part's largest timestamp: one
 // page read, two when the log is long, and one scan. A part that straddles the log
-// start may promise what is no longer readable; that costs one more of each.
+// start may promise what is no longer readable; that costs one more descent and scan.
 func (v *View) FirstAtOrAfter(ctx context.Context, index Index, scan ScanFunc, t int64) (Found, bool, error) {
 	s := &search{view: v, index: index, scan: scan}
 	return s.among(ctx, v.pieces(), t)
@@ -146,20 +146,19 @@ func (v *View) MaxTimestamp(ctx context.Context, index Index, scan ScanFunc) (An
 		return none, nil
 	}
 	s := &search{view: v, index: index, scan: scan}
-	largest, err := s.largest(ctx, v.pieces())
+	largest, err := s.largest(ctx, v.pieces(), NoTimestamp)
 	if err != nil {
 		return none, err
 	}
 	return v.AtOrAfter(ctx, index, scan, largest)
 }
 
-// largest is the largest timestamp in the list. Only the first part can straddle
-// the log start; it is opened only if it claims to have the answer.
-func (s *search) largest(ctx context.Context, list []piece) (int64, error) {
+// largest is the largest timestamp in the list, rest at least. Only the first part can
+// straddle the log start; it is opened only if it claims to have the answer.
+func (s *search) largest(ctx context.Context, list []piece, rest int64) (int64, error) {
 	for len(list) > 0 && list[0].end <= s.view.Start {
 		list = list[1:]
 	}
-	rest := NoTimestamp
 	for i, p := range list {
 		if i > 0 || p.child.First >= s.view.Start {
 			rest = max(rest, p.child.MaxTimestamp)
@@ -168,8 +167,7 @@ func (s *search) largest(ctx context.Context, list []piece) (int64, error) {
 	if len(list) == 0 || list[0].child.First >= s.view.Start || list[0].child.MaxTimestamp <= rest {
 		return rest, nil
 	}
-	straddling, err := s.largestWithin(ctx, list[0], rest)
-	return max(rest, straddling), err
+	return s.largestWithin(ctx, list[0], rest)
 }
 
 func (s *search) largestWithin(ctx context.Context, p piece, rest int64) (int64, error) {
@@ -178,7 +176,7 @@ func (s *search) largestWithin(ctx context.Context, p piece, rest int64) (int64,
 		if err != nil {
 			return NoTimestamp, err
 		}
-		return s.largest(ctx, list)
+		return s.largest(ctx, list, rest)
 	}
 	for _, c := range p.entry.Chunks() {
 		if c.First >= s.view.Start {
