@@ -38,9 +38,7 @@ func (s *bufferScan) run(use func(frame) bool) error {
 		if err != nil {
 			return err
 		}
-		// Between neighbours the index rises by one; over a bad stretch it tells how
-		// many frames are lost.
-		if size == 0 || f.index < next || (f.index != next && bad < 0) {
+		if size == 0 || f.index < next {
 			if bad < 0 {
 				bad = position
 			}
@@ -49,7 +47,11 @@ func (s *bufferScan) run(use func(frame) bool) error {
 			}
 			continue
 		}
-		if bad >= 0 {
+		// The index rises by one, so it tells how many frames are lost before this one.
+		if bad >= 0 || f.index > next {
+			if bad < 0 {
+				bad = position
+			}
 			s.damaged(bad, position, fmt.Sprintf("%d batches are lost before a good one", f.index-next))
 			bad = -1
 		}
