@@ -67,7 +67,7 @@ func Open(c Config) (*Store, error) {
 		Secure:     c.TLS,
 		Transport:  transport,
 		Region:     c.Region,
-		MaxRetries: 1, // it means tries
+		MaxRetries: 1, // it means tries; the SDK still waits up to 0.2 s after a failed one
 	})
 	if err != nil {
 		return nil, fmt.Errorf("miniostore: %w", err)

@@ -93,3 +93,12 @@ func TestOpenFails(t *testing.T) {
 		t.Errorf("Open: %v; want endpoint, bucket, prefix and checksum named", err)
 	}
 }
+
+func TestWire(t *testing.T) {
+	storetest.RunS3(t, func(t *testing.T, endpoint, checksum string) segments.Store {
+		return open(t, miniostore.Config{
+			Bucket: storetest.S3Bucket, Endpoint: endpoint, Checksum: miniostore.Checksum(checksum),
+			Credentials: credentials.NewStaticV4("key", "secret", ""),
+		})
+	})
+}

@@ -94,3 +94,12 @@ func TestOpenFails(t *testing.T) {
 		t.Errorf("Open: %v; want bucket, prefix and checksum named", err)
 	}
 }
+
+func TestWire(t *testing.T) {
+	storetest.RunS3(t, func(t *testing.T, endpoint, checksum string) segments.Store {
+		return open(t, s3store.Config{
+			Bucket: storetest.S3Bucket, Endpoint: "http://" + endpoint, Region: "us-east-1", Checksum: s3store.Checksum(checksum),
+			Credentials: credentials.NewStaticCredentialsProvider("key", "secret", ""),
+		})
+	})
+}

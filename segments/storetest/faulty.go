@@ -9,14 +9,14 @@ import (
 )
 
 // Op is a method of a store.
-type Op string
+type Op = segments.Op
 
 // The methods that can be made to fail.
 const (
-	Put    Op = "put"
-	Get    Op = "get"
-	Delete Op = "delete"
-	List   Op = "list"
+	Put    = segments.OpPut
+	Get    = segments.OpGet
+	Delete = segments.OpDelete
+	List   = segments.OpList
 )
 
 // Call is one call of a store.

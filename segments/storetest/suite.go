@@ -40,6 +40,7 @@ func Run(t *testing.T, open func(t *testing.T) segments.Store) {
 		{"BadKeys", badKeys},
 		{"Concurrent", concurrent},
 		{"ResultIsOwned", resultIsOwned},
+		{"Probe", probe},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) { test.run(t, open(t)) })
@@ -412,6 +413,15 @@ func resultIsOwned(t *testing.T, store segments.Store) {
 	}
 	copy(data, "YYYYYY")
 	wantBytes(t, store, "owned", "source")
+}
+
+func probe(t *testing.T, store segments.Store) {
+	if err := segments.Probe(t.Context(), store, "cluster/probe"); err != nil {
+		t.Error(err)
+	}
+	if left := listAll(t, store, "", 10); len(left) > 0 {
+		t.Errorf("the probe left %q", left)
+	}
 }
 
 func put(ctx context.Context, store segments.Store, key string, parts ...string) error {
