@@ -7,6 +7,7 @@ import (
 
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connectproto"
+	"google.golang.org/protobuf/proto"
 
 	varvev1 "github.com/varvelog/varve/api/varve/v1"
 	"github.com/varvelog/varve/metadata"
@@ -57,7 +58,8 @@ type refusal struct {
 	cause   error // for logs and errors.Is; never sent
 }
 
-// refuse makes a refusal. The with… methods change and return it.
+// refuse makes a refusal. The with… methods return a changed copy, so that a refusal
+// can be shared.
 func refuse(code connect.Code, reason, format string, args ...any) *refusal {
 	return &refusal{code: code, message: fmt.Sprintf(format, args...), info: &varvev1.ErrorInfo{Reason: reason}}
 }
@@ -70,43 +72,46 @@ func (r *refusal) Error() string {
 // Unwrap returns the cause.
 func (r *refusal) Unwrap() error { return r.cause }
 
+// with returns a copy in which change has been made to the details.
+func (r *refusal) with(change func(*varvev1.ErrorInfo)) *refusal {
+	out := *r
+	out.info = proto.CloneOf(r.info)
+	change(out.info)
+	return &out
+}
+
 func (r *refusal) withTopic(name string) *refusal {
-	r.info.Topic = name
-	return r
+	return r.with(func(i *varvev1.ErrorInfo) { i.Topic = name })
 }
 
 func (r *refusal) withPartition(n int32) *refusal {
-	r.info.Partition = &n
-	return r
+	return r.with(func(i *varvev1.ErrorInfo) { i.Partition = &n })
 }
 
 // withOffsets says which offset was expected and which one is next.
 func (r *refusal) withOffsets(expected, actual int64) *refusal {
-	r.info.ExpectedOffset, r.info.ActualOffset = &expected, &actual
-	return r
+	return r.with(func(i *varvev1.ErrorInfo) { i.ExpectedOffset, i.ActualOffset = &expected, &actual })
 }
 
 // withLog says where the log starts and which offset is next.
 func (r *refusal) withLog(start, next int64) *refusal {
-	r.info.LogStartOffset, r.info.NextOffset = &start, &next
-	return r
+	return r.with(func(i *varvev1.ErrorInfo) { i.LogStartOffset, i.NextOffset = &start, &next })
 }
 
 // withRetriable says that the same request may succeed later.
 func (r *refusal) withRetriable() *refusal {
-	r.info.Retriable = true
-	return r
+	return r.with(func(i *varvev1.ErrorInfo) { i.Retriable = true })
 }
 
 // withUnknownOutcome says that the append may have taken effect, or still may.
 func (r *refusal) withUnknownOutcome() *refusal {
-	r.info.UnknownOutcome = true
-	return r
+	return r.with(func(i *varvev1.ErrorInfo) { i.UnknownOutcome = true })
 }
 
 func (r *refusal) withCause(err error) *refusal {
-	r.cause = err
-	return r
+	out := *r
+	out.cause = err
+	return &out
 }
 
 // connectError returns the refusal as it goes over the wire.

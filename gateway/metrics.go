@@ -46,8 +46,7 @@ type tableCounts struct {
 type Meters struct {
 	registry *prometheus.Registry
 
-	store       [storeOps]storeCounts
-	storeTime   [storeOps]prometheus.Observer
+	store       storeMeters
 	table       [tableOps][rowKinds]tableCounts
 	tableErrors [tableOps]atomic.Uint64
 	tableTime   [tableOps]prometheus.Observer

@@ -1,7 +1,6 @@
 package gateway
 
 import (
-	"context"
 	"errors"
 	"sync/atomic"
 	"time"
@@ -11,25 +10,28 @@ import (
 	"github.com/varvelog/varve/segments"
 )
 
-// storeOp is one of the calls of a segments.Store.
-type storeOp uint8
-
-const (
-	storePut storeOp = iota
-	storeGet
-	storeDelete
-	storeList
-	storeOps
-)
-
-func (o storeOp) String() string {
-	return [...]string{"put", "get", "delete", "list"}[o]
-}
-
 // storeCounts is what one kind of call to the store came to. bytes are those of
 // objects written and read.
 type storeCounts struct {
 	calls, bytes, errors atomic.Uint64
+	time                 prometheus.Observer
+}
+
+// storeMeters count calls to the object store.
+type storeMeters struct {
+	put, get, delete, list storeCounts
+}
+
+func (s *storeMeters) of(op segments.Op) *storeCounts {
+	switch op {
+	case segments.OpPut:
+		return &s.put
+	case segments.OpGet:
+		return &s.get
+	case segments.OpDelete:
+		return &s.delete
+	}
+	return &s.list
 }
 
 // registerStore makes the metrics of calls to the store.
@@ -37,62 +39,27 @@ func (m *Meters) registerStore() {
 	times := prometheus.NewHistogramVec(prometheus.HistogramOpts{Namespace: namespace, Name: "object_call_seconds",
 		Help: "Calls to the object store.", Buckets: callBuckets}, []string{"op"})
 	m.registry.MustRegister(times)
-	for i := range m.store {
-		op := storeOp(i).String()
-		labels := prometheus.Labels{"op": op}
-		m.storeTime[i] = times.WithLabelValues(op)
-		m.counterWith("object_calls_total", "Calls to the object store.", labels, &m.store[i].calls)
-		m.counterWith("object_bytes_total", "Bytes of objects written and read.", labels, &m.store[i].bytes)
+	for _, op := range []segments.Op{segments.OpPut, segments.OpGet, segments.OpDelete, segments.OpList} {
+		c, labels := m.store.of(op), prometheus.Labels{"op": string(op)}
+		c.time = times.WithLabelValues(string(op))
+		m.counterWith("object_calls_total", "Calls to the object store.", labels, &c.calls)
+		m.counterWith("object_bytes_total", "Bytes of objects written and read.", labels, &c.bytes)
 		m.counterWith("object_errors_total", "Calls to the object store that failed; an object that is absent, or exists already, is an answer.",
-			labels, &m.store[i].errors)
+			labels, &c.errors)
 	}
 }
 
 // observeStore returns the store with its calls counted.
 func (m *Meters) observeStore(s segments.Store) segments.Store {
-	return &observedStore{Store: s, meters: m}
+	return segments.Observe(s, segments.Observer{End: m.storeCall})
 }
 
-func (m *Meters) storeCall(op storeOp, bytes int64, began time.Time, err error) {
-	c := &m.store[op]
+func (m *Meters) storeCall(op segments.Op, bytes int64, took time.Duration, err error) {
+	c := m.store.of(op)
 	c.calls.Add(1)
-	if err == nil {
-		c.bytes.Add(uint64(bytes))
-	} else if !errors.Is(err, segments.ErrNotFound) && !errors.Is(err, segments.ErrExists) {
+	c.bytes.Add(uint64(bytes))
+	c.time.Observe(took.Seconds())
+	if err != nil && !errors.Is(err, segments.ErrNotFound) && !errors.Is(err, segments.ErrExists) {
 		c.errors.Add(1)
 	}
-	m.storeTime[op].Observe(time.Since(began).Seconds())
-}
-
-type observedStore struct {
-	segments.Store
-	meters *Meters
-}
-
-func (s *observedStore) Put(ctx context.Context, key string, body segments.Body) error {
-	began := time.Now()
-	err := s.Store.Put(ctx, key, body)
-	s.meters.storeCall(storePut, body.Size(), began, err)
-	return err
-}
-
-func (s *observedStore) Get(ctx context.Context, key string, offset, length int64) ([]byte, int64, error) {
-	began := time.Now()
-	data, size, err := s.Store.Get(ctx, key, offset, length)
-	s.meters.storeCall(storeGet, int64(len(data)), began, err)
-	return data, size, err
-}
-
-func (s *observedStore) Delete(ctx context.Context, key string) error {
-	began := time.Now()
-	err := s.Store.Delete(ctx, key)
-	s.meters.storeCall(storeDelete, 0, began, err)
-	return err
-}
-
-func (s *observedStore) List(ctx context.Context, prefix, after string, limit int) ([]segments.ObjectInfo, error) {
-	began := time.Now()
-	list, err := s.Store.List(ctx, prefix, after, limit)
-	s.meters.storeCall(storeList, 0, began, err)
-	return list, err
 }

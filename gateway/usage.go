@@ -8,9 +8,8 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/varvelog/varve/metadata"
-
 	varvev1 "github.com/varvelog/varve/api/varve/v1"
+	"github.com/varvelog/varve/metadata"
 )
 
 // Usage says what the gateway has used since its start.
@@ -24,14 +23,14 @@ func (m *Meters) Usage() *varvev1.UsageResponse {
 	if resident == 0 {
 		resident = heap
 	}
-	put, get := &m.store[storePut], &m.store[storeGet]
+	put, get := &m.store.put, &m.store.get
 	commits, checkpoints := &m.table[metadata.OpPut][rowCommit], &m.table[metadata.OpPut][rowCheckpoint]
 	swept := &m.table[metadata.OpDelete][rowCheckpoint]
 	return &varvev1.UsageResponse{
 		CpuSeconds: cpu,
 		ObjectPuts: put.calls.Load(), ObjectPutBytes: put.bytes.Load(),
 		ObjectGets: get.calls.Load(), ObjectGetBytes: get.bytes.Load(),
-		ObjectLists: m.store[storeList].calls.Load(), ObjectDeletes: m.store[storeDelete].calls.Load(),
+		ObjectLists: m.store.list.calls.Load(), ObjectDeletes: m.store.delete.calls.Load(),
 		TableReads:   m.tableCalls(metadata.OpGet) + m.tableCalls(metadata.OpRange),
 		TableWrites:  m.tableCalls(metadata.OpPut) + m.tableCalls(metadata.OpDelete),
 		CommitWrites: commits.calls.Load(), CommitBytes: commits.bytes.Load(),
