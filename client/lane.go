@@ -31,6 +31,8 @@ type lane struct {
 	identity batch.BuildOptions // producer id and epoch; BaseSequence is the next one
 	// known: identity holds an id. fresh: the next one has to be new, not the producer's first.
 	known, fresh bool
+	// identifying: somebody is asking for an id.
+	identifying bool
 
 	open    *pending
 	batches []*pending // sealed, oldest first; those at the front are not finished
@@ -127,9 +129,10 @@ func (l *lane) next(now time.Time) step {
 		return step{wait: wait}
 	}
 	if l.idempotent && !l.number(b) {
-		if l.sending > 0 {
+		if l.sending > 0 || l.identifying {
 			return step{}
 		}
+		l.identifying = true
 		return step{identify: true, fresh: l.fresh}
 	}
 	b.state, b.follows = sending, l.firstUnacked() != b
@@ -167,13 +170,14 @@ func (l *lane) number(b *pending) bool {
 // identified takes the id that was asked for.
 func (l *lane) identified(id int64, epoch int16) {
 	l.identity = batch.BuildOptions{ProducerID: id, ProducerEpoch: epoch}
-	l.known, l.fresh = true, true
+	l.known, l.fresh, l.identifying = true, true, false
 	// Its first batch alone: a second one that arrives before it would come from an unknown producer.
 	l.probing = true
 }
 
 // unidentified takes the failure to get one.
 func (l *lane) unidentified(err *Error, now time.Time, delay time.Duration) {
+	l.identifying = false
 	if err.Retriable {
 		l.holdUntil = now.Add(delay)
 		return
