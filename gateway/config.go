@@ -1,0 +1,111 @@
+package gateway
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Config is what a gateway may be told. The zero value of a field means its default.
+type Config struct {
+	// Address and Zone are published in the gateway's row, for people and peers.
+	Address, Zone string
+	// Version of the program.
+	Version string
+
+	// FlushInterval spaces flushes (default 250 ms; a few ms suit a local folder). An
+	// append that meets a quiet gateway is flushed at once.
+	FlushInterval time.Duration
+	// CycleInterval spaces the sequencer's commits (default: a fifth of FlushInterval;
+	// negative: not at all).
+	CycleInterval time.Duration
+	// SegmentBytes seals the open segment (default 8 MiB).
+	SegmentBytes int64
+	// SegmentBatches seals it too, so that its references fit few journal entries
+	// (default 50,000).
+	SegmentBatches int
+	// UploadBytes bounds the segments that are being uploaded or committed (default 64 MiB).
+	UploadBytes int64
+	// BufferBytes bounds the appends in memory that are not committed (default 128 MiB).
+	// Appends beyond it wait for AdmitWait, then are refused.
+	BufferBytes int64
+	// RequestBytes bounds the bodies of produce requests in memory (default 128 MiB).
+	RequestBytes int64
+	// AdmitWait is how long an append waits for room (default 2 s).
+	AdmitWait time.Duration
+	// FreshBytes is how much of the newest segments stays in memory for followers (default 16 MiB).
+	FreshBytes int64
+	// IndexCacheRows is how many pages and nodes of indexes stay in memory (default 1,024).
+	IndexCacheRows int
+
+	// MaxRequestBytes bounds one request message (default 16 MiB).
+	MaxRequestBytes int
+	// MaxMessageBytes bounds one response message of record batches (default 8 MiB).
+	MaxMessageBytes int
+
+	// AutoCreate is the partition count of topics that the first produce makes; negative: none.
+	AutoCreate int32
+
+	// LeaseTime is how long a gateway may be silent before others call it dead (default 5 s).
+	LeaseTime time.Duration
+	// Exclusive: nobody else can reach the table (embedded): no beats, and a
+	// predecessor is dead for certain.
+	Exclusive bool
+	// DrainTime bounds a clean shutdown (default 25 s).
+	DrainTime time.Duration
+}
+
+func (c Config) withDefaults() Config {
+	set := func(v *int64, d int64) {
+		if *v == 0 {
+			*v = d
+		}
+	}
+	setTime := func(v *time.Duration, d time.Duration) {
+		if *v == 0 {
+			*v = d
+		}
+	}
+	setInt := func(v *int, d int) {
+		if *v == 0 {
+			*v = d
+		}
+	}
+	setTime(&c.FlushInterval, 250*time.Millisecond)
+	setTime(&c.CycleInterval, c.FlushInterval/5)
+	set(&c.SegmentBytes, 8<<20)
+	setInt(&c.SegmentBatches, 50_000)
+	set(&c.UploadBytes, 64<<20)
+	set(&c.BufferBytes, 128<<20)
+	set(&c.RequestBytes, 128<<20)
+	setTime(&c.AdmitWait, 2*time.Second)
+	set(&c.FreshBytes, 16<<20)
+	setInt(&c.IndexCacheRows, 1024)
+	setInt(&c.MaxRequestBytes, 16<<20)
+	setInt(&c.MaxMessageBytes, 8<<20)
+	setTime(&c.LeaseTime, 5*time.Second)
+	setTime(&c.DrainTime, 25*time.Second)
+	return c
+}
+
+// Validate lists every fault at once.
+func (c Config) Validate() error {
+	c = c.withDefaults()
+	var faults []error
+	check := func(ok bool, format string, args ...any) {
+		if !ok {
+			faults = append(faults, fmt.Errorf(format, args...))
+		}
+	}
+	check(c.FlushInterval > 0 && c.FlushInterval <= 10*time.Second, "flush interval %s: want up to 10s", c.FlushInterval)
+	check(c.SegmentBytes >= 64<<10 && c.SegmentBytes <= 64<<20, "segment size %d: want 64 KiB to 64 MiB", c.SegmentBytes)
+	check(c.SegmentBatches > 0 && c.SegmentBatches <= 500_000, "%d batches a segment: want 1 to 500,000", c.SegmentBatches)
+	check(c.UploadBytes >= c.SegmentBytes, "upload limit %d is below one segment of %d bytes", c.UploadBytes, c.SegmentBytes)
+	check(c.BufferBytes >= c.SegmentBytes, "buffer limit %d is below one segment of %d bytes", c.BufferBytes, c.SegmentBytes)
+	check(int64(c.MaxRequestBytes) <= c.BufferBytes, "a request of %d bytes cannot fit the buffer limit %d", c.MaxRequestBytes, c.BufferBytes)
+	check(int64(c.MaxRequestBytes) <= c.RequestBytes, "a request of %d bytes cannot fit the request limit %d", c.MaxRequestBytes, c.RequestBytes)
+	check(c.MaxMessageBytes >= 64<<10, "message limit %d: want at least 64 KiB", c.MaxMessageBytes)
+	check(c.AutoCreate <= 1_000_000, "auto-create with %d partitions: want up to 1,000,000", c.AutoCreate)
+	check(c.LeaseTime >= 500*time.Millisecond, "lease time %s: want at least 500ms", c.LeaseTime)
+	return errors.Join(faults...)
+}

@@ -1,0 +1,279 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"math"
+	"time"
+
+	"connectrpc.com/connect/v2"
+
+	varvev1 "github.com/varvelog/varve/api/varve/v1"
+	"github.com/varvelog/varve/api/varve/v1/varvev1connect"
+	"github.com/varvelog/varve/metadata"
+	"github.com/varvelog/varve/segments/batch"
+)
+
+// resolve turns a place into an offset, as of the view. It may lie outside the log
+// when it is given as an offset.
+func (g *Gateway) resolve(ctx context.Context, v *metadata.View, place *varvev1.Place) (int64, error) {
+	switch at := place.GetAt().(type) {
+	case *varvev1.Place_Offset:
+		return at.Offset, nil
+	case *varvev1.Place_Time:
+		a, err := v.AtOrAfter(ctx, g.reader.index, g.reader.scan, at.Time)
+		if err != nil || !a.Found {
+			return v.Next, err
+		}
+		return a.Offset, nil
+	case *varvev1.Place_Latest:
+		return v.Next, nil
+	case *varvev1.Place_BeforeEnd:
+		if at.BeforeEnd < 0 {
+			return 0, refuse(connect.CodeInvalidArgument, reasonInvalid, "before_end %d is negative", at.BeforeEnd)
+		}
+		return max(v.Start, v.Next-at.BeforeEnd), nil
+	}
+	return v.Start, nil
+}
+
+// position is how far a reader of one partition has come.
+type position struct {
+	partition *partition
+	start     int64 // the offset that was asked for
+	next      int64
+	end       int64 // exclusive; math.MaxInt64 to follow
+	told      bool  // the reader knows where it begins
+	done      bool
+}
+
+// place resolves where a reader begins and ends. An offset outside the log is OutOfRange.
+func (g *Gateway) place(ctx context.Context, t *metadata.Topic, number int32, start, end *varvev1.Place) (*position, error) {
+	id, err := partitionOf(t, number)
+	if err != nil {
+		return nil, err
+	}
+	pos := &position{partition: g.partitions.get(id), end: math.MaxInt64}
+	err = g.withView(ctx, id, func(v *metadata.View) (err error) {
+		if pos.start, err = g.resolve(ctx, v, start); err != nil {
+			return err
+		}
+		if end.GetAt() != nil {
+			if pos.end, err = g.resolve(ctx, v, end); err != nil {
+				return err
+			}
+		}
+		return inRange(v, pos.start)
+	})
+	pos.next = pos.start
+	if err != nil {
+		return nil, placed(err, t.Name, number)
+	}
+	return pos, nil
+}
+
+// inRange refuses an offset that is not, or not yet, part of the log.
+func inRange(v *metadata.View, offset int64) error {
+	switch {
+	case offset < v.Start:
+		return refuse(connect.CodeOutOfRange, reasonOutOfRange, "offset %d is below the log start %d", offset, v.Start).withLog(v.Start, v.Next)
+	case offset > v.Next:
+		return refuse(connect.CodeOutOfRange, reasonOutOfRange, "offset %d is past the end: the next record gets offset %d", offset, v.Next).withLog(v.Start, v.Next)
+	}
+	return nil
+}
+
+// Consume implements varvev1connect.LogServiceHandler.
+func (s *logService) Consume(ctx context.Context, req *varvev1.ConsumeRequest, stream varvev1connect.LogServiceConsumeServerStream) error {
+	t, err := s.g.topic(ctx, req.GetTopic())
+	if err != nil {
+		return err
+	}
+	c := &consumer{g: s.g, topic: t, decode: req.GetDecode(), send: stream.Send,
+		maxBytes: clampBytes(req.GetMaxMessageBytes(), s.g.config.MaxMessageBytes), wake: make(chan struct{}, 1)}
+	if c.times, err = timesOf(req.TimeRange); err != nil {
+		return err
+	}
+	ranges := req.GetPartitions()
+	if len(ranges) == 0 {
+		for i := range t.Partitions {
+			ranges = append(ranges, &varvev1.PartitionRange{Partition: i})
+		}
+	}
+	for _, r := range ranges {
+		pos, err := s.g.place(ctx, t, r.GetPartition(), r.GetStart(), r.GetEnd())
+		if err != nil {
+			return err
+		}
+		c.positions = append(c.positions, pos)
+		defer pos.partition.subscribe(c.wake)()
+	}
+	s.g.meters.followers(1)
+	defer s.g.meters.followers(-1)
+	return c.run(ctx)
+}
+
+func timesOf(r *varvev1.TimeRange) (*timeRange, error) {
+	if r == nil {
+		return nil, nil
+	}
+	if r.GetEnd() < r.GetStart() {
+		return nil, refuse(connect.CodeInvalidArgument, reasonInvalid, "the time range ends (%d) before it starts (%d)", r.GetEnd(), r.GetStart())
+	}
+	return &timeRange{r.GetStart(), r.GetEnd()}, nil
+}
+
+func clampBytes(asked int32, limit int) int {
+	if asked <= 0 {
+		return min(defaultReadBytes, limit)
+	}
+	return min(int(asked), limit)
+}
+
+// consumer is one Consume stream.
+type consumer struct {
+	g         *Gateway
+	topic     *metadata.Topic
+	positions []*position
+	times     *timeRange
+	maxBytes  int
+	decode    bool
+	send      func(*varvev1.ConsumeResponse) error
+	wake      chan struct{}
+}
+
+// run sends what there is, partition by partition in turn, and sleeps until a commit
+// wakes it. It ends when each partition has reached its end, or the gateway leaves.
+func (c *consumer) run(ctx context.Context) error {
+	for {
+		sent, open := false, false
+		for _, p := range c.positions {
+			if p.done {
+				continue
+			}
+			more, err := c.advance(ctx, p)
+			if err != nil {
+				return placed(err, c.topic.Name, p.partition.id.Number)
+			}
+			sent = sent || more
+			open = open || !p.done
+		}
+		switch {
+		case !open:
+			return nil
+		case sent:
+			continue
+		}
+		select {
+		case <-c.wake:
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-c.g.done:
+			return errDraining
+		}
+	}
+}
+
+// advance sends the next message of a partition, if there is anything to say.
+func (c *consumer) advance(ctx context.Context, p *position) (sent bool, err error) {
+	var data []byte
+	var next int64
+	var view *metadata.View
+	err = c.g.withView(ctx, p.partition.id, func(v *metadata.View) (err error) {
+		if view = v; v.Closed {
+			return refuse(connect.CodeNotFound, reasonTopicDeleted, "the topic was deleted")
+		}
+		if err := inRange(v, p.next); err != nil {
+			return err
+		}
+		data, next, err = c.g.reader.read(ctx, v, filter{from: p.next, until: p.end, times: c.times}, c.maxBytes)
+		return err
+	})
+	if err != nil {
+		return false, err
+	}
+	p.done = next >= p.end
+	if next == p.next && p.told && !p.done {
+		return false, nil
+	}
+	out := &varvev1.ConsumeResponse{Partition: p.partition.id.Number, RecordBatches: data, NextOffset: next,
+		LogStartOffset: view.Start, HighWatermark: view.Next, End: p.done, StartOffset: p.start}
+	if c.decode {
+		if out.Records, err = decodeRecords(data, p.next, p.end, c.times); err != nil {
+			return false, err
+		}
+		out.RecordBatches = nil
+	}
+	p.next, p.told = next, true
+	return true, c.send(out)
+}
+
+// decodeRecords gives the records of batches one by one, those that were asked for.
+func decodeRecords(data []byte, from, until int64, times *timeRange) ([]*varvev1.ReadRecord, error) {
+	var out []*varvev1.ReadRecord
+	for b, err := range batch.Split(data) {
+		if err != nil {
+			return nil, err
+		}
+		for r, err := range batch.Records(b, storedLimits) {
+			if err != nil {
+				return nil, err
+			}
+			if r.Offset < from || r.Offset >= until || times != nil && (r.Timestamp < times.start || r.Timestamp >= times.end) {
+				continue
+			}
+			record := &varvev1.ReadRecord{Offset: r.Offset, Timestamp: r.Timestamp, Key: r.Key, Value: r.Value}
+			for _, h := range r.Headers {
+				record.Headers = append(record.Headers, &varvev1.Header{Key: h.Key, Value: h.Value})
+			}
+			out = append(out, record)
+		}
+	}
+	return out, nil
+}
+
+// Fetch implements varvev1connect.LogServiceHandler.
+func (s *logService) Fetch(ctx context.Context, req *varvev1.FetchRequest) (*varvev1.FetchResponse, error) {
+	t, err := s.g.topic(ctx, req.GetTopic())
+	if err != nil {
+		return nil, err
+	}
+	if req.GetMaxWaitMs() < 0 {
+		return nil, refuse(connect.CodeInvalidArgument, reasonInvalid, "max_wait_ms %d is negative", req.GetMaxWaitMs())
+	}
+	times, err := timesOf(req.TimeRange)
+	if err != nil {
+		return nil, err
+	}
+	pos, err := s.g.place(ctx, t, req.GetPartition(), req.GetStart(), nil)
+	if err != nil {
+		return nil, err
+	}
+	wait, cancel := context.WithTimeout(ctx, min(time.Duration(req.GetMaxWaitMs())*time.Millisecond, maxWait))
+	defer cancel()
+	var out *varvev1.FetchResponse
+	c := &consumer{g: s.g, topic: t, positions: []*position{pos}, times: times, decode: req.GetDecode(),
+		maxBytes: clampBytes(req.GetMaxBytes(), s.g.config.MaxMessageBytes), wake: make(chan struct{}, 1)}
+	c.send = func(m *varvev1.ConsumeResponse) error {
+		out = &varvev1.FetchResponse{RecordBatches: m.GetRecordBatches(), Records: m.GetRecords(), NextOffset: m.GetNextOffset(),
+			LogStartOffset: m.GetLogStartOffset(), HighWatermark: m.GetHighWatermark(), StartOffset: m.GetStartOffset()}
+		if len(out.RecordBatches) > 0 || len(out.Records) > 0 {
+			return errFetched
+		}
+		return nil
+	}
+	defer pos.partition.subscribe(c.wake)()
+	if req.GetMaxWaitMs() == 0 {
+		if _, err := c.advance(ctx, pos); err != nil && !errors.Is(err, errFetched) {
+			return nil, placed(err, t.Name, req.GetPartition())
+		}
+		return out, nil
+	}
+	if err := c.run(wait); !errors.Is(err, errFetched) && (wait.Err() == nil || ctx.Err() != nil) {
+		return nil, err
+	}
+	return out, nil
+}
+
+// errFetched ends the wait of a Fetch that has data.
+var errFetched = errors.New("fetched")

@@ -1,0 +1,586 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"golang.org/x/sync/semaphore"
+
+	"github.com/varvelog/varve/metadata"
+	"github.com/varvelog/varve/segments"
+)
+
+const (
+	// uploadsAtOnce bounds the segments that are uploaded or wait for their verdicts:
+	// a partition keeps the answers of so many references of an uploader.
+	uploadsAtOnce = metadata.AnswersKept
+	// stretch is how long a partial segment waits when producers keep more than two
+	// segments' worth in flight: then it will be full before long.
+	stretch = 100 * time.Millisecond
+	// stalled is for how long the store or the table may fail before appends are refused.
+	stalled = 5 * time.Second
+)
+
+// intake gathers appends in the open segment, seals it by size, pace or demand, and
+// uploads what is sealed.
+type intake struct {
+	g       *Gateway
+	room    *semaphore.Weighted // bytes of appends that are not settled
+	uploads *semaphore.Weighted // bytes of segments being uploaded
+	slots   chan struct{}
+
+	outstanding atomic.Int64 // bytes that producers wait for
+	failing     atomic.Int64 // since when uploads fail (Unix ns); 0: they do not
+
+	mu        sync.Mutex
+	open      *openSegment
+	number    uint64 // of the last segment that was opened
+	previous  map[segments.SpanID]uint64
+	sealed    []*openSegment
+	unsettled map[uint64]struct{} // numbers
+	peak      int64               // of outstanding since the last seal
+	lastSeal  time.Time
+	closing   bool
+	idle      chan struct{} // closed when closing and nothing is unsettled
+	wake      chan struct{}
+}
+
+// openSegment is a segment on its way: gathered, sealed, uploaded, committed.
+type openSegment struct {
+	number  uint64
+	builder *segments.Builder
+	spans   map[segments.SpanID]*openSpan
+	buffer  *segments.BufferFile // of batches acked as buffered, if there are any
+	bytes   int64
+}
+
+type openSpan struct {
+	previous uint64
+	appends  []*appending // in the order of the span's batches
+}
+
+// appending is one batch on its way.
+type appending struct {
+	size int64
+	info segments.BatchInfo
+	done chan appended // has room for one
+}
+
+// appended is what becomes of a batch.
+type appended struct {
+	verdict metadata.BatchVerdict
+	start   int64
+	err     error
+}
+
+func newIntake(g *Gateway) *intake {
+	return &intake{
+		g: g, room: semaphore.NewWeighted(g.config.BufferBytes), uploads: semaphore.NewWeighted(g.config.UploadBytes),
+		slots: make(chan struct{}, uploadsAtOnce), previous: make(map[segments.SpanID]uint64),
+		unsettled: make(map[uint64]struct{}), idle: make(chan struct{}), wake: make(chan struct{}, 1),
+	}
+}
+
+// append takes a validated batch and returns when it is committed (its verdict), or
+// on disk for AckBuffered. data must not change afterwards. When ctx ends first the
+// outcome is unknown.
+func (in *intake) append(ctx context.Context, span segments.SpanID, data []byte, info segments.BatchInfo) (appended, error) {
+	a := &appending{size: int64(len(data)), info: info, done: make(chan appended, 1)}
+	if err := in.admit(ctx, a.size); err != nil {
+		return appended{}, err
+	}
+	segment, upTo, err := in.gather(span, data, a)
+	if err != nil {
+		in.release(a.size)
+		return appended{}, err
+	}
+	if info.Ack == segments.AckBuffered {
+		if err := segment.buffer.Sync(ctx, upTo); err != nil {
+			select {
+			case result := <-a.done: // committed meanwhile, and its file removed
+				return appended{start: metadata.NoOffset}, result.err
+			default:
+			}
+			in.seal(segment) // its file takes no more; what it holds goes on from memory
+			return appended{}, unknownOutcome("the disk did not confirm the write", err)
+		}
+		return appended{start: metadata.NoOffset}, nil
+	}
+	select {
+	case result := <-a.done:
+		return result, result.err
+	case <-ctx.Done():
+		return appended{}, unknownOutcome("the caller's time ended before the commit", context.Cause(ctx))
+	}
+}
+
+// admit waits for room, and refuses when there is none or nothing can be written.
+func (in *intake) admit(ctx context.Context, size int64) error {
+	if err := in.healthy(); err != nil {
+		return err
+	}
+	if size > in.g.config.BufferBytes {
+		return refuseTooLarge(size, in.g.config.BufferBytes)
+	}
+	if !in.room.TryAcquire(size) {
+		limit, cancel := context.WithTimeout(ctx, in.g.config.AdmitWait)
+		defer cancel()
+		if in.room.Acquire(limit, size) != nil {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			return refuseFull(in.g.config.BufferBytes)
+		}
+	}
+	in.outstanding.Add(size)
+	return nil
+}
+
+func (in *intake) release(size int64) {
+	in.outstanding.Add(-size)
+	in.room.Release(size)
+}
+
+// healthy refuses appends while the store or the table has not taken anything for a while.
+func (in *intake) healthy() error {
+	now := time.Now().UnixNano()
+	if since := in.failing.Load(); since != 0 && now-since > int64(stalled) {
+		return fmt.Errorf("%w: uploads have been failing for %s", segments.ErrUnavailable, time.Duration(now-since).Round(time.Second))
+	}
+	if since := in.g.sequencer.pending.Load(); since != 0 && now-since > int64(stalled) {
+		return fmt.Errorf("%w: it has not answered a commit for %s", metadata.ErrUnavailable, time.Duration(now-since).Round(time.Second))
+	}
+	return nil
+}
+
+// gather puts the batch into the open segment, and into its buffer file if it is to
+// be acked as buffered.
+func (in *intake) gather(span segments.SpanID, data []byte, a *appending) (*openSegment, int64, error) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.closing {
+		return nil, 0, errDraining
+	}
+	if in.open == nil {
+		in.number++
+		in.open = &openSegment{number: in.number, spans: make(map[segments.SpanID]*openSpan),
+			builder: segments.NewBuilder(segments.ClusterID(in.g.cluster.ID), segments.GatewayID(in.g.id), in.number)}
+		in.unsettled[in.number] = struct{}{}
+	}
+	segment := in.open
+	var upTo int64
+	if a.info.Ack == segments.AckBuffered {
+		var err error
+		if upTo, err = in.spill(segment, span, data, a.info); err != nil {
+			return nil, 0, err
+		}
+	}
+	if err := segment.builder.Add(span, data, a.info); err != nil {
+		if upTo != 0 {
+			return nil, 0, unknownOutcome("the batch is on disk but not in memory", err)
+		}
+		return nil, 0, err
+	}
+	s := segment.spans[span]
+	if s == nil {
+		s = &openSpan{}
+		segment.spans[span] = s
+	}
+	s.appends = append(s.appends, a)
+	segment.bytes += a.size
+	in.peak = max(in.peak, in.outstanding.Load())
+	if segment.bytes >= in.g.config.SegmentBytes || segment.builder.Batches() >= in.g.config.SegmentBatches {
+		in.sealLocked()
+	}
+	in.poke()
+	return segment, upTo, nil
+}
+
+// spill writes the batch into the segment's buffer file.
+func (in *intake) spill(segment *openSegment, span segments.SpanID, data []byte, info segments.BatchInfo) (int64, error) {
+	if in.g.buffers == nil {
+		return 0, refuseBuffered("this gateway has no disk for its buffer")
+	}
+	if room, err := in.g.buffers.Room(); err == nil && room <= int64(len(data)) {
+		return 0, fmt.Errorf("%w: the buffer's disk is down to its reserve", segments.ErrDiskFull)
+	}
+	if segment.buffer == nil {
+		file, err := in.g.buffers.Create(segments.GatewayID(in.g.id), segment.number)
+		if err != nil {
+			in.sealLocked()
+			return 0, err
+		}
+		segment.buffer = file
+	}
+	upTo, err := segment.buffer.Append(span, info, data)
+	if errors.Is(err, segments.ErrBufferFailed) {
+		in.sealLocked() // the next append opens another
+	}
+	return upTo, err
+}
+
+// seal closes the segment if it is still open.
+func (in *intake) seal(segment *openSegment) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.open == segment {
+		in.sealLocked()
+		in.poke()
+	}
+}
+
+func (in *intake) sealLocked() {
+	segment := in.open
+	in.open = nil
+	if segment == nil {
+		return
+	}
+	if segment.bytes == 0 { // nothing got into it
+		in.settledLocked(segment)
+		if segment.buffer != nil {
+			if err := segment.buffer.Remove(); err != nil {
+				in.g.log.Warn("empty buffer file not removed", "segment", segment.number, "error", err)
+			}
+		}
+		return
+	}
+	for id, span := range segment.spans {
+		span.previous = in.previous[id]
+		in.previous[id] = segment.number
+	}
+	in.sealed = append(in.sealed, segment)
+	in.lastSeal = time.Now()
+	in.peak = in.outstanding.Load()
+}
+
+func (in *intake) poke() {
+	select {
+	case in.wake <- struct{}{}:
+	default:
+	}
+}
+
+// run seals by pace and starts uploads, until ctx ends.
+func (in *intake) run(ctx context.Context) error {
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	var uploads sync.WaitGroup
+	defer uploads.Wait()
+	for {
+		segment, wait := in.next(time.Now())
+		if segment != nil {
+			if err := in.start(ctx, &uploads, segment); err != nil {
+				return err
+			}
+			continue
+		}
+		timer.Reset(wait)
+		select {
+		case <-ctx.Done():
+			in.abandon(context.Cause(ctx))
+			return context.Cause(ctx)
+		case <-in.wake:
+		case <-timer.C:
+		}
+	}
+}
+
+// next returns a sealed segment, or for how long there is nothing to seal.
+func (in *intake) next(now time.Time) (*openSegment, time.Duration) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.open != nil && len(in.sealed) == 0 {
+		pace := in.g.config.FlushInterval
+		if in.peak >= 2*in.g.config.SegmentBytes {
+			pace = max(pace, stretch)
+		}
+		if wait := in.lastSeal.Add(pace).Sub(now); wait > 0 && !in.closing {
+			return nil, wait
+		}
+		in.sealLocked()
+	}
+	if len(in.sealed) == 0 {
+		return nil, time.Hour
+	}
+	segment := in.sealed[0]
+	in.sealed = append(in.sealed[:0], in.sealed[1:]...)
+	return segment, 0
+}
+
+// start uploads a segment in the background once there is room for it.
+func (in *intake) start(ctx context.Context, uploads *sync.WaitGroup, segment *openSegment) error {
+	weight := min(segment.bytes, in.g.config.UploadBytes)
+	if err := in.uploads.Acquire(ctx, weight); err != nil {
+		in.answer(segment, ctx.Err())
+		in.abandon(ctx.Err())
+		return context.Cause(ctx)
+	}
+	select {
+	case in.slots <- struct{}{}:
+	case <-ctx.Done():
+		in.answer(segment, ctx.Err())
+		in.abandon(ctx.Err())
+		return context.Cause(ctx)
+	}
+	uploads.Go(func() {
+		defer func() { <-in.slots; in.uploads.Release(weight) }()
+		if err := in.upload(ctx, segment); err != nil {
+			in.answer(segment, err)
+		}
+	})
+	return nil
+}
+
+// upload puts the segment and has its references judged. It returns an error only when
+// the gateway ends; then the outcome of what is unanswered is unknown.
+func (in *intake) upload(ctx context.Context, segment *openSegment) error {
+	object, err := segment.builder.Build(func(id segments.SpanID) uint64 { return segment.spans[id].previous })
+	if err != nil {
+		return fmt.Errorf("build segment %d: %w", segment.number, err)
+	}
+	directory, err := in.put(ctx, object)
+	if err != nil {
+		return err
+	}
+	in.g.meters.flushed(len(directory.Spans), object.Size())
+	in.g.reader.fresh.add(object)
+	references := make([]*metadata.Reference, len(directory.Spans))
+	for i := range directory.Spans {
+		references[i] = reference(directory, &directory.Spans[i], nil)
+	}
+	err = in.g.refer(ctx, references, func(i int, v metadata.Verdict, err error) {
+		in.answerSpan(segment, directory.Spans[i].SpanID, v, err)
+	})
+	if err != nil {
+		return err
+	}
+	in.settled(segment)
+	return nil
+}
+
+// put uploads until the object is there. What the directory of the object in the
+// bucket says is the truth, should it not be ours.
+func (in *intake) put(ctx context.Context, object *segments.Object) (*segments.Directory, error) {
+	pauses := metadata.DefaultBackOff()
+	for {
+		err := in.g.store.Put(ctx, object.Key(), object)
+		switch {
+		case err == nil:
+			in.failing.Store(0)
+			return &object.Directory, nil
+		case errors.Is(err, segments.ErrExists):
+			var stored *segments.Directory
+			if stored, err = segments.ReadDirectory(ctx, in.g.store, object.Key()); err == nil {
+				in.failing.Store(0)
+				return stored, nil
+			}
+		}
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		if in.failing.CompareAndSwap(0, time.Now().UnixNano()) {
+			in.g.log.Warn("upload failed; it is tried until it succeeds", "segment", object.Key(), "error", err)
+		}
+		if err := pause(ctx, pauses); err != nil {
+			return nil, err
+		}
+	}
+}
+
+func pause(ctx context.Context, pauses backoff.BackOff) error {
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-time.After(pauses.NextBackOff()):
+		return nil
+	}
+}
+
+// reference describes a span to its sequencer; keep, if given, says which batches.
+func reference(d *segments.Directory, span *segments.Span, keep func(*segments.BatchInfo) bool) *metadata.Reference {
+	ref := &metadata.Reference{
+		Partition: metadata.PartitionID{Topic: metadata.TopicID(span.Topic), Number: span.Partition},
+		Uploader:  metadata.GatewayID(d.Gateway), Number: d.Number, Previous: span.Previous,
+		Batches: make([]metadata.Batch, 0, len(span.Batches)),
+	}
+	for i := range span.Batches {
+		b := &span.Batches[i]
+		if keep != nil && !keep(b) {
+			continue
+		}
+		ref.Batches = append(ref.Batches, metadata.Batch{
+			Position: b.Position, Size: b.Size, Offsets: b.Offsets, Records: b.Records,
+			MinTimestamp: b.MinTimestamp, MaxTimestamp: b.MaxTimestamp, LastTimestamp: b.LastTimestamp, CRC: b.CRC,
+			ProducerID: b.ProducerID, ProducerEpoch: b.ProducerEpoch, BaseSequence: b.BaseSequence,
+			ExpectedOffset: b.ExpectedOffset, FencingToken: b.FencingToken, HasFencingToken: b.HasFencingToken,
+		})
+	}
+	return ref
+}
+
+// refer has references judged, each until there is a verdict, and reports them. It
+// returns an error when the gateway ends before.
+func (g *Gateway) refer(ctx context.Context, references []*metadata.Reference, judged func(i int, v metadata.Verdict, err error)) error {
+	type verdict struct {
+		index   int
+		verdict metadata.Verdict
+		err     error
+	}
+	pauses := metadata.DefaultBackOff()
+	waiting := make([]int, len(references))
+	for i := range waiting {
+		waiting[i] = i
+	}
+	for len(waiting) > 0 {
+		verdicts := make(chan verdict, len(waiting))
+		tickets := make([]*ticket, len(waiting))
+		for i, index := range waiting {
+			tickets[i] = g.sequencer.refer(references[index], func(v metadata.Verdict, err error) { verdicts <- verdict{index, v, err} })
+		}
+		g.sequencer.submit(tickets...)
+		var again []int
+		for range waiting {
+			var v verdict
+			select {
+			case v = <-verdicts:
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+			switch {
+			case v.err == nil || errors.Is(v.err, metadata.ErrClosed):
+				judged(v.index, v.verdict, v.err)
+			case errors.Is(v.err, metadata.ErrFenced) || errors.Is(v.err, errStopped) || ctx.Err() != nil:
+				return v.err
+			default:
+				g.log.Warn("partition cannot be sequenced yet; it is tried until it can", "partition", references[v.index].Partition.String(), "error", v.err)
+				again = append(again, v.index)
+			}
+		}
+		if waiting = again; len(waiting) > 0 {
+			if err := pause(ctx, pauses); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// answerSpan tells the appends of one span what became of them.
+func (in *intake) answerSpan(segment *openSegment, id segments.SpanID, v metadata.Verdict, err error) {
+	span := segment.spans[id]
+	if span == nil {
+		return
+	}
+	for i, a := range span.appends {
+		result := appended{start: v.Start, err: err}
+		switch {
+		case err != nil:
+		case i < len(v.Batches):
+			result.verdict = v.Batches[i]
+		default:
+			result.err = unknownOutcome("the answer is no longer kept", nil)
+		}
+		in.finish(a, result)
+	}
+	span.appends = nil
+}
+
+func (in *intake) finish(a *appending, result appended) {
+	if result.err == nil && result.verdict.Outcome == metadata.Accepted {
+		in.g.meters.appended(int(a.info.Records), a.size)
+	} else if a.info.Ack == segments.AckBuffered {
+		in.g.log.Error("a batch that was acked as buffered was not appended", "outcome", result.verdict.Outcome.String(), "error", result.err)
+	}
+	in.release(a.size)
+	a.done <- result
+}
+
+// answer tells all appends of a segment that have no answer yet.
+func (in *intake) answer(segment *openSegment, err error) {
+	for _, span := range segment.spans {
+		for _, a := range span.appends {
+			in.release(a.size)
+			a.done <- appended{err: unknownOutcome("the gateway stopped before the commit", err)}
+		}
+		span.appends = nil
+	}
+	if segment.buffer != nil {
+		if err := segment.buffer.Close(); err != nil {
+			in.g.log.Warn("buffer file not closed", "error", err)
+		}
+	}
+}
+
+// settled ends a segment: every span of it has its verdict.
+func (in *intake) settled(segment *openSegment) {
+	if segment.buffer != nil {
+		if err := segment.buffer.Remove(); err != nil {
+			in.g.log.Warn("buffer file not removed; the next start finds it committed", "segment", segment.number, "error", err)
+		}
+	}
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.settledLocked(segment)
+}
+
+func (in *intake) settledLocked(segment *openSegment) {
+	delete(in.unsettled, segment.number)
+	if in.closing && len(in.unsettled) == 0 {
+		select {
+		case <-in.idle:
+		default:
+			close(in.idle)
+		}
+	}
+}
+
+// floor is the lowest number that is not settled.
+func (in *intake) floor() uint64 {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	floor := in.number + 1
+	for number := range in.unsettled {
+		floor = min(floor, number)
+	}
+	return floor
+}
+
+// drain refuses appends, and waits until all that were taken are settled.
+func (in *intake) drain(ctx context.Context) error {
+	in.mu.Lock()
+	in.closing = true
+	in.sealLocked()
+	if len(in.unsettled) == 0 {
+		select {
+		case <-in.idle:
+		default:
+			close(in.idle)
+		}
+	}
+	in.mu.Unlock()
+	in.poke()
+	select {
+	case <-in.idle:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// abandon answers everything that was not uploaded when the gateway ends.
+func (in *intake) abandon(err error) {
+	in.mu.Lock()
+	in.closing = true
+	in.sealLocked()
+	segments := in.sealed
+	in.sealed = nil
+	in.mu.Unlock()
+	for _, segment := range segments {
+		in.answer(segment, err)
+	}
+}

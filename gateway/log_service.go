@@ -1,0 +1,417 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"golang.org/x/sync/errgroup"
+
+	varvev1 "github.com/varvelog/varve/api/varve/v1"
+	"github.com/varvelog/varve/metadata"
+	"github.com/varvelog/varve/segments"
+	"github.com/varvelog/varve/segments/batch"
+)
+
+const (
+	// maxRecords bounds the records of one request that come one by one.
+	maxRecords = 100_000
+	// defaultReadBytes is what a read returns when the caller does not say.
+	defaultReadBytes = 1 << 20
+	// maxWait bounds how long a Fetch may wait.
+	maxWait = 30 * time.Second
+	// lookupsAtOnce is how many partitions of one request are looked up at a time.
+	lookupsAtOnce = 16
+)
+
+// logService implements varve.v1.LogService.
+type logService struct{ g *Gateway }
+
+// topic finds a topic that takes appends and reads.
+func (g *Gateway) topic(ctx context.Context, name string) (*metadata.Topic, error) {
+	if err := metadata.CheckTopicName(name); err != nil {
+		return nil, err
+	}
+	t, err := g.topics.Get(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	if t.State != metadata.TopicActive {
+		return nil, refuse(connect.CodeNotFound, reasonTopicDeleted, "topic %q is being deleted", name).withTopic(name)
+	}
+	return t, nil
+}
+
+// partitionOf finds a partition of a topic.
+func partitionOf(t *metadata.Topic, number int32) (metadata.PartitionID, error) {
+	if number < 0 || number >= t.Partitions {
+		return metadata.PartitionID{}, refuse(connect.CodeInvalidArgument, reasonPartitionNotFound,
+			"topic %q has partitions 0 to %d, not %d", t.Name, t.Partitions-1, number).withTopic(t.Name).withPartition(number)
+	}
+	return metadata.PartitionID{Topic: t.ID, Number: number}, nil
+}
+
+// Produce implements varvev1connect.LogServiceHandler.
+func (s *logService) Produce(ctx context.Context, req *varvev1.ProduceRequest) (*varvev1.ProduceResponse, error) {
+	began := time.Now()
+	ack := segments.AckCommitted
+	switch req.GetAcks() {
+	case varvev1.Acks_ACKS_UNSPECIFIED, varvev1.Acks_ACKS_COMMITTED:
+	case varvev1.Acks_ACKS_BUFFERED:
+		ack = segments.AckBuffered
+	default:
+		return nil, refuse(connect.CodeInvalidArgument, reasonInvalid, "acks %d is not known; use ACKS_COMMITTED or ACKS_BUFFERED", req.GetAcks())
+	}
+	t, err := s.g.topicForProduce(ctx, req.GetTopic())
+	if err != nil {
+		return nil, err
+	}
+	batches, err := s.batches(t, req)
+	if err != nil {
+		return nil, err
+	}
+	if (req.ExpectedOffset != nil || req.FencingToken != nil) && len(batches) > 1 {
+		return nil, refuse(connect.CodeInvalidArgument, reasonInvalid, "expected_offset and fencing_token go with one partition, the records are for %d", len(batches))
+	}
+	results := make([]*varvev1.ProduceResult, len(batches))
+	if len(batches) == 1 {
+		results[0], err = s.produce(ctx, t, req, ack, batches[0])
+		if err != nil {
+			return nil, err
+		}
+	} else if err := s.produceAll(ctx, t, req, ack, batches, results); err != nil {
+		return nil, err
+	}
+	s.g.meters.acked(ack, time.Since(began))
+	return &varvev1.ProduceResponse{Results: results}, nil
+}
+
+// topicForProduce finds the topic, and makes it if the configuration says so.
+func (g *Gateway) topicForProduce(ctx context.Context, name string) (*metadata.Topic, error) {
+	t, err := g.topic(ctx, name)
+	if !errors.Is(err, metadata.ErrTopicNotFound) || g.config.AutoCreate <= 0 {
+		return t, err
+	}
+	t, err = g.topics.Create(ctx, name, g.config.AutoCreate, nil, g.now())
+	if errors.Is(err, metadata.ErrTopicExists) { // somebody else was quicker
+		return g.topic(ctx, name)
+	}
+	if err == nil {
+		g.log.Info("made a topic for its first produce", "topic", name, "partitions", t.Partitions)
+	}
+	return t, err
+}
+
+// partitionBatch is what a request appends to one partition.
+type partitionBatch struct {
+	partition int32
+	data      []byte
+}
+
+// batches gets the request's records into one batch a partition.
+func (s *logService) batches(t *metadata.Topic, req *varvev1.ProduceRequest) ([]partitionBatch, error) {
+	switch {
+	case len(req.GetRecordBatch()) > 0 && len(req.GetRecords()) > 0:
+		return nil, refuse(connect.CodeInvalidArgument, reasonInvalid, "a request has either records or a record_batch, not both")
+	case len(req.GetRecordBatch()) > 0:
+		if req.Partition == nil {
+			return nil, refuse(connect.CodeInvalidArgument, reasonInvalid, "a record_batch needs a partition")
+		}
+		if _, err := partitionOf(t, req.GetPartition()); err != nil {
+			return nil, err
+		}
+		return []partitionBatch{{req.GetPartition(), req.GetRecordBatch()}}, nil
+	case len(req.GetRecords()) == 0:
+		return nil, refuse(connect.CodeInvalidArgument, reasonInvalid, "the request has neither records nor a record_batch")
+	case len(req.GetRecords()) > maxRecords:
+		return nil, refuse(connect.CodeInvalidArgument, reasonInvalid, "%d records in one request, the most is %d", len(req.GetRecords()), maxRecords)
+	}
+	builders := make(map[int32]*batch.Builder)
+	sticky := rand.Int32N(t.Partitions) // one partition for all of a request's records without a key
+	now := s.g.now().UnixMilli()
+	for i, r := range req.GetRecords() {
+		number, err := choosePartition(t, req, r, sticky)
+		if err != nil {
+			return nil, fmt.Errorf("record %d: %w", i, err)
+		}
+		b := builders[number]
+		if b == nil {
+			b = batch.NewBuilder(batch.None)
+			builders[number] = b
+		}
+		record := batch.Record{Timestamp: now, Key: r.Key, Value: r.Value}
+		if ts := r.Timestamp; ts != nil && *ts != batch.NoTimestamp {
+			if *ts < 0 {
+				return nil, refuse(connect.CodeInvalidArgument, reasonInvalid, "record %d has timestamp %d: it must be 0 or more (ms since 1970), or -1 for now", i, *ts)
+			}
+			record.Timestamp = *ts
+		}
+		for _, h := range r.GetHeaders() {
+			record.Headers = append(record.Headers, batch.RecordHeader{Key: h.GetKey(), Value: h.Value})
+		}
+		if err := b.Append(record); err != nil {
+			return nil, fmt.Errorf("record %d: %w", i, err)
+		}
+	}
+	out := make([]partitionBatch, 0, len(builders))
+	for number, b := range builders {
+		data, err := b.Build(batch.NoProducer)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, partitionBatch{number, data})
+	}
+	slices.SortFunc(out, func(a, b partitionBatch) int { return int(a.partition) - int(b.partition) })
+	return out, nil
+}
+
+func choosePartition(t *metadata.Topic, req *varvev1.ProduceRequest, r *varvev1.Record, sticky int32) (int32, error) {
+	var number int32
+	switch {
+	case r.Partition != nil:
+		number = r.GetPartition()
+	case req.Partition != nil:
+		number = req.GetPartition()
+	case r.Key != nil:
+		return batch.PartitionForKey(r.Key, t.Partitions), nil
+	default:
+		return sticky, nil
+	}
+	_, err := partitionOf(t, number)
+	return number, err
+}
+
+// produceAll appends to several partitions at once. Errors stand in the results,
+// unless nothing but errors came of it.
+func (s *logService) produceAll(ctx context.Context, t *metadata.Topic, req *varvev1.ProduceRequest, ack segments.Ack, batches []partitionBatch, results []*varvev1.ProduceResult) error {
+	errs := make([]error, len(batches))
+	var group sync.WaitGroup
+	for i := range batches {
+		group.Go(func() { results[i], errs[i] = s.produce(ctx, t, req, ack, batches[i]) })
+	}
+	group.Wait()
+	failed := 0
+	for i, err := range errs {
+		if err != nil {
+			failed++
+			results[i] = &varvev1.ProduceResult{Partition: batches[i].partition, BaseOffset: metadata.NoOffset, LastOffset: metadata.NoOffset,
+				Timestamp: metadata.NoTimestamp, Error: produceError(err)}
+		}
+	}
+	if failed == len(errs) {
+		return errs[0]
+	}
+	return nil
+}
+
+// produce appends one batch.
+func (s *logService) produce(ctx context.Context, t *metadata.Topic, req *varvev1.ProduceRequest, ack segments.Ack, b partitionBatch) (*varvev1.ProduceResult, error) {
+	data, info, err := s.g.validate(t, b.data)
+	if err != nil {
+		return nil, placed(err, t.Name, b.partition)
+	}
+	info.Ack, info.ExpectedOffset = ack, metadata.NoOffset
+	if req.ExpectedOffset != nil {
+		if info.ExpectedOffset = req.GetExpectedOffset(); info.ExpectedOffset < 0 {
+			return nil, refuse(connect.CodeInvalidArgument, reasonInvalid, "expected_offset %d is negative", info.ExpectedOffset)
+		}
+	}
+	if req.FencingToken != nil {
+		if info.FencingToken, info.HasFencingToken = req.GetFencingToken(), true; len(info.FencingToken) > segments.MaxFencingToken {
+			return nil, refuse(connect.CodeInvalidArgument, reasonInvalid, "a fencing token of %d bytes is longer than %d", len(info.FencingToken), segments.MaxFencingToken)
+		}
+	}
+	if ack == segments.AckBuffered {
+		if info.ProducerID != metadata.NoProducer || info.ExpectedOffset != metadata.NoOffset || info.HasFencingToken {
+			return nil, refuseBuffered("what it promises could be refused later by a producer id, an expected offset or a fencing token")
+		}
+	}
+	span := segments.SpanID{Topic: segments.TopicID(t.ID), Partition: b.partition}
+	result, err := s.g.intake.append(ctx, span, data, info)
+	if err != nil {
+		return nil, placed(err, t.Name, b.partition)
+	}
+	out := &varvev1.ProduceResult{Partition: b.partition, BaseOffset: metadata.NoOffset, LastOffset: metadata.NoOffset,
+		Timestamp: info.MaxTimestamp, RecordCount: info.Records, Acks: varvev1.Acks_ACKS_BUFFERED}
+	if ack == segments.AckBuffered {
+		return out, nil
+	}
+	if err := refusedVerdict(result.verdict, info.ExpectedOffset); err != nil {
+		return nil, placed(err, t.Name, b.partition)
+	}
+	out.Acks = varvev1.Acks_ACKS_COMMITTED
+	out.BaseOffset = result.verdict.Offset
+	out.LastOffset = out.BaseOffset + int64(info.Offsets) - 1
+	out.LogStartOffset = result.start
+	out.Duplicate = result.verdict.Outcome == metadata.Duplicate
+	return out, nil
+}
+
+// placed adds where an error happened.
+func placed(err error, topic string, partition int32) error {
+	var r *refusal
+	if errors.As(err, &r) {
+		r.withTopic(topic).withPartition(partition)
+		return err
+	}
+	return fmt.Errorf("topic %q, partition %d: %w", topic, partition, err)
+}
+
+// validate checks a batch against its records and the topic's rules. It returns the
+// bytes to store, which differ only where the topic or the batch asks for the
+// gateway's time.
+func (g *Gateway) validate(t *metadata.Topic, data []byte) ([]byte, segments.BatchInfo, error) {
+	limits := batch.DefaultLimits()
+	limits.MaxBatchBytes = int(t.Config.MaxMessageBytes)
+	limits.MaxRecordBytes = max(limits.MaxRecordBytes, limits.MaxBatchBytes)
+	limits.MaxInflatedBytes = max(limits.MaxInflatedBytes, 2*limits.MaxBatchBytes)
+	info, err := batch.Validate(data, limits)
+	if err != nil {
+		return nil, segments.BatchInfo{}, err
+	}
+	now := g.now().UnixMilli()
+	switch {
+	case t.Config.AppendTime:
+		batch.SetAppendTime(data, now)
+		if info.Header, err = batch.ParseHeader(data); err != nil {
+			return nil, segments.BatchInfo{}, err
+		}
+		info.MinTimestamp, info.LastTimestamp = now, now
+	case info.AppendTime():
+		return nil, segments.BatchInfo{}, refuse(connect.CodeInvalidArgument, reasonInvalidBatch,
+			"the batch says that its timestamps are the log's append time, but the topic has timestamp.type=create")
+	case info.Untimed:
+		if data, err = batch.Rewrite(data, limits, now); err != nil {
+			return nil, segments.BatchInfo{}, err
+		}
+		if info, err = batch.Validate(data, limits); err != nil {
+			return nil, segments.BatchInfo{}, err
+		}
+	}
+	if limit := t.Config.FutureMaxMillis; !t.Config.AppendTime && limit < math.MaxInt64-now && info.MaxTimestamp > now+limit {
+		return nil, segments.BatchInfo{}, refuse(connect.CodeInvalidArgument, reasonInvalidBatch,
+			"timestamp %d is %s in the future; the topic allows %s (timestamp.after.max.ms): check the producer's clock", info.MaxTimestamp,
+			time.Duration(info.MaxTimestamp-now)*time.Millisecond, time.Duration(limit)*time.Millisecond)
+	}
+	return data, segments.BatchInfo{
+		Size: int32(len(data)), Offsets: info.LastOffsetDelta + 1, Records: info.Count,
+		MinTimestamp: info.MinTimestamp, MaxTimestamp: info.MaxTimestamp, LastTimestamp: info.LastTimestamp,
+		CRC: info.CRC, ProducerID: info.ProducerID, ProducerEpoch: info.ProducerEpoch, BaseSequence: info.BaseSequence,
+	}, nil
+}
+
+// InitProducer implements varvev1connect.LogServiceHandler.
+func (s *logService) InitProducer(ctx context.Context, _ *varvev1.InitProducerRequest) (*varvev1.InitProducerResponse, error) {
+	id, err := s.g.producerIDs.next(ctx, s.g.cluster)
+	if err != nil {
+		return nil, err
+	}
+	return &varvev1.InitProducerResponse{ProducerId: id}, nil
+}
+
+// producerIDs gives out ids from blocks that the table reserves.
+type producerIDs struct {
+	mu         sync.Mutex
+	first, end int64
+}
+
+// producerBlock is how many ids one table write reserves.
+const producerBlock = 1000
+
+func (p *producerIDs) next(ctx context.Context, c *metadata.Cluster) (int64, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.first == p.end {
+		first, err := c.AllocateProducers(ctx, producerBlock)
+		if err != nil {
+			return 0, err
+		}
+		p.first, p.end = first, first+producerBlock
+	}
+	p.first++
+	return p.first - 1, nil
+}
+
+// ListOffsets implements varvev1connect.LogServiceHandler.
+func (s *logService) ListOffsets(ctx context.Context, req *varvev1.ListOffsetsRequest) (*varvev1.ListOffsetsResponse, error) {
+	began := time.Now()
+	t, err := s.g.topic(ctx, req.GetTopic())
+	if err != nil {
+		return nil, err
+	}
+	numbers := req.GetPartitions()
+	if len(numbers) == 0 {
+		numbers = make([]int32, t.Partitions)
+		for i := range numbers {
+			numbers[i] = int32(i)
+		}
+	}
+	offsets := make([]*varvev1.PartitionOffset, len(numbers))
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(lookupsAtOnce)
+	for i, number := range numbers {
+		id, err := partitionOf(t, number)
+		if err != nil {
+			return nil, err
+		}
+		group.Go(func() (err error) {
+			offsets[i], err = s.g.lookUp(ctx, id, req)
+			if err != nil {
+				return placed(err, t.Name, number)
+			}
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return nil, err
+	}
+	s.g.meters.lookedUp(time.Since(began))
+	return &varvev1.ListOffsetsResponse{Offsets: offsets}, nil
+}
+
+// lookUp answers a ListOffsets query for one partition.
+func (g *Gateway) lookUp(ctx context.Context, id metadata.PartitionID, req *varvev1.ListOffsetsRequest) (*varvev1.PartitionOffset, error) {
+	var out *varvev1.PartitionOffset
+	err := g.withView(ctx, id, func(v *metadata.View) error {
+		a := metadata.Answer{Offset: metadata.NoOffset, Timestamp: metadata.NoTimestamp}
+		var err error
+		switch q := req.GetQuery().(type) {
+		case *varvev1.ListOffsetsRequest_AtOrAfter:
+			a, err = v.AtOrAfter(ctx, g.reader.index, g.reader.scan, q.AtOrAfter)
+		case *varvev1.ListOffsetsRequest_Before:
+			a, err = v.Before(ctx, g.reader.index, g.reader.scan, q.Before)
+		case *varvev1.ListOffsetsRequest_MaxTimestamp:
+			a, err = v.MaxTimestamp(ctx, g.reader.index, g.reader.scan)
+		case *varvev1.ListOffsetsRequest_Earliest:
+			a = metadata.Answer{Found: true, Offset: v.Start, Timestamp: metadata.NoTimestamp}
+			if v.Next > v.Start { // dated by its record
+				a, err = v.AtOrAfter(ctx, g.reader.index, g.reader.scan, 0)
+			}
+		default:
+			a = metadata.Answer{Found: true, Offset: v.Next, Timestamp: metadata.NoTimestamp}
+		}
+		out = &varvev1.PartitionOffset{Partition: id.Number, Found: a.Found, Offset: a.Offset, Timestamp: a.Timestamp, StartOffset: v.Start, EndOffset: v.Next}
+		return err
+	})
+	return out, err
+}
+
+// withView runs a read on the partition's newest view, and again on a newer one when
+// the index moved under it.
+func (g *Gateway) withView(ctx context.Context, id metadata.PartitionID, read func(*metadata.View) error) error {
+	for try := 0; ; try++ {
+		v, err := g.view(ctx, id)
+		if err != nil {
+			return err
+		}
+		if err = read(v); !errors.Is(err, metadata.ErrIndexMoved) || try == 8 {
+			return err
+		}
+	}
+}

@@ -1,0 +1,195 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/varvelog/varve/metadata"
+	"github.com/varvelog/varve/segments"
+)
+
+// members keeps this gateway's row, and knows which other gateways live. No clock
+// of another host decides anything: a gateway is dead when its row did not change
+// for the lease time on our own monotonic clock.
+type members struct {
+	g *Gateway
+
+	own sync.Mutex // guards row
+	row *metadata.Gateway
+
+	mu   sync.Mutex
+	seen map[metadata.GatewayID]sighting
+	// dead are predecessors on our own data folder, whose lock we hold: they cannot
+	// be alive.
+	dead map[metadata.GatewayID]bool
+}
+
+// sighting is when another gateway's row changed last.
+type sighting struct {
+	row   metadata.Gateway
+	since time.Time
+}
+
+func newMembers(g *Gateway) *members {
+	return &members{g: g, seen: make(map[metadata.GatewayID]sighting), dead: make(map[metadata.GatewayID]bool)}
+}
+
+// register writes the row of this gateway, and reads those of the others.
+func (m *members) register(ctx context.Context) error {
+	c := m.g.config
+	row, err := metadata.RegisterGateway(ctx, m.g.table, metadata.Gateway{ID: m.g.id, Address: c.Address, Zone: c.Zone, Version: c.Version, Floor: 1})
+	if err != nil {
+		return err
+	}
+	m.row = row
+	if m.g.buffers != nil {
+		ids, err := m.g.buffers.Gateways()
+		if err != nil {
+			return err
+		}
+		for _, id := range ids {
+			m.dead[metadata.GatewayID(id)] = true
+		}
+	}
+	return m.look(ctx)
+}
+
+// look reads all gateways' rows.
+func (m *members) look(ctx context.Context) error {
+	rows, err := metadata.ListGateways(ctx, m.g.table, metadata.Strong)
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	now := time.Now()
+	for _, row := range rows {
+		if was, ok := m.seen[row.ID]; !ok || was.row.Stamp != row.Stamp {
+			m.seen[row.ID] = sighting{row, now}
+		}
+		if m.g.config.Exclusive && row.ID != m.g.id {
+			m.dead[row.ID] = true // the table's lock is ours alone
+		}
+	}
+	return nil
+}
+
+// others lists the other gateways' rows in a state.
+func (m *members) others(states ...metadata.GatewayState) []metadata.Gateway {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var list []metadata.Gateway
+	for id, s := range m.seen {
+		for _, state := range states {
+			if id != m.g.id && s.row.State == state {
+				list = append(list, s.row)
+			}
+		}
+	}
+	return list
+}
+
+// isClosed says whether a gateway is gone for ever, with all of its numbers settled.
+func (m *members) isClosed(id metadata.GatewayID) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.seen[id].row.State == metadata.GatewayClosed
+}
+
+// isDead says whether a gateway is known to have ended, since it ran on our data folder.
+func (m *members) isDead(id metadata.GatewayID) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.dead[id]
+}
+
+// mayTakeFrom says whether a gateway's journal may be sealed: nil when it is dead
+// or has left, metadata.ErrHeld while it lives.
+func (m *members) mayTakeFrom(ctx context.Context, id metadata.GatewayID) error {
+	m.mu.Lock()
+	s, known := m.seen[id]
+	dead := m.dead[id]
+	m.mu.Unlock()
+	if !known && !dead {
+		if err := m.look(ctx); err != nil {
+			return err
+		}
+		m.mu.Lock()
+		s, known = m.seen[id]
+		dead = m.dead[id]
+		m.mu.Unlock()
+	}
+	switch {
+	case dead, !known, s.row.State == metadata.GatewaySealed, s.row.State == metadata.GatewayClosed:
+		return nil
+	case time.Since(s.since) > m.g.config.LeaseTime:
+		return metadata.MarkSealed(ctx, m.g.table, id)
+	}
+	return fmt.Errorf("%w: %s, which was alive %s ago (it counts as dead after %s of silence)", metadata.ErrHeld, id,
+		time.Since(s.since).Round(time.Millisecond), m.g.config.LeaseTime)
+}
+
+// run beats until ctx ends, unless nobody else can reach the table. It returns
+// metadata.ErrFenced when another gateway took this one for dead.
+func (m *members) run(ctx context.Context) error {
+	if m.g.config.Exclusive {
+		<-ctx.Done()
+		return context.Cause(ctx)
+	}
+	beat := time.NewTicker(m.g.config.LeaseTime / 3)
+	defer beat.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-beat.C:
+		}
+		limit, cancel := context.WithTimeout(ctx, m.g.config.LeaseTime)
+		err := m.write(limit, "")
+		if err == nil {
+			err = m.look(limit)
+		}
+		cancel()
+		switch {
+		case err == nil:
+		case errors.Is(err, metadata.ErrFenced):
+			return err
+		case ctx.Err() == nil:
+			m.g.log.Warn("no heartbeat: the table does not answer", "error", err)
+		}
+	}
+}
+
+// write writes the row, in a new state if one is given.
+func (m *members) write(ctx context.Context, state metadata.GatewayState) error {
+	m.own.Lock()
+	defer m.own.Unlock()
+	if state != "" {
+		m.row.State = state
+	}
+	m.row.Floor = m.g.intake.floor()
+	return m.row.Write(ctx, m.g.table)
+}
+
+// draining tells the others that this gateway is about to leave.
+func (m *members) draining(ctx context.Context) {
+	if m.g.config.Exclusive {
+		return // there are no others
+	}
+	if err := m.write(ctx, metadata.GatewayDraining); err != nil {
+		m.g.log.Warn("the others do not know that this gateway is leaving", "error", err)
+	}
+}
+
+// close ends this gateway's id: all of its numbers are settled, its journal is sealed.
+func (m *members) close(ctx context.Context) error {
+	if m.g.buffers != nil {
+		if err := m.g.buffers.RemoveGateway(segments.GatewayID(m.g.id)); err != nil {
+			return err
+		}
+	}
+	return m.write(ctx, metadata.GatewayClosed)
+}

@@ -1,0 +1,313 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/maypok86/otter/v2"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/varvelog/varve/metadata"
+	"github.com/varvelog/varve/segments"
+	"github.com/varvelog/varve/segments/batch"
+)
+
+// storedLimits bound the inflating of batches that were validated when they came.
+var storedLimits = batch.Limits{MaxBatchBytes: 64 << 20, MaxInflatedBytes: 64 << 20, MaxRecordBytes: 64 << 20, MaxRecords: 1 << 24}
+
+// readsAtOnce is how many ranges one message is gathered from at a time.
+const readsAtOnce = 8
+
+// reader finds record batches: places from the index, bytes from memory or the bucket.
+type reader struct {
+	g     *Gateway
+	index metadata.Index
+	fresh *freshSegments
+}
+
+func newReader(g *Gateway) *reader {
+	return &reader{g: g, index: newIndexCache(metadata.TableIndex{Table: g.table}, g.config.IndexCacheRows), fresh: newFreshSegments(g.config.FreshBytes)}
+}
+
+// view is what readers may see of a partition now.
+func (g *Gateway) view(ctx context.Context, id metadata.PartitionID) (*metadata.View, error) {
+	p := g.partitions.get(id)
+	if v := p.view.Load(); v != nil {
+		return v, nil
+	}
+	// Nobody has appended since this gateway started: read it from the table, without
+	// taking it. Its last owner is dead or has left, else it could not be read.
+	v, err := g.readView(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	p.view.CompareAndSwap(nil, v) // the sequencer may have been quicker
+	return p.view.Load(), nil
+}
+
+func (g *Gateway) readView(ctx context.Context, id metadata.PartitionID) (*metadata.View, error) {
+	lease, err := metadata.ReadLease(ctx, g.table, id, metadata.Strong)
+	if errors.Is(err, metadata.ErrNotFound) {
+		return metadata.NewPartition(id).View(), nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if lease.Journal == g.id {
+		return lease.View(), nil // it was taken this very moment: complete until we commit
+	}
+	if lease.Released {
+		return lease.View(), nil
+	}
+	sealed, err := g.sequencer.readSealed(ctx, lease.Journal)
+	if err != nil {
+		return nil, err
+	}
+	return lease.Folded(sealed)
+}
+
+// filter says which records a reader wants.
+type filter struct {
+	from  int64 // offset
+	until int64 // exclusive
+	times *timeRange
+}
+
+type timeRange struct{ start, end int64 }
+
+// wanted is a byte range of a segment with whole batches in it.
+type wanted struct {
+	chunk  metadata.Chunk
+	length int64
+}
+
+// read gathers whole batches from offset f.from on, at most maxBytes (but at least
+// one batch). next is the offset that the reader has got to: past batches that the
+// filter left out, too.
+func (r *reader) read(ctx context.Context, v *metadata.View, f filter, maxBytes int) (data []byte, next int64, err error) {
+	until := min(f.until, v.Next)
+	ranges, next, err := r.plan(ctx, v, f, until, maxBytes)
+	if err != nil || len(ranges) == 0 {
+		return nil, next, err
+	}
+	pieces, err := r.fetch(ctx, ranges)
+	if err != nil {
+		return nil, 0, err
+	}
+	if len(ranges) == 1 {
+		data, err = r.stamp(ranges[0], pieces[0], f, pieces[0][:0])
+	} else {
+		total := 0
+		for _, p := range pieces {
+			total += len(p)
+		}
+		data = make([]byte, 0, total)
+		for i := range ranges {
+			if data, err = r.stamp(ranges[i], pieces[i], f, data); err != nil {
+				break
+			}
+		}
+	}
+	return data, next, err
+}
+
+// plan picks the chunks to read, from the index.
+func (r *reader) plan(ctx context.Context, v *metadata.View, f filter, until int64, maxBytes int) (ranges []wanted, next int64, err error) {
+	next = f.from
+	budget := int64(maxBytes)
+	for next < until {
+		entries, err := v.Entries(ctx, r.index, next)
+		if err != nil {
+			return nil, 0, err
+		}
+		for i := range entries {
+			e := &entries[i]
+			if e.First >= until {
+				return ranges, next, nil
+			}
+			if f.times != nil && !e.Overlaps(f.times.start, f.times.end) {
+				next = e.End
+				continue
+			}
+			for _, c := range e.Chunks() {
+				if c.End <= next || c.First >= until {
+					continue
+				}
+				if c.Length > budget && len(ranges) > 0 || len(ranges) >= 4*readsAtOnce {
+					return ranges, next, nil
+				}
+				budget -= c.Length
+				next = c.End
+				if f.times != nil && c.MaxTimestamp < f.times.start {
+					continue
+				}
+				ranges = join(ranges, c)
+			}
+		}
+	}
+	return ranges, min(next, until), nil
+}
+
+// join adds a chunk, to the range before it if it lies right behind that.
+func join(ranges []wanted, c metadata.Chunk) []wanted {
+	if n := len(ranges); n > 0 {
+		last := &ranges[n-1]
+		if last.chunk.Gateway == c.Gateway && last.chunk.Number == c.Number && last.chunk.Position+last.length == c.Position && last.chunk.End == c.First {
+			last.length += c.Length
+			last.chunk.End = c.End
+			return ranges
+		}
+	}
+	return append(ranges, wanted{c, c.Length})
+}
+
+// fetch reads the ranges' bytes; each is the caller's own.
+func (r *reader) fetch(ctx context.Context, ranges []wanted) ([][]byte, error) {
+	pieces := make([][]byte, len(ranges))
+	if len(ranges) == 1 {
+		var err error
+		pieces[0], err = r.bytes(ctx, ranges[0])
+		return pieces, err
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(readsAtOnce)
+	for i := range ranges {
+		group.Go(func() (err error) {
+			pieces[i], err = r.bytes(ctx, ranges[i])
+			return err
+		})
+	}
+	return pieces, group.Wait()
+}
+
+func (r *reader) bytes(ctx context.Context, w wanted) ([]byte, error) {
+	data := []byte(nil)
+	if r.fresh.holds(segmentName{w.chunk.Gateway, w.chunk.Number}) {
+		data = make([]byte, w.length)
+		if r.fresh.read(segmentName{w.chunk.Gateway, w.chunk.Number}, data, w.chunk.Position) {
+			return data, nil
+		}
+	}
+	key := r.g.objectKey(w.chunk)
+	data, _, err := r.g.store.Get(ctx, key, w.chunk.Position, w.length)
+	switch {
+	case errors.Is(err, segments.ErrNotFound):
+		return nil, fmt.Errorf("%w: segment %s is gone, but offsets %d to %d lie in it", segments.ErrCorrupt, key, w.chunk.First, w.chunk.End-1)
+	case err != nil:
+		return nil, fmt.Errorf("read segment %s: %w", key, err)
+	case int64(len(data)) < w.length:
+		return nil, fmt.Errorf("%w: segment %s ends at %d, but offsets %d to %d lie at %d to %d", segments.ErrCorrupt, key,
+			w.chunk.Position+int64(len(data)), w.chunk.First, w.chunk.End-1, w.chunk.Position, w.chunk.Position+w.length)
+	}
+	return data, nil
+}
+
+func (g *Gateway) objectKey(c metadata.Chunk) string {
+	return segments.ObjectKey(segments.ClusterID(g.cluster.ID), segments.GatewayID(c.Gateway), c.Number)
+}
+
+// stamp checks the batches of a range, gives them their offsets and appends those
+// that the filter wants to into, which may be the front of data itself.
+func (r *reader) stamp(w wanted, data []byte, f filter, into []byte) ([]byte, error) {
+	offset, position := w.chunk.First, 0
+	for position < len(data) {
+		h, err := batch.Check(data[position:])
+		if err != nil {
+			return nil, r.damage(w, position, offset, err)
+		}
+		end := position + h.Size()
+		last := offset + int64(h.LastOffsetDelta) + 1
+		if last > f.from && offset < f.until && (f.times == nil || h.MaxTimestamp >= f.times.start) {
+			at := len(into)
+			into = append(into, data[position:end]...) // in place when into is data's own front
+			batch.SetBaseOffset(into[at:], offset, 0)
+		}
+		offset, position = last, end
+	}
+	if offset != w.chunk.End {
+		return nil, r.damage(w, position, offset, fmt.Errorf("the index says that offset %d comes next", w.chunk.End))
+	}
+	return into, nil
+}
+
+func (r *reader) damage(w wanted, position int, offset int64, err error) error {
+	return fmt.Errorf("%w: segment %s, position %d (offset %d): %w", segments.ErrCorrupt, r.g.objectKey(w.chunk), w.chunk.Position+int64(position), offset, err)
+}
+
+// scan is the [metadata.ScanFunc] over the bucket: one ranged read.
+func (r *reader) scan(ctx context.Context, c metadata.Chunk, from, t int64) (metadata.Found, int64, bool, error) {
+	w := wanted{c, c.Length}
+	data, err := r.bytes(ctx, w)
+	if err != nil {
+		return metadata.Found{}, 0, false, err
+	}
+	if data, err = r.stamp(w, data, filter{from: from, until: c.End}, data[:0]); err != nil {
+		return metadata.Found{}, 0, false, err
+	}
+	found, ok, largest := metadata.Found{}, false, metadata.NoTimestamp
+	previous, previousKnown := int64(0), false
+	for b, err := range batch.Split(data) {
+		if err != nil {
+			return found, 0, false, r.damage(w, 0, from, err)
+		}
+		for record, err := range batch.Records(b, storedLimits) {
+			if err != nil {
+				return found, 0, false, r.damage(w, 0, from, err)
+			}
+			if record.Offset >= from {
+				largest = max(largest, record.Timestamp)
+				if !ok && record.Timestamp >= t {
+					found, ok = metadata.Found{Offset: record.Offset, Timestamp: record.Timestamp, Previous: previous, PreviousKnown: previousKnown}, true
+				}
+			}
+			previous, previousKnown = record.Timestamp, record.Offset >= from
+		}
+	}
+	return found, largest, ok, nil
+}
+
+// indexCache keeps pages and nodes of indexes, which never change.
+type indexCache struct {
+	index metadata.Index
+	pages *otter.Cache[indexKey, []metadata.Entry]
+	nodes *otter.Cache[indexKey, []metadata.Child]
+}
+
+type indexKey struct {
+	partition metadata.PartitionID
+	level     int
+	first     int64
+}
+
+func newIndexCache(index metadata.Index, rows int) *indexCache {
+	return &indexCache{index: index,
+		pages: otter.Must(&otter.Options[indexKey, []metadata.Entry]{MaximumSize: rows}),
+		nodes: otter.Must(&otter.Options[indexKey, []metadata.Child]{MaximumSize: rows})}
+}
+
+// Page implements [metadata.Index].
+func (c *indexCache) Page(ctx context.Context, p metadata.PartitionID, first int64) ([]metadata.Entry, error) {
+	key := indexKey{partition: p, first: first}
+	if entries, ok := c.pages.GetIfPresent(key); ok {
+		return entries, nil
+	}
+	entries, err := c.index.Page(ctx, p, first)
+	if err == nil {
+		c.pages.Set(key, entries)
+	}
+	return entries, err
+}
+
+// Node implements [metadata.Index].
+func (c *indexCache) Node(ctx context.Context, p metadata.PartitionID, level int, first int64) ([]metadata.Child, error) {
+	key := indexKey{p, level, first}
+	if children, ok := c.nodes.GetIfPresent(key); ok {
+		return children, nil
+	}
+	children, err := c.index.Node(ctx, p, level, first)
+	if err == nil {
+		c.nodes.Set(key, children)
+	}
+	return children, err
+}

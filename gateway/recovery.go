@@ -1,0 +1,210 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/varvelog/varve/metadata"
+	"github.com/varvelog/varve/segments"
+)
+
+// join makes this gateway a member: it checks that table and bucket belong together,
+// opens its journal, and seals those of predecessors that are dead for certain.
+func (g *Gateway) join(ctx context.Context) error {
+	var err error
+	if g.cluster, err = metadata.OpenCluster(ctx, g.table); err != nil {
+		return fmt.Errorf("open %s: %w", g.table, err)
+	}
+	if err := g.generation.check(ctx); err != nil {
+		return err
+	}
+	if err := g.generation.raise(ctx); err != nil {
+		return fmt.Errorf("raise the generation: %w", err)
+	}
+	journal, err := metadata.OpenJournal(ctx, g.table, g.id)
+	if err != nil {
+		return err
+	}
+	g.sequencer.journal = journal
+	if g.buffers != nil {
+		if g.recovered, err = g.buffers.Scan(); err != nil {
+			return fmt.Errorf("scan the buffer: %w", err)
+		}
+	}
+	if err := g.members.register(ctx); err != nil {
+		return err
+	}
+	for _, row := range g.members.others(metadata.GatewayLive, metadata.GatewayDraining) {
+		if !g.members.isDead(row.ID) {
+			continue
+		}
+		if _, err := metadata.Seal(ctx, g.table, row.ID, g.id); err != nil {
+			return err
+		}
+		if err := metadata.MarkSealed(ctx, g.table, row.ID); err != nil {
+			return err
+		}
+	}
+	return g.members.look(ctx)
+}
+
+// recover finishes what predecessors on this data folder left: it uploads and
+// commits what was acked as buffered, takes the partitions whose changes are only
+// in a journal, and closes the predecessors. It runs beside the serving, and again
+// whenever it could not finish.
+func (g *Gateway) recover(ctx context.Context) error {
+	pauses := metadata.DefaultBackOff()
+	for {
+		err := g.recoverOnce(ctx)
+		if err == nil || ctx.Err() != nil || errors.Is(err, metadata.ErrFenced) {
+			return err
+		}
+		g.log.Warn("recovery is not finished; it is tried again", "error", err)
+		if err := pause(ctx, pauses); err != nil {
+			return err
+		}
+	}
+}
+
+func (g *Gateway) recoverOnce(ctx context.Context) error {
+	for len(g.recovered) > 0 {
+		if err := g.recoverFile(ctx, &g.recovered[0]); err != nil {
+			return err
+		}
+		g.recovered = g.recovered[1:]
+	}
+	for _, row := range g.members.others(metadata.GatewaySealed) {
+		if !g.members.isDead(row.ID) {
+			continue // its buffer is elsewhere: only who has it can settle its numbers
+		}
+		if err := g.moveFrom(ctx, row.ID); err != nil {
+			return err
+		}
+		if err := g.closePredecessor(ctx, row.ID); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// recoverFile uploads what a buffer file holds under its old name and has it judged,
+// by its number alone.
+func (g *Gateway) recoverFile(ctx context.Context, file *segments.RecoveredFile) error {
+	name := fmt.Sprintf("segment %d of %s", file.Number, file.Gateway)
+	for _, damage := range file.Damage {
+		g.log.Error("a buffer file is damaged: what was acked as buffered there is lost; the file is set aside", "buffer", name, "damage", damage.Error())
+	}
+	builder := segments.NewBuilder(segments.ClusterID(g.cluster.ID), file.Gateway, file.Number)
+	for b, err := range file.All() {
+		if err != nil {
+			return fmt.Errorf("buffer of %s: %w", name, err)
+		}
+		if err := builder.Add(b.Span, b.Data, b.Info); err != nil {
+			return fmt.Errorf("buffer of %s: %w", name, err)
+		}
+	}
+	if builder.Batches() > 0 {
+		object, err := builder.Build(func(segments.SpanID) uint64 { return 0 })
+		if err != nil {
+			return fmt.Errorf("buffer of %s: %w", name, err)
+		}
+		directory, err := g.intake.put(ctx, object)
+		if err != nil {
+			return err
+		}
+		if err := g.recommit(ctx, name, directory); err != nil {
+			return err
+		}
+	}
+	if len(file.Damage) > 0 {
+		return file.SetAside()
+	}
+	return file.Remove()
+}
+
+// recommit has the batches of a predecessor's segment judged that were acked as
+// buffered. The rest was never acked: its producers send it again.
+func (g *Gateway) recommit(ctx context.Context, name string, d *segments.Directory) error {
+	var references []*metadata.Reference
+	for i := range d.Spans {
+		ref := reference(d, &d.Spans[i], func(b *segments.BatchInfo) bool { return b.Ack == segments.AckBuffered })
+		if len(ref.Batches) > 0 {
+			ref.ByNumber = true
+			references = append(references, ref)
+		}
+	}
+	batches, repeated := 0, 0
+	err := g.refer(ctx, references, func(i int, v metadata.Verdict, err error) {
+		switch {
+		case err != nil:
+			g.log.Error("what was acked as buffered cannot be appended: its topic was deleted", "buffer", name, "partition", references[i].Partition.String())
+		case v.Status == metadata.Repeated:
+			repeated += len(references[i].Batches)
+		default:
+			batches += len(references[i].Batches)
+		}
+	})
+	if err != nil {
+		return err
+	}
+	g.meters.recovered(batches)
+	g.log.Info("recovered what was acked as buffered", "buffer", name, "appended", batches, "appended_before", repeated)
+	return nil
+}
+
+// moveFrom takes the partitions whose changes are only in a sealed journal.
+func (g *Gateway) moveFrom(ctx context.Context, id metadata.GatewayID) error {
+	journal, err := g.sequencer.readSealed(ctx, id)
+	if err != nil {
+		return err
+	}
+	moving := make(map[metadata.PartitionID]bool)
+	for i := range journal.Rows {
+		for j := range journal.Rows[i].Changes {
+			moving[journal.Rows[i].Changes[j].Partition] = true
+		}
+	}
+	answers := make(chan error, len(moving))
+	var tickets []*ticket
+	for partition := range moving {
+		tickets = append(tickets, &ticket{partition: partition, done: func(_ metadata.Verdict, err error) { answers <- err },
+			decide: func(*metadata.Partition) (metadata.Verdict, *metadata.Change, error) {
+				return metadata.Verdict{Status: metadata.Judged}, nil, nil // holding it is all that is asked
+			}})
+	}
+	began := time.Now()
+	g.sequencer.submit(tickets...)
+	for range moving {
+		select {
+		case err := <-answers:
+			if err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	if len(moving) > 0 {
+		g.log.Info("took over a predecessor's partitions", "gateway", id, "partitions", len(moving), "took", time.Since(began).Round(time.Millisecond))
+	}
+	if err := journal.Trim(ctx, g.table); err != nil {
+		return err
+	}
+	g.sequencer.moved(journal)
+	return nil
+}
+
+// closePredecessor ends an id whose numbers are all settled.
+func (g *Gateway) closePredecessor(ctx context.Context, id metadata.GatewayID) error {
+	if g.buffers != nil {
+		if err := g.buffers.RemoveGateway(segments.GatewayID(id)); err != nil {
+			return err
+		}
+	}
+	if err := metadata.MarkClosed(ctx, g.table, id); err != nil {
+		return err
+	}
+	return g.members.look(ctx)
+}

@@ -1,0 +1,59 @@
+package gateway
+
+import "container/heap"
+
+// unfolded orders partitions by their first change that no checkpoint has.
+type unfolded struct{ list unfoldedHeap }
+
+type unfoldedEntry struct {
+	since uint64
+	held  *held
+}
+
+type unfoldedHeap []unfoldedEntry
+
+func (h unfoldedHeap) Len() int           { return len(h) }
+func (h unfoldedHeap) Less(i, j int) bool { return h[i].since < h[j].since }
+func (h unfoldedHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
+func (h *unfoldedHeap) Push(x any)        { *h = append(*h, x.(unfoldedEntry)) }
+func (h *unfoldedHeap) Pop() any {
+	old := *h
+	last := old[len(old)-1]
+	old[len(old)-1] = unfoldedEntry{}
+	*h = old[:len(old)-1]
+	return last
+}
+
+func (u *unfolded) push(h *held) { heap.Push(&u.list, unfoldedEntry{h.state.Unfolded(), h}) }
+
+// oldest is the partition to checkpoint next, or nil.
+func (u *unfolded) oldest() *held {
+	if len(u.list) == 0 {
+		return nil
+	}
+	return u.list[0].held
+}
+
+func (u *unfolded) pop() { heap.Pop(&u.list) }
+
+// journalRows keeps the sizes of the journal's rows that are not checkpointed.
+type journalRows struct {
+	first uint64 // sequence of the first
+	sizes []int
+	bytes int
+}
+
+func (r *journalRows) add(size int) {
+	r.sizes = append(r.sizes, size)
+	r.bytes += size
+}
+
+func (r *journalRows) count() int { return len(r.sizes) }
+
+func (r *journalRows) dropBelow(sequence uint64) {
+	for r.first < sequence && len(r.sizes) > 0 {
+		r.bytes -= r.sizes[0]
+		r.sizes = r.sizes[1:]
+		r.first++
+	}
+}
