@@ -20,8 +20,6 @@ const (
 	// defaultPage and maxPage bound the topics, or index entries, in one answer.
 	defaultPage = 1000
 	maxPage     = 10_000
-	// indexTries is how often a walk over an index begins again when it moved.
-	indexTries = 5
 )
 
 // topicService is the TopicService of a gateway.
@@ -180,7 +178,7 @@ func (s *topicService) TrimTopic(ctx context.Context, r *varvev1.TrimTopicReques
 	if err != nil {
 		return nil, err
 	}
-	t, err := s.active(ctx, r.GetName())
+	t, err := s.g.topic(ctx, r.GetName())
 	if err != nil {
 		return nil, err
 	}
@@ -209,15 +207,15 @@ func (s *topicService) TrimTopic(ctx context.Context, r *varvev1.TrimTopicReques
 // trim moves one log start up. A partition that has nothing to give up is left alone: it
 // may have no rows yet.
 func (s *topicService) trim(ctx context.Context, id metadata.PartitionID, to *varvev1.Place) (*metadata.View, error) {
-	v, err := s.g.view(ctx, id)
+	var v *metadata.View
+	var offset int64
+	err := s.g.withView(ctx, id, func(now *metadata.View) (err error) {
+		v = now
+		offset, err = s.g.resolve(ctx, v, to)
+		return err
+	})
 	if err != nil {
 		return nil, err
-	}
-	offset := to.GetOffset()
-	if _, given := to.GetAt().(*varvev1.Place_Offset); !given {
-		if offset, err = s.g.resolve(ctx, v, to); err != nil {
-			return nil, err
-		}
 	}
 	if offset > v.Next {
 		return nil, refuse(connect.CodeOutOfRange, reasonOutOfRange, "cannot trim to offset %d: the log holds offsets %d to %d (end, exclusive)",
@@ -256,11 +254,11 @@ func (s *topicService) ListSegments(ctx context.Context, r *varvev1.ListSegments
 	if err != nil {
 		return nil, err
 	}
-	t, err := s.active(ctx, r.GetName())
+	t, err := s.g.topic(ctx, r.GetName())
 	if err != nil {
 		return nil, err
 	}
-	ids, err := partitionsOf(t, []int32{r.GetPartition()})
+	id, err := partitionOf(t, r.GetPartition())
 	if err != nil {
 		return nil, err
 	}
@@ -268,16 +266,14 @@ func (s *topicService) ListSegments(ctx context.Context, r *varvev1.ListSegments
 		return nil, refuse(connect.CodeInvalidArgument, reasonInvalid, "offset %d is negative", r.GetFromOffset()).withTopic(t.Name)
 	}
 	var out *varvev1.ListSegmentsResponse
-	for range indexTries {
-		v, err := s.g.view(ctx, ids[0])
-		if err != nil {
-			return nil, err
-		}
-		if out, err = s.segments(ctx, v, r.GetFromOffset(), limit); !errors.Is(err, metadata.ErrIndexMoved) {
-			return out, err
-		}
+	err = s.g.withView(ctx, id, func(v *metadata.View) (err error) {
+		out, err = s.segments(ctx, v, r.GetFromOffset(), limit)
+		return err
+	})
+	if err != nil {
+		return nil, err
 	}
-	return nil, metadata.ErrIndexMoved
+	return out, nil
 }
 
 // segments walks a view's index from an offset on.
@@ -300,18 +296,6 @@ func (s *topicService) segments(ctx context.Context, v *metadata.View, from int6
 		}
 	}
 	return out, nil
-}
-
-// active returns a topic that is not being deleted.
-func (s *topicService) active(ctx context.Context, name string) (*metadata.Topic, error) {
-	t, err := s.g.topics.Get(ctx, name)
-	if err != nil {
-		return nil, err
-	}
-	if t.State != metadata.TopicActive {
-		return nil, refuse(connect.CodeNotFound, reasonTopicDeleted, "topic %q is being deleted", name).withTopic(name)
-	}
-	return t, nil
 }
 
 // each calls f for partitions, several at once, and returns the first error with the
@@ -352,11 +336,11 @@ func partitionsOf(t *metadata.Topic, asked []int32) ([]metadata.PartitionID, err
 	asked = slices.Compact(slices.Sorted(slices.Values(asked)))
 	ids := make([]metadata.PartitionID, len(asked))
 	for i, n := range asked {
-		if n < 0 || n >= t.Partitions {
-			return nil, refuse(connect.CodeNotFound, reasonPartitionNotFound, "topic %q has no partition %d, only 0 to %d", t.Name, n, t.Partitions-1).
-				withTopic(t.Name).withPartition(n)
+		id, err := partitionOf(t, n)
+		if err != nil {
+			return nil, err
 		}
-		ids[i] = metadata.PartitionID{Topic: t.ID, Number: n}
+		ids[i] = id
 	}
 	return ids, nil
 }
