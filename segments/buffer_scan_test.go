@@ -28,7 +28,9 @@ func scanContent(t testing.TB, content []byte) (segments.RecoveredFile, []segmen
 	if err := sys.Mkdir("/buffer/gw-1"); err != nil {
 		t.Fatal(err)
 	}
-	sys.Put(samplePath, content)
+	if err := sys.Put(samplePath, content); err != nil {
+		t.Fatal(err)
+	}
 	files, err := dir.Scan()
 	if err != nil {
 		return segments.RecoveredFile{}, nil, err

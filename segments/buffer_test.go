@@ -236,8 +236,12 @@ func TestSetAsideKeepsAnEarlierOne(t *testing.T) {
 	if err := sys.Mkdir("/buffer/gw-1"); err != nil {
 		t.Fatal(err)
 	}
-	sys.Put(samplePath, zero(96, 110)(bufferSample(2)))
-	sys.Put(samplePath+".damaged", []byte("earlier"))
+	if err := sys.Put(samplePath, zero(96, 110)(bufferSample(2))); err != nil {
+		t.Fatal(err)
+	}
+	if err := sys.Put(samplePath+".damaged", []byte("earlier")); err != nil {
+		t.Fatal(err)
+	}
 	files, err := dir.Scan()
 	if err != nil {
 		t.Fatal(err)
@@ -258,7 +262,9 @@ func TestScanTellsReadErrors(t *testing.T) {
 		if err := sys.Mkdir("/buffer/gw-1"); err != nil {
 			t.Fatal(err)
 		}
-		sys.Put(samplePath, bufferSample(2))
+		if err := sys.Put(samplePath, bufferSample(2)); err != nil {
+			t.Fatal(err)
+		}
 		sys.Intercept(func(op faultfs.Op) *faultfs.Fault {
 			if op.Kind == kind {
 				return &faultfs.Fault{Err: syscall.EIO}

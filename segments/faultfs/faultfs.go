@@ -9,6 +9,7 @@
 package faultfs
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -16,7 +17,6 @@ import (
 	"math"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"syscall"
 
@@ -63,51 +63,18 @@ const Unlimited = math.MaxInt64
 
 // FS is a file system in memory. The zero value is not usable: call New.
 type FS struct {
-	mu      sync.Mutex
-	nodes   map[string]*node // by path, as the system shows them now
-	durable map[string]*node // the names that a crash leaves
-	pending map[string][]change
-	locks   map[string]*lock
-	room    int64
-	life    int // rises with every crash
-	counts  map[Kind]int
-	hook    func(Op) *Fault
+	mu     sync.Mutex
+	root   *node
+	locks  map[string]*lock
+	room   int64
+	life   int // rises with every crash
+	counts map[Kind]int
+	hook   func(Op) *Fault
 }
 
-// node is a file or a folder.
-type node struct {
-	dir     bool
-	bytes   []byte  // as the system shows them
-	durable []byte  // as the disk has them
-	writes  []write // what lies between the two, in order
-	settled int     // writes that are on disk, or dropped
-}
-
-// write is an unsynced change of a file: bytes at an offset, or a new length.
-type write struct {
-	offset int64
-	bytes  []byte
-	cut    bool // to offset
-}
-
-// change is an unsynced change of names in a folder.
-type change struct {
-	path string
-	node *node // nil: gone
-	from string
-}
-
-// New returns a file system with nothing but a root folder "/", durable.
+// New returns a file system with nothing but the folder "/", without faults.
 func New() *FS {
-	root := &node{dir: true}
-	return &FS{
-		nodes:   map[string]*node{"/": root},
-		durable: map[string]*node{"/": root},
-		pending: make(map[string][]change),
-		locks:   make(map[string]*lock),
-		room:    Unlimited,
-		counts:  make(map[Kind]int),
-	}
+	return &FS{root: newFolder(), locks: make(map[string]*lock), room: Unlimited, counts: make(map[Kind]int)}
 }
 
 // Intercept has hook asked before every operation; it may wait, and makes the
@@ -174,20 +141,19 @@ func (f *FS) Mkdir(path string) error {
 		return err
 	}
 	defer f.mu.Unlock()
-	return f.add(Mkdir, path, &node{dir: true})
+	return f.add(Mkdir, path, newFolder())
 }
 
 // add gives a new node its name.
 func (f *FS) add(kind Kind, path string, n *node) error {
-	folder := filepath.Dir(path)
-	if parent := f.nodes[folder]; parent == nil || !parent.dir {
+	folder := f.find(filepath.Dir(path))
+	switch {
+	case folder == nil || !folder.dir:
 		return &fs.PathError{Op: string(kind), Path: path, Err: fs.ErrNotExist}
-	}
-	if f.nodes[path] != nil {
+	case f.find(path) != nil:
 		return &fs.PathError{Op: string(kind), Path: path, Err: fs.ErrExist}
 	}
-	f.nodes[path] = n
-	f.pending[folder] = append(f.pending[folder], change{path: path, node: n})
+	folder.change(change{name: filepath.Base(path), node: n})
 	return nil
 }
 
@@ -197,15 +163,26 @@ func (f *FS) Open(path string) (segments.File, error) {
 		return nil, err
 	}
 	defer f.mu.Unlock()
-	n, err := f.find(Open, path)
+	n, err := f.get(Open, path)
 	if err != nil {
 		return nil, err
 	}
 	return &file{fs: f, node: n, path: path, life: f.life}, nil
 }
 
-func (f *FS) find(kind Kind, path string) (*node, error) {
-	if n := f.nodes[path]; n != nil {
+// find returns nil when there is nothing of that name.
+func (f *FS) find(path string) *node {
+	if path == "/" {
+		return f.root
+	}
+	if folder := f.find(filepath.Dir(path)); folder != nil {
+		return folder.names[filepath.Base(path)]
+	}
+	return nil
+}
+
+func (f *FS) get(kind Kind, path string) (*node, error) {
+	if n := f.find(path); n != nil {
 		return n, nil
 	}
 	return nil, &fs.PathError{Op: string(kind), Path: path, Err: fs.ErrNotExist}
@@ -217,17 +194,14 @@ func (f *FS) Rename(from, to string) error {
 		return err
 	}
 	defer f.mu.Unlock()
-	n, err := f.find(Rename, from)
+	n, err := f.get(Rename, from)
 	if err != nil {
 		return err
 	}
-	folder := filepath.Dir(from)
-	if n.dir || filepath.Dir(to) != folder {
-		return &fs.PathError{Op: string(Rename), Path: from, Err: syscall.EXDEV}
+	if n.dir || filepath.Dir(to) != filepath.Dir(from) {
+		return &fs.PathError{Op: string(Rename), Path: from, Err: errors.ErrUnsupported}
 	}
-	delete(f.nodes, from)
-	f.nodes[to] = n
-	f.pending[folder] = append(f.pending[folder], change{path: to, node: n, from: from})
+	f.find(filepath.Dir(from)).change(change{name: filepath.Base(to), node: n, from: filepath.Base(from)})
 	return nil
 }
 
@@ -237,16 +211,14 @@ func (f *FS) Remove(path string) error {
 		return err
 	}
 	defer f.mu.Unlock()
-	if _, err := f.find(Remove, path); err != nil {
+	n, err := f.get(Remove, path)
+	if err != nil {
 		return err
 	}
-	if len(f.list(path)) > 0 {
+	if len(n.names) > 0 {
 		return &fs.PathError{Op: string(Remove), Path: path, Err: syscall.ENOTEMPTY}
 	}
-	delete(f.nodes, path)
-	delete(f.pending, path)
-	folder := filepath.Dir(path)
-	f.pending[folder] = append(f.pending[folder], change{path: path})
+	f.find(filepath.Dir(path)).change(change{name: filepath.Base(path)})
 	return nil
 }
 
@@ -256,20 +228,15 @@ func (f *FS) ReadDir(path string) ([]segments.DirEntry, error) {
 		return nil, err
 	}
 	defer f.mu.Unlock()
-	if _, err := f.find(ReadDir, path); err != nil {
+	n, err := f.get(ReadDir, path)
+	if err != nil {
 		return nil, err
 	}
-	return f.list(path), nil
-}
-
-func (f *FS) list(folder string) []segments.DirEntry {
 	var entries []segments.DirEntry
-	for _, path := range slices.Sorted(maps.Keys(f.nodes)) {
-		if path != "/" && filepath.Dir(path) == folder {
-			entries = append(entries, segments.DirEntry{Name: filepath.Base(path), Dir: f.nodes[path].dir})
-		}
+	for _, name := range slices.Sorted(maps.Keys(n.names)) {
+		entries = append(entries, segments.DirEntry{Name: name, Dir: n.names[name].dir})
 	}
-	return entries
+	return entries, nil
 }
 
 // SyncDir implements segments.FS.
@@ -278,27 +245,15 @@ func (f *FS) SyncDir(path string) error {
 		return err
 	}
 	defer f.mu.Unlock()
-	if _, err := f.find(SyncDir, path); err != nil {
+	n, err := f.get(SyncDir, path)
+	if err != nil {
 		return err
 	}
-	for _, c := range f.pending[path] {
-		c.apply(f.durable)
+	for _, c := range n.changes {
+		c.apply(n.durableNames)
 	}
-	delete(f.pending, path)
+	n.changes = nil
 	return nil
-}
-
-// apply makes one change to the names. A folder takes with it what it still lists.
-func (c change) apply(names map[string]*node) {
-	delete(names, c.from)
-	if c.node != nil {
-		names[c.path] = c.node
-		return
-	}
-	delete(names, c.path)
-	maps.DeleteFunc(names, func(path string, _ *node) bool {
-		return strings.HasPrefix(path, c.path+"/")
-	})
 }
 
 // Free implements segments.FS.
@@ -319,7 +274,7 @@ func (f *FS) Lock(path string) (io.Closer, error) {
 	if f.locks[path] != nil {
 		return nil, fmt.Errorf("%w: %s", segments.ErrLocked, path)
 	}
-	if f.nodes[path] == nil {
+	if f.find(path) == nil {
 		if err := f.add(Lock, path, new(node)); err != nil {
 			return nil, err
 		}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"slices"
 
 	"github.com/varvelog/varve/segments"
 )
@@ -73,9 +74,7 @@ func (f *file) WriteAt(p []byte, offset int64) (int, error) {
 	if f.fs.room != Unlimited {
 		f.fs.room -= int64(len(p))
 	}
-	w := write{offset: offset, bytes: append([]byte(nil), p...)}
-	f.node.bytes = w.apply(f.node.bytes)
-	f.node.writes = append(f.node.writes, w)
+	f.node.write(write{offset: offset, bytes: slices.Clone(p)})
 	return len(p), err
 }
 
@@ -92,23 +91,8 @@ func (f *file) Truncate(size int64) error {
 	if freed := int64(len(f.node.bytes)) - size; f.fs.room != Unlimited {
 		f.fs.room += freed
 	}
-	w := write{offset: size, cut: true}
-	f.node.bytes = w.apply(f.node.bytes)
-	f.node.writes = append(f.node.writes, w)
+	f.node.write(write{offset: size, cut: true})
 	return nil
-}
-
-// apply makes the change to a file's bytes, in place where they have room.
-func (w write) apply(to []byte) []byte {
-	end := int(w.offset) + len(w.bytes)
-	if w.cut {
-		to = to[:min(len(to), end)]
-	}
-	if end > len(to) {
-		to = append(to, make([]byte, end-len(to))...)
-	}
-	copy(to[w.offset:], w.bytes)
-	return to
 }
 
 // Size implements segments.File.
@@ -133,18 +117,8 @@ func (f *file) Sync() error {
 		f.node.settle(len(f.node.writes))
 		return f.failed(Sync, fault.Err)
 	}
-	covered := max(0, end-f.node.settled)
-	for _, w := range f.node.writes[:covered] {
-		f.node.durable = w.apply(f.node.durable)
-	}
-	f.node.settle(covered)
+	f.node.sync(max(0, end-f.node.settled))
 	return nil
-}
-
-// settle forgets the oldest writes, which are on disk or never will be.
-func (n *node) settle(count int) {
-	n.writes = n.writes[count:]
-	n.settled += count
 }
 
 // Close implements segments.File.
