@@ -217,6 +217,14 @@ const (
 	onlyDefinite
 )
 
+// repeatable is the policy for a call that says what it wants to be, or else what it wants done.
+func repeatable(idempotent bool) retryPolicy {
+	if idempotent {
+		return anyOutcome
+	}
+	return onlyDefinite
+}
+
 func (p retryPolicy) allows(err *Error) bool {
 	return err.Retriable && (p == anyOutcome || !err.UnknownOutcome)
 }

@@ -49,7 +49,7 @@ func (c *Client) CreateTopic(ctx context.Context, name string, opts CreateTopicO
 	req := &varvev1.CreateTopicRequest{
 		Name: name, Partitions: opts.Partitions, Config: opts.Config, IfNotExists: opts.IfNotExists,
 	}
-	res, err := call(ctx, c, onlyDefinite, func(ctx context.Context, e *endpoint) (*varvev1.CreateTopicResponse, error) {
+	res, err := call(ctx, c, repeatable(opts.IfNotExists), func(ctx context.Context, e *endpoint) (*varvev1.CreateTopicResponse, error) {
 		return e.topics.CreateTopic(ctx, req)
 	})
 	if err != nil {
@@ -161,7 +161,7 @@ func (c *Client) AlterTopic(ctx context.Context, name string, opts AlterTopicOpt
 
 // DeleteTopic deletes a topic and everything in it. With ifExists a topic that is not there is a success.
 func (c *Client) DeleteTopic(ctx context.Context, name string, ifExists bool) error {
-	_, err := call(ctx, c, onlyDefinite, func(ctx context.Context, e *endpoint) (*varvev1.DeleteTopicResponse, error) {
+	_, err := call(ctx, c, repeatable(ifExists), func(ctx context.Context, e *endpoint) (*varvev1.DeleteTopicResponse, error) {
 		return e.topics.DeleteTopic(ctx, &varvev1.DeleteTopicRequest{Name: name, IfExists: ifExists})
 	})
 	return err
