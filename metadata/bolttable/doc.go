@@ -24,7 +24,8 @@
 // page faults of a file cut short included, and becomes metadata.ErrCorrupt. The list of free
 // pages is written with each commit, for two reasons: the file opens without a look at every
 // page, and without the goroutine that bbolt would scan them in, whose panics
-// nobody could catch.
+// nobody could catch. The price is eight bytes a commit for each free page of 4 KB: nothing
+// until much was deleted, 2 MB a commit once a gigabyte is free.
 //
 // After a commit whose fsync or write failed, what the file holds and what its cached pages
 // show may differ: a read could see a row that the next start does not. So the table then

@@ -90,6 +90,7 @@ func (t *Table) open(o Options) error {
 		InitialMmapSize: mapSize,
 		MaxSize:         o.MaxSize,
 		NoSync:          o.NoSync,
+		NoGrowSync:      o.NoSync,
 		NoStatistics:    true,
 		OpenFile: func(name string, flag int, mode os.FileMode) (*os.File, error) {
 			file, err := os.OpenFile(name, flag, mode)

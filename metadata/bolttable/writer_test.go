@@ -11,6 +11,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 
 	berrors "go.etcd.io/bbolt/errors"
 
@@ -87,39 +88,44 @@ func TestGroup(t *testing.T) {
 	}
 }
 
-// TestGather holds the writer up with an open transaction and checks that what waited
-// meanwhile is committed at once.
+// TestGather plays the writer, once all writes wait: it must get them all at once.
 func TestGather(t *testing.T) {
-	const writers = 50
-	table := openTable(t, Options{})
-	before := table.lastCommit()
-	tx, err := table.db.Begin(true)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var started, done sync.WaitGroup
-	errs := make(chan error, writers)
-	for i := range writers {
-		started.Add(1)
-		done.Go(func() {
-			started.Done()
-			errs <- table.Put(t.Context(), testRow(fmt.Sprint(i), 1), metadata.IfAbsent())
-		})
-	}
-	started.Wait()
-	if err := tx.Rollback(); err != nil {
-		t.Fatal(err)
-	}
-	done.Wait()
-	for range writers {
-		if err := <-errs; err != nil {
-			t.Fatal(err)
+	synctest.Test(t, func(t *testing.T) {
+		const writers = 50
+		table := &Table{requests: make(chan *request), closing: make(chan struct{})}
+		var done sync.WaitGroup
+		for i := range writers {
+			done.Go(func() {
+				if err := table.Put(t.Context(), testRow(fmt.Sprint(i), 1), metadata.IfAbsent()); err != nil {
+					t.Error(err)
+				}
+			})
 		}
-	}
-	// How many came before the writer looked is up to the scheduler; one each is a bug.
-	if n := table.lastCommit() - before; n > writers/2 {
-		t.Fatalf("%d waiting writes took %d transactions", writers, n)
-	}
+		synctest.Wait()
+		group := table.gather(<-table.requests)
+		if len(group) != writers {
+			t.Errorf("the group has %d of %d waiting writes", len(group), writers)
+		}
+		for _, r := range group {
+			r.answer <- nil
+		}
+		done.Wait()
+	})
+}
+
+// TestGatherEnds checks that a group is bounded: a transaction must not grow for ever.
+func TestGatherEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		table := &Table{requests: make(chan *request)}
+		for range 3 {
+			go func() { table.requests <- &request{value: make([]byte, maxGroup/2)} }()
+		}
+		synctest.Wait()
+		if n := len(table.gather(<-table.requests)); n != 2 {
+			t.Errorf("the group has %d writes of half its limit, want 2", n)
+		}
+		<-table.requests
+	})
 }
 
 // TestFailedCommit breaks the file beneath the table: the outcome is unknown, and
