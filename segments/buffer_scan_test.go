@@ -223,6 +223,23 @@ func TestSearchCrossesWindows(t *testing.T) {
 	}
 }
 
+// TestRecordThatHoldsAFrame tears a batch of which the data is a whole buffer file.
+func TestRecordThatHoldsAFrame(t *testing.T) {
+	sys, file := openFile(t)
+	batch := sampleBatches()[0]
+	if _, err := file.Append(batch.Span, batch.Info, bufferSample(3)); err != nil {
+		t.Fatal(err)
+	}
+	content, err := sys.Content(samplePath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, batches, err := scanContent(t, content[:len(content)-1])
+	if err != nil || len(batches) != 0 {
+		t.Errorf("a producer's bytes pass for %v, %v", batches, err)
+	}
+}
+
 func TestBufferGolden(t *testing.T) {
 	written := bufferSample(3)
 	path := filepath.Join("testdata", "v1"+segments.BufferSuffix)

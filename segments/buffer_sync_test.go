@@ -74,6 +74,12 @@ func TestSyncIsShared(t *testing.T) {
 		if len(first) != 1 || len(rest) != 0 {
 			t.Fatalf("after the first sync %d of 1 and %d of 1000 are answered, want 1 and 0", len(first), len(rest))
 		}
+		late := make(chan error, 1)
+		go func() { late <- file.Sync(context.Background(), file.Bytes()) }()
+		synctest.Wait()
+		if len(late) != 0 {
+			t.Fatal("what came after the sync began counts as covered by it")
+		}
 		words <- nil
 		synctest.Wait()
 		if len(rest) != 1000 {
@@ -83,6 +89,9 @@ func TestSyncIsShared(t *testing.T) {
 			if err := <-rest; err != nil {
 				t.Fatal(err)
 			}
+		}
+		if err := <-late; err != nil {
+			t.Fatal(err)
 		}
 		if n := sys.Count(faultfs.Sync); n != 2 {
 			t.Errorf("1001 waiters took %d syncs, want 2", n)

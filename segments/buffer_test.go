@@ -190,6 +190,28 @@ func TestRoom(t *testing.T) {
 	}
 }
 
+// TestRemovedFiles come back after a crash, until their gateway is removed.
+func TestRemovedFiles(t *testing.T) {
+	sys, file := openFile(t)
+	if err := errors.Join(file.Sync(context.Background(), appendSample(t, file)), file.Remove()); err != nil {
+		t.Fatal(err)
+	}
+	sys.Crash(nil)
+	dir := openBuffer(t, sys, "/buffer", segments.BufferConfig{})
+	files, err := dir.Scan()
+	if err != nil || len(files) != 1 || files[0].Batches != 1 {
+		t.Fatalf("after a removal that was not synced: %v, %v", files, err)
+	}
+	if err := errors.Join(files[0].Remove(), dir.RemoveGateway(sampleGateway)); err != nil {
+		t.Fatal(err)
+	}
+	sys.Crash(nil)
+	dir = openBuffer(t, sys, "/buffer", segments.BufferConfig{})
+	if ids, err := dir.Gateways(); len(ids) != 0 || err != nil {
+		t.Errorf("a removed gateway is back: %v, %v", ids, err)
+	}
+}
+
 func TestSetAside(t *testing.T) {
 	sys := faultfs.New()
 	dir := openBuffer(t, sys, "/buffer", segments.BufferConfig{})
