@@ -163,7 +163,7 @@ func (t *Table) Close() error {
 	return t.closeErr
 }
 
-// letGo closes the file. When bbolt panicked in mid-transaction it holds locks for
+// letGo closes the file. When bbolt panicked in mid-transaction it may hold locks for
 // which its own Close would wait for ever: then the file is unlocked and closed beneath it.
 // The map of it stays until the process ends, and would keep the lock.
 func (t *Table) letGo() error {
