@@ -221,7 +221,7 @@ func Acquire(ctx context.Context, t Table, id PartitionID, journal *Journal, sea
 	}
 	if was.Journal == journal.id && !was.Released && was.base == "" {
 		p.through = was.Through
-		p.settleProducers()
+		p.capProducers()
 		return p, was, nil // ours: forgotten after a checkpoint that had all of it
 	}
 	if err := foldPredecessor(ctx, was, journal, sealed); err != nil {
@@ -236,7 +236,7 @@ func Acquire(ctx context.Context, t Table, id PartitionID, journal *Journal, sea
 // foldPredecessor brings the state of a lease up to all that was committed.
 func foldPredecessor(ctx context.Context, was *Lease, journal *Journal, sealed func(context.Context, GatewayID) (*SealedJournal, error)) error {
 	if was.Released {
-		was.state.settleProducers()
+		was.state.capProducers()
 		return nil
 	}
 	if was.base != "" && was.Journal != journal.id {
@@ -257,7 +257,10 @@ func foldPredecessor(ctx context.Context, was *Lease, journal *Journal, sealed f
 // checkpoint below trimmed-to means that nothing of it was left out.
 func Fold(p *Partition, through uint64, from *SealedJournal) error {
 	p.folding = true
-	defer p.settleProducers()
+	defer func() {
+		p.folding = false
+		p.capProducers()
+	}()
 	for i := range from.Rows {
 		row := &from.Rows[i]
 		if row.Sequence <= through {

@@ -461,15 +461,15 @@ func (p *Partition) applyAppend(c *Change, sequence uint64) error {
 	for _, a := range c.producers {
 		p.applyProducer(a, stamp)
 	}
+	if !p.folding {
+		p.capProducers()
+	}
 	return nil
 }
 
 func (p *Partition) applyProducer(a producerAppend, stamp Stamp) {
 	s := p.producers[a.id]
 	if s == nil {
-		if !p.folding && len(p.producers) >= maxProducers {
-			p.evict()
-		}
 		s = &producerState{id: a.id, epoch: a.epoch}
 		p.producers[a.id] = s
 	}
@@ -494,10 +494,10 @@ func (p *Partition) evict() {
 	}
 }
 
-// settleProducers ends a fold: those that are kept are the ones used last, whatever
-// rows were there of others.
-func (p *Partition) settleProducers() {
-	p.folding = false
+// capProducers keeps the producers that were used last. After a whole change, so that
+// the order of its batches does not matter; after a whole fold, when what rows say is
+// no longer ahead of the state.
+func (p *Partition) capProducers() {
 	for len(p.producers) > maxProducers {
 		p.evict()
 	}

@@ -1,0 +1,74 @@
+package metadata
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// ShrinkLimits makes everything that grows by count small until the test ends.
+func ShrinkLimits(t testing.TB, children, page, producers, inline int, chunk int64) {
+	was := []int{fanOut, pageAt, maxProducers, inlineProducers}
+	wasChunk := minChunk
+	fanOut, pageAt, maxProducers, inlineProducers, minChunk = children, page, producers, inline, chunk
+	t.Cleanup(func() {
+		fanOut, pageAt, maxProducers, inlineProducers, minChunk = was[0], was[1], was[2], was[3], wasChunk
+	})
+}
+
+// Memory is all that a partition's state decides by, but for its index.
+func (p *Partition) Memory() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "start %d next %d fence %q closed %v bytes %d sum %x\n", p.start, p.next, p.fence, p.closed, p.bytes, p.ContentSum())
+	for _, id := range p.Uploaders() {
+		fmt.Fprintf(&b, "uploader %s %+v\n", id, *p.uploaders[id])
+	}
+	list := p.byAge()
+	for _, s := range list {
+		fmt.Fprintf(&b, "producer %d epoch %d used %d changed %s %v\n", s.id, s.epoch, s.used, s.changed, s.batches)
+	}
+	return b.String()
+}
+
+// AllEntries reads the whole index.
+func (v *View) AllEntries(ctx context.Context, index Index) ([]Entry, error) {
+	var all []Entry
+	list := v.pieces()
+	for len(list) > 0 {
+		p := list[0]
+		list = list[1:]
+		if p.entry != nil {
+			all = append(all, *p.entry)
+			continue
+		}
+		inner, err := v.open(ctx, index, p)
+		if err != nil {
+			return nil, err
+		}
+		list = slices.Concat(inner, list)
+	}
+	return all, nil
+}
+
+// Height is how many levels the view's tree has.
+func (v *View) Height() int { return len(v.Levels) }
+
+// BatchSum is a batch's content hash.
+func BatchSum(b *Batch, offset int64) uint64 { return batchSum(b, offset) }
+
+// JournalKey names a journal's row.
+func JournalKey(id GatewayID, sequence uint64) Key { return journalKey(id, sequence) }
+
+// LeaseKey names a lease row.
+func LeaseKey(p PartitionID) Key { return leaseKey(p) }
+
+// MaxProducers is the cap on producer states as it stands.
+func MaxProducers() int { return maxProducers }
+
+// Kept is how many batches of a producer are recognised.
+const Kept = batchesKept
+
+// Stored counts the rows of a checkpoint before its lease row.
+func (c *Checkpoint) Before() int { return len(c.before) }
