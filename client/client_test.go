@@ -8,7 +8,6 @@ import (
 	"testing"
 	"time"
 
-	"connectrpc.com/connect/v2"
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/varvelog/varve/client"
@@ -209,8 +208,7 @@ func TestDump(t *testing.T) {
 			t.Error(diff)
 		}
 	}
-	var e *client.Error
-	if _, err := c.Dump(t.Context(), "b.seg", 0, 0); !errors.As(err, &e) || e.Code != connect.CodeNotFound {
-		t.Errorf("want not found, got %v", err)
+	if _, err := c.Dump(t.Context(), "b.seg", 0, 0); !errors.Is(err, client.ErrObjectNotFound) || errors.Is(err, client.ErrTopicNotFound) {
+		t.Errorf("want ErrObjectNotFound, got %v", err)
 	}
 }

@@ -45,7 +45,7 @@ func (c *Client) Usage(ctx context.Context) (*varvev1.UsageResponse, error) {
 }
 
 // Dump reads a segment object, named as Segments names it, from offset on (negative: from its end),
-// length bytes (0: to its end). The reader must be closed. It does not reconnect: a connection that
+// length bytes (0: to its end). The reader must be closed. ErrObjectNotFound: there is no such object. It does not reconnect: a connection that
 // breaks is an error from Read.
 func (c *Client) Dump(ctx context.Context, object string, offset, length int64) (*ObjectReader, error) {
 	ctx, cancel := context.WithCancel(ctx)

@@ -21,6 +21,8 @@ var (
 	ErrTopicNotFound = errors.New("topic not found")
 	// ErrPartitionNotFound: the topic has no such partition.
 	ErrPartitionNotFound = errors.New("partition not found")
+	// ErrObjectNotFound: no such segment object.
+	ErrObjectNotFound = errors.New("object not found")
 	// ErrTopicExists: the name is taken.
 	ErrTopicExists = errors.New("topic exists")
 	// ErrOffsetMismatch: the partition's next offset is ActualOffset, not ExpectedOffset.
@@ -44,6 +46,10 @@ const (
 	reasonOffsetMismatch    = "OFFSET_MISMATCH"
 	reasonOutOfOrder        = "OUT_OF_ORDER_SEQUENCE"
 	reasonUnknownProducer   = "UNKNOWN_PRODUCER"
+	reasonForgotten         = "DUPLICATE_FORGOTTEN"
+	reasonFenceMismatch     = "FENCING_TOKEN_MISMATCH"
+	reasonProducerFenced    = "PRODUCER_FENCED"
+	reasonObjectNotFound    = "OBJECT_NOT_FOUND"
 	reasonPartitionNotFound = "PARTITION_NOT_FOUND"
 )
 
@@ -99,13 +105,15 @@ func (e *Error) Is(target error) bool {
 	case ErrUnknownOutcome:
 		return e.UnknownOutcome
 	case ErrTopicNotFound:
-		return e.Code == connect.CodeNotFound && e.Reason != reasonPartitionNotFound
+		return e.Code == connect.CodeNotFound && e.Reason != reasonPartitionNotFound && e.Reason != reasonObjectNotFound
+	case ErrObjectNotFound:
+		return e.Reason == reasonObjectNotFound
 	case ErrPartitionNotFound:
 		return e.Reason == reasonPartitionNotFound
 	case ErrOffsetMismatch:
-		return e.Reason == reasonOffsetMismatch || e.Code == connect.CodeFailedPrecondition && e.ExpectedOffset >= 0
+		return e.Reason == reasonOffsetMismatch
 	case ErrFenced:
-		return e.Code == connect.CodeAborted && !e.Retriable
+		return e.Reason == reasonFenceMismatch || e.Reason == reasonProducerFenced
 	default:
 		return target != nil && sentinelOfCode[e.Code] == target
 	}
@@ -222,7 +230,7 @@ func errorOfResult(topic string, partition int32, pe *varvev1.ProduceError) *Err
 // retriableCode is used where no gateway said whether trying again can help.
 func retriableCode(c connect.Code) bool {
 	switch c {
-	case connect.CodeUnavailable, connect.CodeResourceExhausted, connect.CodeDeadlineExceeded, connect.CodeUnknown:
+	case connect.CodeUnavailable, connect.CodeResourceExhausted, connect.CodeDeadlineExceeded, connect.CodeUnknown, connect.CodeCanceled:
 		return true
 	}
 	return false

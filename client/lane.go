@@ -52,7 +52,7 @@ type lane struct {
 // maxSequence is the last sequence number that a producer id has.
 const maxSequence = math.MaxInt32
 
-// window is how many batches of one partition may be in flight. Servers remember the last five.
+// window is how many batches of one partition may be under way. Servers remember the last five.
 const window = 5
 
 type pendingState uint8
@@ -115,14 +115,14 @@ func (l *lane) next(now time.Time) step {
 	if l.lost && l.sending == 0 {
 		l.renumber()
 	}
-	if l.lost || l.handing != nil || l.sending > 0 && (l.probing || !l.idempotent) || l.sending >= window {
+	if l.lost || l.handing != nil || l.sending > 0 && (l.probing || !l.idempotent) {
 		return step{}
 	}
 	if l.firstWaiting() == nil && l.open != nil && l.open.ready {
 		l.seal()
 	}
 	b := l.firstWaiting()
-	if b == nil {
+	if b == nil || !l.inWindow(b) {
 		return step{}
 	}
 	if wait := l.holdUntil.Sub(now); wait > 0 {
@@ -148,6 +148,12 @@ func (l *lane) firstWaiting() *pending {
 		}
 	}
 	return nil
+}
+
+// inWindow reports whether b is near enough to the first batch without an ack, which may have to be sent
+// again and recognised then, however many after it were acked.
+func (l *lane) inWindow(b *pending) bool {
+	return slices.Index(l.batches, b)-slices.Index(l.batches, l.firstUnacked()) < window
 }
 
 // number gives b its sequence, unless it has one. It returns false when the lane needs a producer id.
@@ -201,6 +207,10 @@ func (l *lane) handedOver(b *pending) {
 func (l *lane) result(b *pending, ack Ack, err *Error, now time.Time, delay time.Duration) {
 	l.handedOver(b)
 	l.sending--
+	if err != nil && err.Reason == reasonForgotten {
+		// It is in the log, but the server no longer knows where.
+		ack, err = Ack{BaseOffset: -1, LastOffset: -1, Timestamp: ack.Timestamp, Duplicate: true}, nil
+	}
 	if err == nil {
 		b.state, b.ack = acked, ack
 		l.probing = false

@@ -92,6 +92,17 @@ func TestLaneSendsOneThenAWindow(t *testing.T) {
 	wantSent(t, l.finished(), b[1], b[2])
 }
 
+// However many after it are acked, a batch without an ack stays among those that servers remember.
+func TestLaneWaitsForTheSlowest(t *testing.T) {
+	l, b := newLane(10)
+	l.acks(sendAll(l)...)
+	wantSent(t, sendAll(l), b[1:6]...)
+	l.acks(b[2:6]...)
+	wantSent(t, sendAll(l))
+	l.acks(b[1])
+	wantSent(t, sendAll(l), b[6:10]...)
+}
+
 func TestLaneSendsTheNextWhenThisOneHasLeft(t *testing.T) {
 	l, b := newLane(3)
 	l.acks(sendAll(l)...)

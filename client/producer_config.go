@@ -160,7 +160,8 @@ func (cfg ProducerConfig) Validate() error {
 type Ack struct {
 	Topic     string
 	Partition int32
-	// BaseOffset and LastOffset are -1 with AcksBuffered, and when the append failed.
+	// BaseOffset and LastOffset are -1 with AcksBuffered, when the append failed, and, rarely, for a
+	// duplicate so late that the server no longer knows where the first one is.
 	BaseOffset, LastOffset int64
 	// Records is how many the ack is about.
 	Records int

@@ -58,7 +58,7 @@ func (p *partition) append(data []byte, req *varvev1.ProduceRequest) (*varvev1.P
 		return nil, fail(connect.CodeFailedPrecondition, e, "expected offset %d, but the next is %d", *want, p.end)
 	}
 	if req.FencingToken != nil && req.GetFencingToken() != p.token {
-		return nil, fail(connect.CodeAborted, p.info("FENCING_TOKEN_MISMATCH"), "the fencing token is another")
+		return nil, fail(connect.CodeFailedPrecondition, p.info("FENCING_TOKEN_MISMATCH"), "the fencing token is another")
 	}
 	base := p.end
 	stored := slices.Clone(data)
@@ -102,7 +102,11 @@ func (p *partition) judgeProducer(h batch.Header) (base int64, duplicate bool, e
 		}
 	}
 	last := state.last[len(state.last)-1]
-	if next := last.sequence + last.count; h.BaseSequence != next {
+	next := last.sequence + last.count
+	if h.BaseSequence < next {
+		return 0, false, fail(connect.CodeFailedPrecondition, p.info("DUPLICATE_FORGOTTEN"), "sequence %d is older than what is remembered", h.BaseSequence)
+	}
+	if h.BaseSequence != next {
 		e := p.info("OUT_OF_ORDER_SEQUENCE")
 		e.Retriable = true
 		return 0, false, fail(connect.CodeAborted, e, "sequence %d, but %d is next", h.BaseSequence, next)
@@ -198,7 +202,7 @@ func (p *partition) info(reason string) *varvev1.ErrorInfo {
 }
 
 func (p *partition) outOfRange(offset int64) error {
-	e := p.info("OFFSET_OUT_OF_RANGE")
+	e := p.info("OUT_OF_RANGE")
 	start, end := p.start, p.end
 	e.LogStartOffset, e.NextOffset = &start, &end
 	return fail(connect.CodeOutOfRange, e, "offset %d: the log holds %d to %d", offset, start, end)

@@ -283,7 +283,7 @@ func (s *Server) Dump(_ context.Context, req *varvev1.DumpRequest, stream varvev
 	data, ok := s.objects[req.GetObject()]
 	s.mu.Unlock()
 	if !ok {
-		return fail(connect.CodeNotFound, nil, "no object %q", req.GetObject())
+		return fail(connect.CodeNotFound, &varvev1.ErrorInfo{Reason: "OBJECT_NOT_FOUND"}, "no object %q", req.GetObject())
 	}
 	size := int64(len(data))
 	from := req.GetOffset()
