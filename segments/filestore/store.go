@@ -85,6 +85,9 @@ func (s *Store) put(ctx context.Context, path string, body segments.Body) error 
 	}
 	defer temp.Close()
 	defer os.Remove(temp.Name())
+	if err := reserve(temp, body.Size()); err != nil {
+		return err
+	}
 	if err := writeBody(ctx, temp, body); err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package filestore_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -54,6 +55,31 @@ func TestFiles(t *testing.T) {
 	})
 	if err != nil || len(want) > 0 {
 		t.Errorf("missing %v, %v", want, err)
+	}
+}
+
+// cancelling is a body that ends its own write once its bytes are asked for.
+type cancelling struct {
+	segments.Body
+	cancel func()
+}
+
+func (c cancelling) Slices() [][]byte {
+	c.cancel()
+	return c.Body.Slices()
+}
+
+func TestCancelledPutLeavesNothing(t *testing.T) {
+	root := t.TempDir()
+	ctx, cancel := context.WithCancel(t.Context())
+	err := open(t, root).Put(ctx, "key", cancelling{segments.NewBody([]byte("x")), cancel})
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("Put: %v", err)
+	}
+	for _, pattern := range []string{"key", "~tmp/*"} {
+		if left, err := filepath.Glob(filepath.Join(root, pattern)); err != nil || len(left) > 0 {
+			t.Errorf("left %q, %v", left, err)
+		}
 	}
 }
 
@@ -154,4 +180,12 @@ func BenchmarkGet(b *testing.B) {
 			}
 		})
 	}
+}
+
+func BenchmarkStore(b *testing.B) {
+	store, err := filestore.Open(b.TempDir())
+	if err != nil {
+		b.Fatal(err)
+	}
+	storetest.BenchmarkObjects(b, store)
 }

@@ -94,6 +94,14 @@ func TestOpenFails(t *testing.T) {
 	}
 }
 
+func TestNoCredentials(t *testing.T) {
+	anonymous := credentials.NewStatic("", "", "", credentials.SignatureAnonymous)
+	_, err := miniostore.Open(miniostore.Config{Endpoint: "127.0.0.1:1", Bucket: "b", Credentials: anonymous})
+	if !errors.Is(err, segments.ErrDenied) {
+		t.Errorf("Open: %v, want ErrDenied", err)
+	}
+}
+
 func TestWire(t *testing.T) {
 	storetest.RunS3(t, func(t *testing.T, endpoint, checksum string) segments.Store {
 		return open(t, miniostore.Config{
@@ -102,3 +110,5 @@ func TestWire(t *testing.T) {
 		})
 	})
 }
+
+func BenchmarkStore(b *testing.B) { storetest.BenchmarkObjects(b, open(b, config(b))) }

@@ -95,6 +95,18 @@ func TestOpenFails(t *testing.T) {
 	}
 }
 
+func TestNoCredentials(t *testing.T) {
+	for _, name := range []string{"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"} {
+		t.Setenv(name, "")
+	}
+	t.Setenv("AWS_EC2_METADATA_DISABLED", "true")
+	t.Setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
+	t.Setenv("AWS_CONFIG_FILE", "/nonexistent")
+	if _, err := s3store.Open(t.Context(), s3store.Config{Bucket: "b"}); !errors.Is(err, segments.ErrDenied) {
+		t.Errorf("Open: %v, want ErrDenied", err)
+	}
+}
+
 func TestWire(t *testing.T) {
 	storetest.RunS3(t, func(t *testing.T, endpoint, checksum string) segments.Store {
 		return open(t, s3store.Config{
@@ -103,3 +115,5 @@ func TestWire(t *testing.T) {
 		})
 	})
 }
+
+func BenchmarkStore(b *testing.B) { storetest.BenchmarkObjects(b, open(b, config(b))) }
