@@ -42,6 +42,8 @@ type Gateway struct {
 
 	state atomic.Pointer[readiness]
 	done  chan struct{} // closed when appends and followers must end
+	// caughtUp is closed when nothing of predecessors is left to recover.
+	caughtUp chan struct{}
 }
 
 // readiness is what /readyz says.
@@ -68,7 +70,7 @@ func New(config Config, d Dependencies) (*Gateway, error) {
 	config = config.withDefaults()
 	g := &Gateway{
 		config: config, id: metadata.NewGatewayID(time.Now()), buffers: d.Buffers, log: d.Log, meters: d.Meters,
-		now: time.Now, done: make(chan struct{}),
+		now: time.Now, done: make(chan struct{}), caughtUp: make(chan struct{}),
 	}
 	if g.log == nil {
 		g.log = slog.New(slog.DiscardHandler)

@@ -58,7 +58,11 @@ func (g *Gateway) recover(ctx context.Context) error {
 	pauses := metadata.DefaultBackOff()
 	for {
 		err := g.recoverOnce(ctx)
-		if err == nil || ctx.Err() != nil || errors.Is(err, metadata.ErrFenced) {
+		if err == nil {
+			close(g.caughtUp)
+			return nil
+		}
+		if ctx.Err() != nil || errors.Is(err, metadata.ErrFenced) {
 			return err
 		}
 		g.log.Warn("recovery is not finished; it is tried again", "error", err)
