@@ -1,0 +1,442 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math"
+	"net"
+	"net/http"
+	"net/http/pprof"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/varvelog/varve/gateway"
+	"github.com/varvelog/varve/metadata"
+	"github.com/varvelog/varve/segments"
+)
+
+const (
+	// localPace and bucketPace space flushes: files cost an fsync, buckets bill requests.
+	localPace  = 5 * time.Millisecond
+	bucketPace = 250 * time.Millisecond
+	// shutdownTime is what answers have to leave after the drain.
+	shutdownTime = 5 * time.Second
+)
+
+// serveOptions are the flags of varve serve.
+type serveOptions struct {
+	listen, debugListen, advertise string
+	data, segments, metadata, zone string
+	logFormat, logLevel            string
+	autoCreate                     int32
+	insecure                       bool
+	flushInterval                  time.Duration
+	segmentBytes                   int64
+	bufferBytes                    int64
+	uploadBytes                    int64
+	drainTimeout, leaseTime        time.Duration
+}
+
+func newServeCommand() *cobra.Command {
+	o := &serveOptions{}
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Run a gateway",
+		Long: `Run a gateway: the API, /livez, /readyz and /metrics on one port.
+
+Without flags it needs nothing but a folder. With --segments and --metadata the
+records go to a bucket and their order to a table; credentials come from the
+environment, a profile or a role. Every flag has an environment variable, named
+VARVE_ and the flag in capitals (VARVE_FLUSH_INTERVAL); a flag wins over it.
+
+Ctrl-C and SIGTERM finish what was accepted and exit with 0; a second one exits at once.`,
+		Example: `  varve serve
+  varve serve --segments 's3://bucket/prefix?region=eu-west-1' --metadata 'dynamodb://table?region=eu-west-1'`,
+		Args:              cobra.NoArgs,
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := fromEnvironment(cmd.LocalNonPersistentFlags(), os.LookupEnv); err != nil {
+				return err
+			}
+			ctx, stop := untilSignalled(cmd.Context())
+			defer stop()
+			return serve(ctx, o, cmd.ErrOrStderr(), nil)
+		},
+	}
+	o.register(cmd.Flags())
+	return cmd
+}
+
+func (o *serveOptions) register(f *pflag.FlagSet) {
+	f.StringVar(&o.listen, "listen", "127.0.0.1:7480", "address of the API; other than loopback needs --insecure")
+	f.StringVar(&o.data, "data", "./varve-data", "folder for the buffer, and for segments and table unless they are elsewhere")
+	f.StringVar(&o.segments, "segments", "", "where segments go: file:///dir, s3://bucket/prefix?region=&endpoint=&checksum=, minio://host:port/bucket/prefix?tls=&region=&checksum=, mem:// (default file, in --data)")
+	f.StringVar(&o.metadata, "metadata", "", "where the table is: bolt:///file, dynamodb://table?region=&endpoint=, mem:// (default bolt, in --data)")
+	f.StringVar(&o.zone, "zone", "", "zone that this gateway runs in, shown to others")
+	f.StringVar(&o.advertise, "advertise", "", "address that others are told (default: --listen)")
+	f.Int32Var(&o.autoCreate, "auto-create", 1, "partitions of a topic that its first produce makes; 0: none is made")
+	f.BoolVar(&o.insecure, "insecure", false, "serve addresses other than loopback although there is neither TLS nor a password")
+	f.DurationVar(&o.flushInterval, "flush-interval", 0, fmt.Sprintf("space between flushes (default %s on files, %s on buckets)", localPace, bucketPace))
+	f.Int64Var(&o.segmentBytes, "segment-bytes", 8<<20, "size at which a segment is sealed")
+	f.Int64Var(&o.bufferBytes, "buffer-bytes", 128<<20, "bytes of appends that may wait for their commit; more are slowed, then refused")
+	f.Int64Var(&o.uploadBytes, "upload-bytes", 64<<20, "bytes of segments that may be uploading at once")
+	f.DurationVar(&o.drainTimeout, "drain-timeout", 25*time.Second, "how long a clean shutdown may take")
+	f.DurationVar(&o.leaseTime, "lease-time", 5*time.Second, "silence after which a gateway counts as dead")
+	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
+	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
+	f.StringVar(&o.debugListen, "debug-listen", "", "loopback address for /debug/pprof (default: none)")
+}
+
+// fromEnvironment sets the flags that were not given from VARVE_… variables.
+func fromEnvironment(f *pflag.FlagSet, lookup func(string) (string, bool)) error {
+	var faults []error
+	f.VisitAll(func(flag *pflag.Flag) {
+		name := "VARVE_" + strings.ToUpper(strings.ReplaceAll(flag.Name, "-", "_"))
+		text, set := lookup(name)
+		if !set || text == "" || flag.Changed || flag.Name == "help" {
+			return
+		}
+		if err := f.Set(flag.Name, text); err != nil {
+			faults = append(faults, fmt.Errorf("%s: %w", name, err))
+		}
+	})
+	return errors.Join(faults...)
+}
+
+// untilSignalled returns a context that ends with the first SIGTERM or SIGINT. The
+// second ends the process.
+func untilSignalled(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	ended := make(chan struct{})
+	go func() {
+		select {
+		case <-signals:
+			cancel()
+		case <-ended:
+			return
+		}
+		select {
+		case <-signals:
+			os.Exit(1)
+		case <-ended:
+		}
+	}()
+	return ctx, func() {
+		signal.Stop(signals)
+		close(ended)
+		cancel()
+	}
+}
+
+// plan is what the flags come to.
+type plan struct {
+	segments, metadata location
+	data               string // absolute
+	config             gateway.Config
+	log                *slog.Logger
+}
+
+// exclusive says that no other process can reach the table.
+func (p *plan) exclusive() bool { return p.metadata.local() }
+
+// plan checks the flags; nothing is touched yet.
+func (o *serveOptions) plan(logs io.Writer) (*plan, error) {
+	var faults []error
+	note := func(err error) {
+		if err != nil {
+			faults = append(faults, err)
+		}
+	}
+	p := &plan{}
+	var err error
+	p.data, err = filepath.Abs(o.data)
+	note(err)
+	p.segments, p.metadata = location{scheme: schemeFile, path: filepath.Join(p.data, "segments")}, location{scheme: schemeBolt, path: filepath.Join(p.data, "metadata.db")}
+	if o.segments != "" {
+		p.segments, err = parseLocation("--segments", o.segments, segmentsKeys)
+		note(err)
+	}
+	if o.metadata != "" {
+		p.metadata, err = parseLocation("--metadata", o.metadata, metadataKeys)
+		note(err)
+	}
+	if p.segments.scheme == schemeMemory && p.metadata.scheme != schemeMemory {
+		note(errors.New("--segments mem:// forgets everything at the end, and the table would name objects that are gone: use --metadata mem:// too"))
+	}
+	note(checkListen("--listen", o.listen, o.insecure))
+	if o.debugListen != "" {
+		note(checkListen("--debug-listen", o.debugListen, false))
+	}
+	p.log, err = newLogger(logs, o.logFormat, o.logLevel)
+	note(err)
+	if o.autoCreate < 0 {
+		note(fmt.Errorf("--auto-create %d: want 0 or more", o.autoCreate))
+	}
+	p.config = o.config(p)
+	note(p.config.Validate())
+	return p, errors.Join(faults...)
+}
+
+func (o *serveOptions) config(p *plan) gateway.Config {
+	c := gateway.Config{
+		Address: o.advertise, Zone: o.zone, Version: version,
+		FlushInterval: o.flushInterval, SegmentBytes: o.segmentBytes, BufferBytes: o.bufferBytes, UploadBytes: o.uploadBytes,
+		AutoCreate: o.autoCreate, LeaseTime: o.leaseTime, DrainTime: o.drainTimeout, Exclusive: p.exclusive(),
+	}
+	if c.Address == "" {
+		c.Address = o.listen
+	}
+	if c.FlushInterval == 0 {
+		c.FlushInterval = bucketPace
+		if p.segments.local() {
+			c.FlushInterval = localPace
+		}
+	}
+	if c.Exclusive {
+		c.CycleInterval = -1 // commits cost nothing but an fsync, which they share
+	}
+	return c
+}
+
+// checkListen refuses addresses that others reach, unless that was said to be wanted.
+func checkListen(flag, address string, insecure bool) error {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil || port == "" {
+		return fmt.Errorf("%s %q: want host:port", flag, address)
+	}
+	ip := net.ParseIP(host)
+	if insecure || host == "localhost" || ip != nil && ip.IsLoopback() {
+		return nil
+	}
+	if flag != "--listen" {
+		return fmt.Errorf("%s %s: only a loopback address will do", flag, address)
+	}
+	return fmt.Errorf("%s %s: whoever reaches this address could read, write and delete everything, for there is no TLS and no password yet; "+
+		"listen on 127.0.0.1, or say --insecure if the network keeps others out", flag, address)
+}
+
+func newLogger(out io.Writer, format, level string) (*slog.Logger, error) {
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(level)); err != nil {
+		return nil, fmt.Errorf("--log-level %q: want debug, info, warn or error", level)
+	}
+	options := &slog.HandlerOptions{Level: l}
+	switch format {
+	case "text":
+		return slog.New(slog.NewTextHandler(out, options)), nil
+	case "json":
+		return slog.New(slog.NewJSONHandler(out, options)), nil
+	}
+	return nil, fmt.Errorf("--log-format %q: want text or json", format)
+}
+
+// serve runs a gateway until ctx ends and the drain is over. started, if set, is told
+// the address once it serves.
+func serve(ctx context.Context, o *serveOptions, logs io.Writer, started func(net.Addr)) (err error) {
+	p, err := o.plan(logs)
+	if err != nil {
+		return err
+	}
+	syscall.Umask(0o077) // whatever is made: 0600 and 0700
+	limitMemory(p.config)
+	listener, err := net.Listen("tcp", o.listen)
+	if err != nil {
+		return fmt.Errorf("--listen: %w", err)
+	}
+	defer listener.Close() // the HTTP server may have closed it
+	b, err := openBackends(ctx, p)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, b.close()) }()
+	g, err := gateway.New(p.config, gateway.Dependencies{Store: b.store, Table: b.table, Buffers: b.buffers, Log: p.log})
+	if err != nil {
+		return err
+	}
+	if o.debugListen != "" {
+		stop, err := serveDebug(o.debugListen, p.log)
+		if err != nil {
+			return err
+		}
+		defer stop()
+	}
+	return run(ctx, g, listener, func() {
+		p.announce(g, b, listener.Addr())
+		if started != nil {
+			started(listener.Addr())
+		}
+	})
+}
+
+// run serves HTTP for as long as the gateway runs, the drain included, and a little longer.
+func run(ctx context.Context, g *gateway.Gateway, listener net.Listener, started func()) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	server := g.NewHTTPServer()
+	served := make(chan error, 1)
+	go func() {
+		err := server.Serve(listener)
+		cancel(err) // without HTTP there is nothing to run for
+		served <- err
+	}()
+	err := g.Run(ctx, started)
+	limit, stop := context.WithTimeout(context.WithoutCancel(ctx), shutdownTime)
+	defer stop()
+	if server.Shutdown(limit) != nil {
+		server.Close() // whoever has not left by now is cut off
+	}
+	if failed := <-served; !errors.Is(failed, http.ErrServerClosed) {
+		err = errors.Join(err, failed)
+	}
+	return err
+}
+
+// announce says what is used.
+func (p *plan) announce(g *gateway.Gateway, b *backends, address net.Addr) {
+	buffered := "fsync of the buffer"
+	if p.metadata.scheme == schemeMemory {
+		buffered = "fsync of a buffer that goes with the process"
+	}
+	p.log.Info("varve serves", "version", version, "listen", address.String(), "cluster", g.ClusterID(), "gateway", string(g.ID()),
+		"segments", b.store.String(), "metadata", b.table.String(), "buffer", b.folder, "flush_interval", p.config.FlushInterval,
+		"acks_committed", "segments and metadata", "acks_buffered", buffered, "exclusive", p.config.Exclusive)
+}
+
+// backends are what a gateway works on, opened and checked.
+type backends struct {
+	store   segments.Store
+	table   metadata.Table
+	buffers *segments.BufferDir
+	folder  string // of the buffer
+	closers []func() error
+}
+
+// openBackends opens and checks buffer, table and store. What is in use by another
+// process, missing or forbidden is refused with the next step.
+func openBackends(ctx context.Context, p *plan) (b *backends, err error) {
+	b = &backends{folder: filepath.Join(p.data, "buffer")}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, b.close())
+		}
+	}()
+	if p.metadata.scheme == schemeMemory {
+		// A table that forgets its topics makes every buffer meaningless.
+		if b.folder, err = os.MkdirTemp("", "varve-buffer-"); err != nil {
+			return b, err
+		}
+		b.closers = append(b.closers, func() error { return os.RemoveAll(b.folder) })
+	} else if err := os.MkdirAll(p.data, 0o700); err != nil {
+		return b, fmt.Errorf("--data: %w", err)
+	}
+	if b.buffers, err = segments.OpenBufferDir(segments.OS(), b.folder, segments.BufferConfig{}); err != nil {
+		return b, err
+	}
+	b.closers = append(b.closers, b.buffers.Close)
+	table, closer, err := openTable(ctx, p.metadata)
+	if err != nil {
+		return b, err
+	}
+	b.closers = append(b.closers, closer.Close)
+	cluster, err := checkTable(ctx, table, p.metadata)
+	if err != nil {
+		return b, err
+	}
+	store, err := openStore(ctx, p.segments)
+	if err != nil {
+		return b, explain(err, p.segments.scheme+"://"+p.segments.host, storeAdvice(err, p.segments))
+	}
+	b.store, b.table = segments.Retry(store, segments.DefaultRetry()), metadata.Retry(table, fewPauses)
+	warning, err := checkStore(ctx, b.store, cluster, p.segments, p.exclusive())
+	if err != nil {
+		return b, err
+	}
+	if warning != nil {
+		p.log.Warn("the object store does not keep its promises; a second gateway must not use it", "error", warning)
+	} else {
+		p.log.Info("the object store was tried and keeps its promises", "segments", store.String())
+	}
+	return b, nil
+}
+
+// close closes in reverse.
+func (b *backends) close() error {
+	var faults []error
+	for i := len(b.closers) - 1; i >= 0; i-- {
+		faults = append(faults, b.closers[i]())
+	}
+	return errors.Join(faults...)
+}
+
+// readTries is how often a read of the table is tried before its caller is told.
+const readTries = 5
+
+// fewPauses are those between tries of reads.
+func fewPauses() backoff.BackOff {
+	return &limitedPauses{BackOff: metadata.DefaultBackOff(), left: readTries - 1}
+}
+
+type limitedPauses struct {
+	backoff.BackOff
+	left int
+}
+
+func (l *limitedPauses) NextBackOff() time.Duration {
+	if l.left == 0 {
+		return backoff.Stop
+	}
+	l.left--
+	return l.BackOff.NextBackOff()
+}
+
+// limitMemory has the garbage collector work harder before the process grows past what
+// its limits add up to, unless GOMEMLIMIT says what to do.
+func limitMemory(c gateway.Config) {
+	if os.Getenv("GOMEMLIMIT") != "" || debug.SetMemoryLimit(-1) != math.MaxInt64 {
+		return
+	}
+	const base = 128 << 20 // caches, connections, the runtime
+	const requests = 128 << 20
+	debug.SetMemoryLimit(base + requests + c.BufferBytes + c.UploadBytes)
+}
+
+// serveDebug serves pprof on an address of its own.
+func serveDebug(address string, log *slog.Logger) (stop func(), err error) {
+	listener, err := net.Listen("tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("--debug-listen: %w", err)
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("/debug/pprof/", pprof.Index)
+	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
+	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
+	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+			log.Warn("the debug listener ended", "error", err)
+		}
+	}()
+	log.Info("profiles are served", "debug_listen", listener.Addr().String())
+	return func() {
+		server.Close()
+		<-done
+	}, nil
+}
