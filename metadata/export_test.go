@@ -67,8 +67,5 @@ func LeaseKey(p PartitionID) Key { return leaseKey(p) }
 // MaxProducers is the cap on producer states as it stands.
 func MaxProducers() int { return maxProducers }
 
-// Kept is how many batches of a producer are recognised.
-const Kept = batchesKept
-
-// Stored counts the rows of a checkpoint before its lease row.
+// Before counts the rows of a checkpoint before its lease row.
 func (c *Checkpoint) Before() int { return len(c.before) }

@@ -309,7 +309,25 @@ func (h *history) halfTakeOver(rt *rapid.T) {
 		if row, err := h.readLease(rt); err == nil && row.Source() != row.Journal {
 			h.did["based"]++
 		}
+		if rapid.Bool().Draw(rt, "not dead yet") {
+			h.retakeOver(rt, journal)
+		}
 	}
+}
+
+// retakeOver is the same gateway trying again.
+func (h *history) retakeOver(rt *rapid.T, journal *metadata.Journal) {
+	was := h.owner
+	h.shake()
+	state, lease, err := metadata.Acquire(rt.Context(), metadata.Retry(h.table, nil), h.id, journal, h.sealed)
+	if err != nil {
+		rt.Fatalf("acquire at last: %v", err)
+	}
+	if diff := cmp.Diff(was.state.Memory(), state.Memory()); diff != "" {
+		rt.Fatalf("second try (-before +after):\n%s", diff)
+	}
+	h.owner = owner{journal, state, lease}
+	h.did["second tries"]++
 }
 
 func (h *history) readLease(rt *rapid.T) (*metadata.Lease, error) {
@@ -419,19 +437,23 @@ func (h *history) check(rt *rapid.T) {
 		next++
 	}
 	for _, e := range entries {
-		want := uint64(0)
+		want, position := uint64(0), e.Position
 		if e.First != at {
 			rt.Fatalf("an entry begins at %d, the last ended at %d", e.First, at)
 		}
 		for ; next < len(h.model.log) && h.model.log[next].offset < e.End; next++ {
 			l := h.model.log[next]
 			want += metadata.BatchSum(&l.batch, l.offset)
+			if l.batch.Position != position {
+				rt.Fatalf("entry %+v has batch %+v at %d", e, l.batch, position)
+			}
+			position += int64(l.batch.Size)
 			if l.batch.MaxTimestamp > e.MaxTimestamp || l.batch.MinTimestamp < e.MinTimestamp {
 				rt.Fatalf("entry %+v does not bound batch %+v", e, l.batch)
 			}
 		}
-		if want != e.Sum {
-			rt.Fatalf("entry %+v: sum %x, want %x", e, e.Sum, want)
+		if want != e.Sum || position != e.Position+e.Length {
+			rt.Fatalf("entry %+v: sum %x up to byte %d, want %x", e, e.Sum, position, want)
 		}
 		at, sum, bytes = e.End, sum+e.Sum, bytes+e.Length
 	}
@@ -465,7 +487,7 @@ func TestHistory(t *testing.T) {
 	})
 	t.Log(did)
 	for _, must := range []string{"accepted", "duplicate", "duplicate-forgotten", "offset-mismatch", "fence-mismatch", "sequence-gap",
-		"producer-fenced", "unknown-producer", "status 2", "status 3", "takeovers", "cut short", "lease in doubt", "releases", "half takeovers", "based",
+		"producer-fenced", "unknown-producer", "status 2", "status 3", "takeovers", "cut short", "lease in doubt", "releases", "half takeovers", "based", "second tries",
 		"haunted", "late", "fault lost answer", "fault vanished", "fault late"} {
 		if did[must] == 0 {
 			t.Errorf("%s never happened", must)

@@ -122,7 +122,7 @@ func (m *model) batch(b metadata.Batch) metadata.BatchVerdict {
 				return no(metadata.SequenceGap, 0)
 			}
 		default:
-			recent := p.log[max(0, len(p.log)-metadata.Kept):]
+			recent := p.log[max(0, len(p.log)-5):] // as Kafka does
 			for _, l := range recent {
 				if l.batch.BaseSequence == b.BaseSequence && l.batch.Offsets == b.Offsets {
 					return metadata.BatchVerdict{Outcome: metadata.Duplicate, Offset: l.offset, Actual: metadata.NoOffset}
