@@ -53,6 +53,9 @@ func (m *members) register(ctx context.Context) error {
 		for _, id := range ids {
 			m.dead[metadata.GatewayID(id)] = true
 		}
+		if err := m.g.buffers.Register(segments.GatewayID(m.g.id)); err != nil {
+			return err
+		}
 	}
 	return m.look(ctx)
 }

@@ -17,6 +17,14 @@ func (g *Gateway) join(ctx context.Context) error {
 	if g.cluster, err = metadata.OpenCluster(ctx, g.table); err != nil {
 		return fmt.Errorf("open %s: %w", g.table, err)
 	}
+	if err := segments.ClaimStore(ctx, g.store, segments.ClusterID(g.cluster.ID)); err != nil {
+		return err
+	}
+	if g.buffers != nil {
+		if err := g.buffers.Claim(segments.ClusterID(g.cluster.ID)); err != nil {
+			return err
+		}
+	}
 	if err := g.generation.check(ctx); err != nil {
 		return err
 	}
@@ -88,6 +96,25 @@ func (g *Gateway) recoverOnce(ctx context.Context) error {
 		}
 		if err := g.closePredecessor(ctx, row.ID); err != nil {
 			return err
+		}
+	}
+	return g.tidyBuffer()
+}
+
+// tidyBuffer removes the folders of ids that have ended.
+func (g *Gateway) tidyBuffer() error {
+	if g.buffers == nil {
+		return nil
+	}
+	ids, err := g.buffers.Gateways()
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		if g.members.isClosed(metadata.GatewayID(id)) {
+			if err := g.buffers.RemoveGateway(id); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

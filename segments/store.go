@@ -3,6 +3,7 @@ package segments
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 )
 
@@ -23,6 +24,8 @@ var (
 	ErrDenied = errors.New("segments: access denied")
 	// ErrNoBucket says that the bucket (or folder) itself does not exist.
 	ErrNoBucket = errors.New("segments: bucket does not exist")
+	// ErrOtherCluster says that the bucket or folder belongs to another cluster.
+	ErrOtherCluster = errors.New("segments: of another cluster")
 	// ErrCorrupt says that stored bytes disagree with their checksum or format.
 	ErrCorrupt = errors.New("segments: corrupt")
 )
@@ -72,4 +75,23 @@ type Store interface {
 	List(ctx context.Context, prefix, after string, limit int) ([]ObjectInfo, error)
 	// String describes the store for logs, without secrets: "s3://bucket/prefix".
 	String() string
+}
+
+// clusterKey names the object that says which cluster a bucket belongs to.
+const clusterKey = "cluster-id"
+
+// ClaimStore makes the bucket (below its prefix) that of a cluster, or checks that it
+// is: a table that was lost or mixed up must be noticed, not begun anew. It returns
+// ErrOtherCluster when the bucket belongs to another one.
+func ClaimStore(ctx context.Context, s Store, cluster ClusterID) error {
+	err := s.Put(ctx, clusterKey, NewBody([]byte(cluster)))
+	if !errors.Is(err, ErrExists) {
+		return err
+	}
+	stored, _, err := s.Get(ctx, clusterKey, 0, maxID+1)
+	if err != nil || ClusterID(stored) == cluster {
+		return err
+	}
+	return fmt.Errorf("%w: %s belongs to cluster %q, the table is that of cluster %q: "+
+		"use the table that it was made with, or another bucket or prefix", ErrOtherCluster, s, stored, cluster)
 }
