@@ -220,7 +220,7 @@ func checkTable(ctx context.Context, table metadata.Table, l location) (*metadat
 			return cluster, nil
 		}
 	}
-	return nil, explain(err, table.String(), tableAdvice(err, l))
+	return nil, unusable(err, table.String(), tableAdvice(err, l))
 }
 
 // checkStore tries what the log depends on. A store that answers but cannot be trusted
@@ -236,14 +236,16 @@ func checkStore(ctx context.Context, store segments.Store, cluster *metadata.Clu
 	case errors.As(err, &untrusted) && exclusive:
 		return err, nil
 	}
-	return nil, explain(err, store.String(), storeAdvice(err, l))
+	return nil, unusable(err, store.String(), storeAdvice(err, l))
 }
 
-func explain(err error, place, advice string) error {
+// unusable is the error of a place that cannot be used, with the next step if one is
+// known. It hides its cause, which would be taken for that of a call to a gateway.
+func unusable(err error, place, advice string) error {
 	if advice == "" {
-		return fmt.Errorf("%s cannot be used: %w", place, err)
+		return fmt.Errorf("%s cannot be used: %v", place, err)
 	}
-	return fmt.Errorf("%s cannot be used: %w\n%s", place, err, advice)
+	return fmt.Errorf("%s cannot be used: %v\n%s", place, err, advice)
 }
 
 // storeAdvice is the next step when the bucket cannot be used.

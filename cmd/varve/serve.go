@@ -11,10 +11,8 @@ import (
 	"net/http"
 	"net/http/pprof"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"runtime/debug"
-	"strings"
 	"syscall"
 	"time"
 
@@ -58,8 +56,7 @@ func newServeCommand() *cobra.Command {
 
 Without flags it needs nothing but a folder. With --segments and --metadata the
 records go to a bucket and their order to a table; credentials come from the
-environment, a profile or a role. Every flag has an environment variable, named
-VARVE_ and the flag in capitals (VARVE_FLUSH_INTERVAL); a flag wins over it.
+environment, a profile or a role.
 
 Ctrl-C and SIGTERM finish what was accepted and exit with 0; a second one exits at once.`,
 		Example: `  varve serve
@@ -67,12 +64,8 @@ Ctrl-C and SIGTERM finish what was accepted and exit with 0; a second one exits 
 		Args:              cobra.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := fromEnvironment(cmd.LocalNonPersistentFlags(), os.LookupEnv); err != nil {
-				return err
-			}
-			ctx, stop := untilSignalled(cmd.Context())
-			defer stop()
-			return serve(ctx, o, cmd.ErrOrStderr(), nil)
+			// main ends the context with the first signal, and the process with the second.
+			return serve(cmd.Context(), o, cmd.ErrOrStderr(), nil)
 		},
 	}
 	o.register(cmd.Flags())
@@ -97,49 +90,6 @@ func (o *serveOptions) register(f *pflag.FlagSet) {
 	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&o.debugListen, "debug-listen", "", "loopback address for /debug/pprof (default: none)")
-}
-
-// fromEnvironment sets the flags that were not given from VARVE_… variables.
-func fromEnvironment(f *pflag.FlagSet, lookup func(string) (string, bool)) error {
-	var faults []error
-	f.VisitAll(func(flag *pflag.Flag) {
-		name := "VARVE_" + strings.ToUpper(strings.ReplaceAll(flag.Name, "-", "_"))
-		text, set := lookup(name)
-		if !set || text == "" || flag.Changed || flag.Name == "help" {
-			return
-		}
-		if err := f.Set(flag.Name, text); err != nil {
-			faults = append(faults, fmt.Errorf("%s: %w", name, err))
-		}
-	})
-	return errors.Join(faults...)
-}
-
-// untilSignalled returns a context that ends with the first SIGTERM or SIGINT. The
-// second ends the process.
-func untilSignalled(ctx context.Context) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithCancel(ctx)
-	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
-	ended := make(chan struct{})
-	go func() {
-		select {
-		case <-signals:
-			cancel()
-		case <-ended:
-			return
-		}
-		select {
-		case <-signals:
-			os.Exit(1)
-		case <-ended:
-		}
-	}()
-	return ctx, func() {
-		signal.Stop(signals)
-		close(ended)
-		cancel()
-	}
 }
 
 // plan is what the flags come to.
@@ -188,7 +138,10 @@ func (o *serveOptions) plan(logs io.Writer) (*plan, error) {
 	}
 	p.config = o.config(p)
 	note(p.config.Validate())
-	return p, errors.Join(faults...)
+	if len(faults) > 0 {
+		return nil, usagef("%v", errors.Join(faults...))
+	}
+	return p, nil
 }
 
 func (o *serveOptions) config(p *plan) gateway.Config {
@@ -274,12 +227,17 @@ func serve(ctx context.Context, o *serveOptions, logs io.Writer, started func(ne
 		}
 		defer stop()
 	}
-	return run(ctx, g, listener, func() {
+	defer context.AfterFunc(ctx, func() { p.log.Info("draining: what was accepted is being finished") })()
+	err = run(ctx, g, listener, func() {
 		p.announce(g, b, listener.Addr())
 		if started != nil {
 			started(listener.Addr())
 		}
 	})
+	if err == nil {
+		p.log.Info("stopped; nothing is left undone")
+	}
+	return err
 }
 
 // run serves HTTP for as long as the gateway runs, the drain included, and a little longer.
@@ -358,7 +316,7 @@ func openBackends(ctx context.Context, p *plan) (b *backends, err error) {
 	}
 	store, err := openStore(ctx, p.segments)
 	if err != nil {
-		return b, explain(err, p.segments.scheme+"://"+p.segments.host, storeAdvice(err, p.segments))
+		return b, unusable(err, p.segments.scheme+"://"+p.segments.host, storeAdvice(err, p.segments))
 	}
 	b.store, b.table = segments.Retry(store, segments.DefaultRetry()), metadata.Retry(table, fewPauses)
 	warning, err := checkStore(ctx, b.store, cluster, p.segments, p.exclusive())
