@@ -68,11 +68,13 @@ func (s *Parts) ReadAt(p []byte, offset int64) (int, error) {
 // writer (io.WriterTo), seeks at no cost, and serves one goroutine. SDKs that sign,
 // measure or repeat a request read the body this way.
 func NewReader(body Body) io.ReadSeeker {
-	s, ok := body.(*Parts)
-	if !ok {
-		s = NewBody(body.Slices()...)
+	switch body := body.(type) {
+	case *Parts:
+		return &bodyReader{body: body}
+	case *Object:
+		return &bodyReader{body: body.Parts}
 	}
-	return &bodyReader{body: s}
+	return &bodyReader{body: NewBody(body.Slices()...)}
 }
 
 type bodyReader struct {

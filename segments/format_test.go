@@ -109,6 +109,12 @@ func checkTiles(t *rapid.T, d *segments.Directory, data []byte, want map[segment
 		t.Fatalf("%d spans of %d, sorted?", len(d.Spans), len(want))
 	}
 	position := int64(16)
+	for id, b := range d.Batches() {
+		if string(data[b.Position:b.Position+int64(b.Size)]) != want[id][0] {
+			t.Fatalf("Batches starts with %v at %d", id, b.Position)
+		}
+		break
+	}
 	for _, span := range d.Spans {
 		if span.Position != position || span.Previous != previous[span.SpanID] {
 			t.Fatalf("span %v at %d, previous %d; want %d, %d", span.SpanID, span.Position, span.Previous, position, previous[span.SpanID])
@@ -258,6 +264,38 @@ func wrap(directory []byte, spans, batches int) []byte {
 	end := []byte("\x00\x00\x00\x01VARVEEND")
 	sum := crc32.Checksum(append(bytes.Clone(footer), end...), table)
 	return append(out, append(binary.BigEndian.AppendUint32(footer, sum), end...)...)
+}
+
+// A footer that contradicts itself is refused even if its checksum is right.
+func TestRefusedFooters(t *testing.T) {
+	object := buildSample(t, samples()["one"])
+	tests := []struct {
+		name   string
+		offset int // in the footer
+		value  uint64
+		size   int
+		want   string
+	}{
+		{"position early", 0, 15, 8, "does not end at the footer"},
+		{"position late", 0, 24, 8, "does not end at the footer"},
+		{"position huge", 0, math.MaxUint64, 8, "does not end at the footer"},
+		{"length short", 8, 5, 4, "does not end at the footer"},
+		{"length huge", 8, 16<<20 + 1, 4, "the most is 16777216"},
+		{"more spans than batches", 16, 2, 4, "2 spans and 1 batches"},
+		{"too many batches", 20, 1<<20 + 1, 4, "1048577 batches"},
+		{"size", 24, 1, 8, "says the object has 1 bytes"},
+		{"version 0", 36, 0, 4, "version 0"},
+	}
+	for _, test := range tests {
+		data := segments.Bytes(object)
+		footer := data[len(data)-48:]
+		copy(footer[test.offset:], binary.BigEndian.AppendUint64(nil, test.value)[8-test.size:])
+		table := crc32.MakeTable(crc32.Castagnoli)
+		binary.BigEndian.PutUint32(footer[32:], crc32.Update(crc32.Checksum(footer[:32], table), table, footer[36:]))
+		if _, err := parses(t, object.Key(), data); !errors.Is(err, segments.ErrCorrupt) || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s: %v, want %q", test.name, err, test.want)
+		}
+	}
 }
 
 func TestNewerVersion(t *testing.T) {

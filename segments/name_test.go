@@ -49,6 +49,9 @@ func TestTopicID(t *testing.T) {
 	if id.String() != text {
 		t.Errorf("String = %q", id)
 	}
+	if written, err := id.MarshalText(); err != nil || string(written) != text {
+		t.Errorf("MarshalText = %q, %v", written, err)
+	}
 	var read segments.TopicID
 	if err := read.UnmarshalText([]byte(text)); err != nil || read != id {
 		t.Errorf("UnmarshalText = %v, %v", read, err)
