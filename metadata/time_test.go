@@ -114,13 +114,13 @@ func (l *timeline) Node(ctx context.Context, p metadata.PartitionID, level int, 
 func (l *timeline) scan(t tb) metadata.ScanFunc {
 	return func(_ context.Context, c metadata.Chunk, from, at int64) (f metadata.Found, largest int64, ok bool, err error) {
 		l.scans++
-		inside := int64(0)
+		inside, bytes := int64(0), int64(0)
 		for _, b := range l.batches {
 			if b.First >= c.First && b.End <= c.End && b.Number == c.Number && b.Position >= c.Position && b.Position+b.Length <= c.Position+c.Length {
-				inside += b.End - b.First
+				inside, bytes = inside+b.End-b.First, bytes+b.Length
 			}
 		}
-		if inside != c.End-c.First || from < c.First || from >= c.End {
+		if inside != c.End-c.First || bytes != c.Length || from < c.First || from >= c.End {
 			t.Fatalf("chunk %+v has the bytes of %d offsets; wanted from %d", c, inside, from)
 		}
 		largest = metadata.NoTimestamp

@@ -1,0 +1,408 @@
+package metadata
+
+import (
+	"bytes"
+	"encoding/hex"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
+)
+
+var updateGolden = flag.Bool("update", false, "rewrite the golden files")
+
+var (
+	goldenTime      = time.UnixMilli(1_700_000_000_123)
+	goldenPartition = PartitionID{Topic: TopicID{0xab, 0xcd, 15: 0x01}, Number: 5}
+)
+
+const (
+	goldenGateway  = GatewayID("g018bcfe5687b0102030405")
+	goldenUploader = GatewayID("g018bcfe56800a0b0c0d0e0")
+)
+
+// goldenChanges is one of each change, applied to a partition.
+func goldenChanges() (*Partition, []*Change) {
+	p := NewPartition(goldenPartition)
+	p.epoch = 3
+	batch := func(position int64, producer int64, sequence int32, expected int64) Batch {
+		return Batch{Position: position, Size: 70_000, Offsets: 10, Records: 10, MinTimestamp: goldenTime.UnixMilli() - 500,
+			MaxTimestamp: goldenTime.UnixMilli() - 3, LastTimestamp: goldenTime.UnixMilli() - 40, CRC: 0xdeadbeef,
+			ProducerID: producer, ProducerEpoch: 2, BaseSequence: sequence, ExpectedOffset: expected}
+	}
+	var changes []*Change
+	apply := func(c *Change) {
+		if err := p.Apply(c, uint64(len(changes)+1)); err != nil {
+			panic(err)
+		}
+		changes = append(changes, c)
+	}
+	_, c := p.Judge(&Reference{Partition: goldenPartition, Uploader: goldenUploader, Number: 41, Batches: []Batch{
+		batch(64, 1000, 0, NoOffset), batch(70_064, 1000, 10, NoOffset), batch(140_064, 1000, 0, NoOffset), batch(210_064, NoProducer, -1, 7)}})
+	apply(c)
+	_, c = p.Judge(&Reference{Partition: goldenPartition, Uploader: goldenGateway, Number: 1})
+	apply(c)
+	apply(p.JudgeFence("token"))
+	c, _ = p.JudgeTrim(4)
+	apply(c)
+	apply(p.JudgeClose())
+	return p, changes
+}
+
+func goldenEntry() []byte {
+	_, changes := goldenChanges()
+	b := NewEntryBuilder(goldenTime)
+	for _, c := range changes {
+		b.Add(c)
+	}
+	return b.Encode()
+}
+
+func goldenLease(base GatewayID) []byte {
+	p, _ := goldenChanges()
+	l := &Lease{Journal: goldenGateway, Through: 5, base: base}
+	levels := [][]Child{{summarize(p.tail)}, {summarize(p.tail), {First: 1 << 40, MaxTimestamp: 9, LastTimestamp: 9, Entries: 1, Bytes: 1, Sum: 1}}}
+	return encodeLease(l, p, p.byAge(), levels, p.tail)
+}
+
+// rowKinds has each kind of row: a sample, and how it is read into text.
+var rowKinds = []struct {
+	name   string
+	sample func() []byte
+	read   func([]byte) (string, error)
+}{
+	{"journal-opening", func() []byte { return opening{trimmedTo: 77}.encode() }, func(b []byte) (string, error) {
+		o, err := decodeOpening(b)
+		return fmt.Sprintf("trimmed to %d\n", o.trimmedTo), err
+	}},
+	{"journal-entry", goldenEntry, readJournalRow},
+	{"journal-seal", func() []byte { return encodeSeal(goldenGateway, goldenTime) }, readJournalRow},
+	{"lease", func() []byte { return goldenLease("") }, readLeaseText},
+	{"lease-taken-long", func() []byte { return goldenLease(goldenUploader) }, readLeaseText},
+	{"page", func() []byte { p, _ := goldenChanges(); return encodePage(p.tail) }, func(b []byte) (string, error) {
+		entries, err := decodePage(b)
+		return entriesText(entries), err
+	}},
+	{"node", func() []byte {
+		p, _ := goldenChanges()
+		return encodeNode([]Child{summarize(p.tail), {First: 1 << 40, MinTimestamp: 3, MaxTimestamp: 9, LastTimestamp: 5, Entries: 1, Bytes: 1, Sum: 1}})
+	}, func(b []byte) (string, error) {
+		children, err := decodeNode(b)
+		return childrenText(children), err
+	}},
+	{"producer", func() []byte {
+		p, _ := goldenChanges()
+		e := encoder{b: []byte{formatV1}}
+		encodeProducer(&e, p.producers[1000])
+		return e.b
+	}, func(b []byte) (string, error) {
+		d := &decoder{b: b}
+		d.format()
+		s := decodeProducer(d)
+		return fmt.Sprintf("%+v\n", *s), d.end()
+	}},
+	{"topic", func() []byte {
+		t := Topic{ID: TopicID{1}, Partitions: 4, Set: map[string]string{"retention.ms": "5"}, State: TopicActive, CreatedAt: goldenTime.UnixMilli()}
+		return encodeJSON(t.row())
+	}, func(b []byte) (string, error) {
+		t, err := decodeTopic(Row{Key: topicKey("name"), Value: b})
+		if err != nil {
+			return "", err
+		}
+		return fmt.Sprintf("%+v\n", *t), nil
+	}},
+	{"gateway", func() []byte {
+		g := Gateway{Address: "127.0.0.1:7481", Zone: "a", Version: "v1", Beat: 9, Floor: 4, State: GatewayDraining}
+		return encodeJSON(g.row())
+	}, func(b []byte) (string, error) {
+		g, err := decodeGateway(Row{Key: gatewayKey("g"), Value: b})
+		return fmt.Sprintf("%+v\n", g), err
+	}},
+	{"generation", func() []byte { return encodeJSON(generationRow{formatV1, 12}) }, func(b []byte) (string, error) {
+		r, err := decodeGeneration(Row{Key: generationKey, Stamp: Stamp{1, 1}, Value: b})
+		return fmt.Sprintf("%+v\n", r), err
+	}},
+}
+
+func readJournalRow(b []byte) (string, error) {
+	row, err := decodeJournalRow(8, b)
+	if err != nil {
+		return "", err
+	}
+	var out strings.Builder
+	fmt.Fprintf(&out, "sequence %d seal %v by %q at %d, %d bytes\n", row.Sequence, row.Seal, row.SealedBy, row.Time, row.Size)
+	for _, c := range row.Changes {
+		fmt.Fprintf(&out, "change %d of %s epoch %d uploader %q number %d offset %d fence %q\n", c.Kind, c.Partition, c.Epoch, c.Uploader, c.Number, c.Offset, c.Fence)
+		fmt.Fprintf(&out, "  runs %+v\n  producers %+v\n%s", c.runs, c.producers, entriesText(c.Entries))
+	}
+	return out.String(), nil
+}
+
+func readLeaseText(b []byte) (string, error) {
+	l, err := decodeLease(goldenPartition, Row{Key: leaseKey(goldenPartition), Stamp: Stamp{3, 9}, Value: b})
+	if err != nil {
+		return "", err
+	}
+	var out strings.Builder
+	fmt.Fprintf(&out, "journal %s source %s through %d released %v stamp %s epoch of entries %d\n%s", l.Journal, l.Source(), l.Through, l.Released, l.Stamp, l.state.epoch, l.state.Memory())
+	for i, children := range l.state.levels {
+		fmt.Fprintf(&out, "level %d\n%s", i, childrenText(children))
+	}
+	return out.String() + entriesText(l.state.tail), nil
+}
+
+func entriesText(entries []Entry) string {
+	var out strings.Builder
+	for _, e := range entries {
+		fmt.Fprintf(&out, "  entry %+v\n", e)
+	}
+	return out.String()
+}
+
+func childrenText(children []Child) string {
+	var out strings.Builder
+	for _, c := range children {
+		fmt.Fprintf(&out, "  child %+v\n", c)
+	}
+	return out.String()
+}
+
+// TestGolden: what was written once is read for ever, as it was.
+func TestGolden(t *testing.T) {
+	for _, kind := range rowKinds {
+		t.Run(kind.name, func(t *testing.T) {
+			rowFile, textFile := filepath.Join("testdata", kind.name+".hex"), filepath.Join("testdata", kind.name+".txt")
+			if *updateGolden {
+				writeGolden(t, rowFile, hex.Dump(kind.sample()))
+				text, err := kind.read(kind.sample())
+				if err != nil {
+					t.Fatal(err)
+				}
+				writeGolden(t, textFile, text)
+			}
+			dump, err := os.ReadFile(rowFile)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(string(dump), hex.Dump(kind.sample())); diff != "" {
+				t.Errorf("the row is written otherwise (-golden +now):\n%s", diff)
+			}
+			want, err := os.ReadFile(textFile)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := kind.read(undump(t, string(dump)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(string(want), got); diff != "" {
+				t.Errorf("the row is read otherwise (-golden +now):\n%s", diff)
+			}
+		})
+	}
+}
+
+func writeGolden(t *testing.T, name, text string) {
+	t.Helper()
+	if err := os.MkdirAll("testdata", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// undump reads what hex.Dump wrote.
+func undump(t *testing.T, dump string) []byte {
+	t.Helper()
+	var out []byte
+	for line := range strings.Lines(dump) {
+		if len(line) < 58 {
+			continue
+		}
+		b, err := hex.DecodeString(strings.ReplaceAll(line[10:58], " ", ""))
+		if err != nil {
+			t.Fatalf("%q: %v", line, err)
+		}
+		out = append(out, b...)
+	}
+	return out
+}
+
+// TestDamage cuts each row everywhere and turns each of its bits.
+func TestDamage(t *testing.T) {
+	for _, kind := range rowKinds {
+		row := kind.sample()
+		for n := range row {
+			if _, err := kind.read(row[:n]); !errors.Is(err, ErrCorrupt) {
+				t.Errorf("%s cut at %d of %d: %v", kind.name, n, len(row), err)
+			}
+		}
+		for i := range row {
+			for bit := range 8 {
+				bad := bytes.Clone(row)
+				bad[i] ^= 1 << bit
+				if _, err := kind.read(bad); err != nil && !errors.Is(err, ErrCorrupt) {
+					t.Errorf("%s byte %d bit %d: %v", kind.name, i, bit, err)
+				}
+			}
+		}
+		if _, err := kind.read(append(bytes.Clone(row), 0)); !errors.Is(err, ErrCorrupt) {
+			t.Errorf("%s with a byte more: %v", kind.name, err)
+		}
+		newer := bytes.Clone(row)
+		if newer[0] == '{' {
+			newer = bytes.Replace(row, []byte(`"format":1`), []byte(`"format":2`), 1)
+		} else {
+			newer[0] = 2
+		}
+		if _, err := kind.read(newer); !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), "newer varve") {
+			t.Errorf("%s of a newer format: %v", kind.name, err)
+		}
+	}
+}
+
+// TestLyingCounts: a row that claims more than it holds costs no memory.
+func TestLyingCounts(t *testing.T) {
+	for _, kind := range rowKinds {
+		row := kind.sample()
+		for i := range row {
+			bad := append(bytes.Clone(row[:i]), 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f)
+			bad = append(bad, row[i:]...)
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			_, _ = kind.read(bad)
+			runtime.ReadMemStats(&after)
+			if used := after.TotalAlloc - before.TotalAlloc; used > 1<<20 {
+				t.Errorf("%s with a large number at %d: %d bytes allocated", kind.name, i, used)
+			}
+		}
+	}
+}
+
+func FuzzRows(f *testing.F) {
+	for i, kind := range rowKinds {
+		f.Add(uint8(i), kind.sample())
+	}
+	f.Fuzz(func(t *testing.T, kind uint8, row []byte) {
+		k := rowKinds[int(kind)%len(rowKinds)]
+		if _, err := k.read(row); err != nil && !errors.Is(err, ErrCorrupt) {
+			t.Errorf("%s: %v", k.name, err)
+		}
+	})
+}
+
+// wide draws numbers of every length.
+func wide(rt *rapid.T, what string) int64 {
+	return rapid.Int64Range(0, 1<<rapid.IntRange(1, 55).Draw(rt, "bits")).Draw(rt, what)
+}
+
+func drawEntry(rt *rapid.T, first int64) Entry {
+	e := Entry{First: first, Gateway: GatewayID(rapid.SampledFrom([]string{"a", "b", "c"}).Draw(rt, "gateway")),
+		Number: uint64(wide(rt, "number")), Position: wide(rt, "position"), Length: wide(rt, "length"), Sum: rapid.Uint64().Draw(rt, "sum"),
+		MinTimestamp: wide(rt, "min")}
+	e.End = first + wide(rt, "offsets")
+	e.Records = e.End - first - rapid.Int64Range(0, e.End-first).Draw(rt, "compacted")
+	e.MaxTimestamp = e.MinTimestamp + wide(rt, "max")
+	e.LastTimestamp = e.MaxTimestamp - wide(rt, "last")
+	offset, position := e.First, e.Position
+	for range rapid.IntRange(0, 4).Draw(rt, "points") {
+		p := Point{Offset: offset, Position: position, MaxTimestamp: e.MaxTimestamp - wide(rt, "point max")}
+		p.LastTimestamp = p.MaxTimestamp - wide(rt, "point last")
+		e.Points = append(e.Points, p)
+		offset = rapid.Int64Range(offset, e.End).Draw(rt, "offset")
+		position = rapid.Int64Range(position, e.Position+e.Length).Draw(rt, "at")
+	}
+	return e
+}
+
+func drawEntries(rt *rapid.T) []Entry {
+	var entries []Entry
+	first := wide(rt, "first")
+	for range rapid.IntRange(0, 5).Draw(rt, "entries") {
+		e := drawEntry(rt, first)
+		entries, first = append(entries, e), e.End
+	}
+	return entries
+}
+
+func TestRoundTrip(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		entries := drawEntries(rt)
+		got, err := decodePage(encodePage(entries))
+		if diff := cmp.Diff(entries, got); err != nil || diff != "" {
+			rt.Fatalf("page: %v\n%s", err, diff)
+		}
+		var children []Child
+		first := wide(rt, "first")
+		for range rapid.IntRange(0, 5).Draw(rt, "children") {
+			c := Child{First: first, MinTimestamp: wide(rt, "min"), Bytes: wide(rt, "bytes"), Entries: wide(rt, "entries"), Sum: rapid.Uint64().Draw(rt, "sum")}
+			c.MaxTimestamp = c.MinTimestamp + wide(rt, "max")
+			c.LastTimestamp = c.MaxTimestamp - wide(rt, "last")
+			children, first = append(children, c), first+1+wide(rt, "next")
+		}
+		gotChildren, err := decodeNode(encodeNode(children))
+		if diff := cmp.Diff(children, gotChildren); err != nil || diff != "" {
+			rt.Fatalf("node: %v\n%s", err, diff)
+		}
+	})
+}
+
+func TestRoundTripChange(t *testing.T) {
+	unexported := cmp.AllowUnexported(Change{}, answerRun{}, producerAppend{})
+	rapid.Check(t, func(rt *rapid.T) {
+		now := time.UnixMilli(wide(rt, "now"))
+		b := NewEntryBuilder(now)
+		var want []Change
+		for range rapid.IntRange(0, 5).Draw(rt, "changes") {
+			c := Change{Partition: PartitionID{TopicID{rapid.Byte().Draw(rt, "topic")}, rapid.Int32Range(0, MaxPartitions).Draw(rt, "partition")},
+				Epoch: uint64(wide(rt, "epoch")), Kind: ChangeKind(rapid.IntRange(1, 4).Draw(rt, "kind"))}
+			switch c.Kind {
+			case ChangeAppend:
+				c.Uploader, c.Number, c.Entries = "up", uint64(wide(rt, "number")), drawEntries(rt)
+				for range rapid.IntRange(0, 3).Draw(rt, "runs") {
+					r := answerRun{outcome: Outcome(rapid.IntRange(1, 8).Draw(rt, "outcome")), batches: rapid.Uint32().Draw(rt, "count"), offset: NoOffset, actual: NoOffset}
+					if r.outcome.placed() {
+						r.offset = wide(rt, "offset")
+					} else {
+						r.actual = wide(rt, "actual") - 1
+					}
+					c.runs = append(c.runs, r)
+				}
+				for range rapid.IntRange(0, 3).Draw(rt, "producers") {
+					c.producers = append(c.producers, producerAppend{id: wide(rt, "id"), epoch: rapid.Int16Range(0, 32767).Draw(rt, "epoch"),
+						first: rapid.Int32Range(0, 1<<31-1).Draw(rt, "s"), last: rapid.Int32Range(0, 1<<31-1).Draw(rt, "e"), offset: wide(rt, "offset"), fresh: rapid.Bool().Draw(rt, "fresh")})
+				}
+			case ChangeTrim:
+				c.Offset = wide(rt, "offset")
+			case ChangeFence:
+				c.Fence = rapid.String().Draw(rt, "fence")
+			}
+			before := len(b.Encode())
+			bound := b.measure(&c)
+			b.Add(&c)
+			if grew := len(b.Encode()) - before; grew > bound+16+24 { // a topic and a gateway more
+				rt.Fatalf("a change took %d bytes, measured %d", grew, bound)
+			}
+			want = append(want, c)
+		}
+		row, err := decodeJournalRow(1, b.Encode())
+		if err != nil {
+			rt.Fatal(err)
+		}
+		if len(want) == 0 {
+			return
+		}
+		if diff := cmp.Diff(want, row.Changes, unexported); diff != "" {
+			rt.Fatal(diff)
+		}
+	})
+}
