@@ -72,8 +72,10 @@ func encodings(t *rapid.T) []byte {
 func ways(body []byte) map[string]func() (context.Context, io.Reader) {
 	handed := context.WithValue(context.Background(), handoverKey{}, &handover{data: body})
 	return map[string]func() (context.Context, io.Reader){
-		"buffer":      func() (context.Context, io.Reader) { return context.Background(), bytes.NewBuffer(bytes.Clone(body)) },
-		"reader":      func() (context.Context, io.Reader) { return context.Background(), iotest.HalfReader(bytes.NewReader(body)) },
+		"buffer": func() (context.Context, io.Reader) { return context.Background(), bytes.NewBuffer(bytes.Clone(body)) },
+		"reader": func() (context.Context, io.Reader) {
+			return context.Background(), iotest.HalfReader(bytes.NewReader(body))
+		},
 		"handed over": func() (context.Context, io.Reader) { return handed, bytes.NewBuffer([]byte{0}) },
 	}
 }
@@ -254,4 +256,3 @@ func BenchmarkDecodeProduce(b *testing.B) {
 		return ours.UnmarshalRead(handed, bytes.NewBuffer([]byte{0}), m)
 	})
 }
-

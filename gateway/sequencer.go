@@ -18,13 +18,17 @@ const (
 	acquisitions = 64
 	// checkpointsAtOnce is how many checkpoints are written at once.
 	checkpointsAtOnce = 32
-	// trimEvery is how many rows a journal sheds at a time.
-	trimEvery = 64
-	// unfoldedRows and unfoldedBytes: when the journal holds more of both than this,
-	// the partitions whose entries are oldest are checkpointed.
-	unfoldedRows  = 64
-	unfoldedBytes = 4 << 20
 )
+
+// foldLimits say when partitions are checkpointed: when the journal holds more rows and
+// more bytes than this that no checkpoint has, those whose changes are oldest are. trim
+// is how many rows the journal sheds at a time.
+type foldLimits struct {
+	rows, bytes int
+	trim        uint64
+}
+
+var defaultFoldLimits = foldLimits{rows: 64, bytes: 4 << 20, trim: 64}
 
 // ticket asks for one decision on one partition.
 type ticket struct {
@@ -61,6 +65,7 @@ type sequencer struct {
 	unfolded unfolded
 	writing  map[*held]uint64
 	rows     journalRows
+	fold     foldLimits
 	trimming bool
 	// trimmedTo is the row up to which the journal was, or is being, trimmed.
 	trimmedTo uint64
@@ -111,7 +116,7 @@ type leaveRequest struct {
 func newSequencer(g *Gateway) *sequencer {
 	return &sequencer{
 		g: g, parts: make(map[metadata.PartitionID]*held), wake: make(chan struct{}, 1), quit: make(chan leaveRequest, 1),
-		parked: make(map[*held]struct{}), writing: make(map[*held]uint64), rows: journalRows{first: 1},
+		parked: make(map[*held]struct{}), writing: make(map[*held]uint64), rows: journalRows{first: 1}, fold: defaultFoldLimits,
 		acquired: make(chan acquisition), checkpointed: make(chan checkpointed), trimmed: make(chan error),
 		slots: make(chan struct{}, acquisitions), writers: make(chan struct{}, checkpointsAtOnce),
 		sealed: make(map[metadata.GatewayID]*sealing),
@@ -499,7 +504,7 @@ func (s *sequencer) moved(journal *metadata.SealedJournal) {
 // checkpoint starts checkpoints of the partitions whose changes are oldest while
 // the journal holds too much that no checkpoint has.
 func (s *sequencer) checkpoint(ctx context.Context) {
-	for s.rows.count() > unfoldedRows && s.rows.bytes > unfoldedBytes && len(s.writing) < 2*checkpointsAtOnce {
+	for s.rows.count() > s.fold.rows && s.rows.bytes > s.fold.bytes && len(s.writing) < 2*checkpointsAtOnce {
 		h := s.unfolded.oldest()
 		if h == nil || h.state.Unfolded() > s.rows.first+uint64(s.rows.count())/4 {
 			return // the oldest quarter is under way already
@@ -569,7 +574,7 @@ func (s *sequencer) trimJournal(ctx context.Context) {
 	}
 	s.rows.dropBelow(oldest)
 	through := min(oldest-1, s.journal.Next()-2)
-	if s.trimming || s.journal.Next() < 3 || through < s.trimmedTo+trimEvery {
+	if s.trimming || s.journal.Next() < 3 || through < s.trimmedTo+s.fold.trim {
 		return
 	}
 	s.trimming, s.trimmedTo = true, through
