@@ -135,7 +135,7 @@ func (l *lane) next(now time.Time) step {
 		l.identifying = true
 		return step{identify: true, fresh: l.fresh}
 	}
-	b.state, b.follows = sending, l.firstUnacked() != b
+	b.state, b.follows = sending, l.firstUnsettled() != b
 	l.sending++
 	l.handing = b
 	return step{send: b}
@@ -153,7 +153,7 @@ func (l *lane) firstWaiting() *pending {
 // inWindow reports whether b is near enough to the first batch without an ack, which may have to be sent
 // again and recognised then, however many after it were acked.
 func (l *lane) inWindow(b *pending) bool {
-	return slices.Index(l.batches, b)-slices.Index(l.batches, l.firstUnacked()) < window
+	return slices.Index(l.batches, b)-slices.Index(l.batches, l.firstUnsettled()) < window
 }
 
 // number gives b its sequence, unless it has one. It returns false when the lane needs a producer id.
@@ -239,9 +239,10 @@ func (l *lane) repeats(err *Error) bool {
 	return err.Retriable && (l.idempotent || l.repeatUnknown || !err.UnknownOutcome)
 }
 
-func (l *lane) firstUnacked() *pending {
+// firstUnsettled is the first batch that is neither acked nor given up; nil if there is none.
+func (l *lane) firstUnsettled() *pending {
 	for _, b := range l.batches {
-		if b.state != acked {
+		if b.state < acked {
 			return b
 		}
 	}

@@ -103,6 +103,15 @@ func TestLaneWaitsForTheSlowest(t *testing.T) {
 	wantSent(t, sendAll(l), b[6:10]...)
 }
 
+// Batches that were given up and not yet taken away must not fill the window: nothing would wake the lane.
+func TestLaneGoesOnBehindWhatWasGivenUp(t *testing.T) {
+	l, b := newLane(8)
+	for _, old := range b[:6] {
+		old.deadline = epoch
+	}
+	wantSent(t, sendAll(l), b[6])
+}
+
 func TestLaneSendsTheNextWhenThisOneHasLeft(t *testing.T) {
 	l, b := newLane(3)
 	l.acks(sendAll(l)...)
