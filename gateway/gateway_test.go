@@ -23,14 +23,21 @@ type testGateway struct {
 
 func startGateway(t *testing.T, config Config, d Dependencies) *testGateway {
 	t.Helper()
+	config.FlushInterval = 5 * time.Millisecond
+	return startGatewayWith(t, config, d, func(*Gateway) {})
+}
+
+// startGatewayWith starts a gateway after prepare has had its way with it.
+func startGatewayWith(t *testing.T, config Config, d Dependencies, prepare func(*Gateway)) *testGateway {
+	t.Helper()
 	if d.Log == nil {
 		d.Log = slog.New(slog.NewTextHandler(t.Output(), nil))
 	}
-	config.FlushInterval = 5 * time.Millisecond
 	g, err := New(config, d)
 	if err != nil {
 		t.Fatal(err)
 	}
+	prepare(g)
 	ctx, cancel := context.WithCancel(context.Background())
 	started, ended := make(chan struct{}), make(chan error, 1)
 	go func() { ended <- g.Run(ctx, func() { close(started) }) }()
