@@ -343,6 +343,35 @@ func TestUnknownOutcomeAtTheDeliveryTimeout(t *testing.T) {
 	wantLines(t, readAll(t, c, client.ConsumerConfig{Topic: "t"}), "0:0 0 =", "0:1 1 =")
 }
 
+// Without a producer id nobody could recognise a batch that is sent again.
+func TestWithoutIdempotence(t *testing.T) {
+	for _, repeat := range []bool{false, true} {
+		server := clienttest.New()
+		calls := 0
+		server.OnProduce = func(_ *varvev1.ProduceRequest, apply func() (*varvev1.ProduceResponse, error)) (*varvev1.ProduceResponse, error) {
+			res, err := apply()
+			if calls++; calls == 1 {
+				return nil, clienttest.Refusal(true)
+			}
+			return res, err
+		}
+		c := open(t, server)
+		createTopic(t, c, "t", 1)
+		p := producer(t, c, client.ProducerConfig{Topic: "t", DisableIdempotence: true, RepeatUnknown: repeat})
+		_, err := p.ProduceSync(t.Context(), client.Record{})
+		if repeat && err != nil || !repeat && !errors.Is(err, client.ErrUnknownOutcome) {
+			t.Errorf("repeat %v: %v", repeat, err)
+		}
+		want := 1
+		if repeat {
+			want = 2
+		}
+		if got := len(readAll(t, c, client.ConsumerConfig{Topic: "t"})); got != want {
+			t.Errorf("repeat %v: %d records, want %d", repeat, got, want)
+		}
+	}
+}
+
 func TestConditionalAppend(t *testing.T) {
 	server := clienttest.New()
 	lose := true
