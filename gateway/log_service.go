@@ -257,8 +257,7 @@ func (s *logService) produce(ctx context.Context, t *metadata.Topic, req *varvev
 func placed(err error, topic string, partition int32) error {
 	var r *refusal
 	if errors.As(err, &r) {
-		r.withTopic(topic).withPartition(partition)
-		return err
+		return r.withTopic(topic).withPartition(partition)
 	}
 	return fmt.Errorf("topic %q, partition %d: %w", topic, partition, err)
 }
