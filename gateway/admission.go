@@ -80,7 +80,7 @@ func (a *admission) enter(ctx context.Context, size int64) error {
 
 // limitRequest bounds a request's body in bytes and in time, and how long an answer's
 // reader may stall.
-func limitRequest(next http.Handler, limit int) http.Handler {
+func limitRequest(next http.Handler, limit int, bodyTime time.Duration) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		controller := http.NewResponseController(w)
 		if r.Body != nil && r.Body != http.NoBody {

@@ -41,7 +41,7 @@ func (g *Gateway) Handler() http.Handler {
 	connecthttp.Mount(api, server, transportOptions(g.config.MaxRequestBytes)...)
 	failures := connecthttp.NewErrorWriter()
 	api.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) { unknownPath(w, r, failures) })
-	limited := limitRequest(api, g.config.MaxRequestBytes)
+	limited := limitRequest(api, g.config.MaxRequestBytes, bodyTime)
 	admitted := newAdmission(g.config, failures).wrap(api)
 
 	mux := http.NewServeMux()
@@ -51,7 +51,7 @@ func (g *Gateway) Handler() http.Handler {
 	})
 	mux.HandleFunc("GET /readyz", g.serveReady)
 	mux.Handle("GET /metrics", g.meters.handler())
-	mux.Handle(varvev1connect.LogServiceProduceProcedure, limitRequest(admitted, g.config.MaxRequestBytes))
+	mux.Handle(varvev1connect.LogServiceProduceProcedure, limitRequest(admitted, g.config.MaxRequestBytes, bodyTime))
 	for _, service := range []string{varvev1connect.LogServiceName, varvev1connect.TopicServiceName, varvev1connect.ClusterServiceName} {
 		mux.Handle("/"+service+"/", limited)
 	}
