@@ -278,7 +278,7 @@ func (c *Client) newBackOff() *backoff.ExponentialBackOff {
 	b := backoff.NewExponentialBackOff()
 	b.InitialInterval = c.firstPause
 	b.Multiplier = 2
-	b.MaxInterval = 2 * time.Second
+	b.MaxInterval = 100 * c.firstPause
 	return b
 }
 
