@@ -72,6 +72,7 @@ Exit status: 0 done, 1 something failed or is damaged, 2 wrong usage.`,
 		newCatCommand(a),
 		newTailCommand(a),
 		newOffsetsCommand(a),
+		newDumpCommand(a),
 		newVersionCommand(a),
 		newCompletionCommand(a),
 	)
@@ -82,6 +83,14 @@ Exit status: 0 done, 1 something failed or is damaged, 2 wrong usage.`,
 // finish gives every flag its environment variable, and marks where usage ends and the work begins.
 func (a *app) finish(cmd *cobra.Command) {
 	documentEnvironment(cmd)
+	if check := cmd.Args; check != nil {
+		cmd.Args = func(cmd *cobra.Command, args []string) error {
+			if check(cmd, args) != nil {
+				return usagef("want: %s, not %s", cmd.UseLine(), count(int64(len(args)), "argument"))
+			}
+			return nil
+		}
+	}
 	if run := cmd.RunE; run != nil {
 		cmd.RunE = func(cmd *cobra.Command, args []string) error {
 			a.started = true

@@ -333,4 +333,3 @@ func (a *app) printTrims(topic string, results []client.TrimResult) error {
 	}
 	return table.flushUnless(a.json())
 }
-
