@@ -120,11 +120,22 @@ func (g *Gateway) intercept(next connect.ServerFunc) connect.ServerFunc {
 		if err == nil {
 			return nil // not a nil *connect.Error
 		}
-		if errors.Is(err, io.ErrUnexpectedEOF) {
+		if cutShort(err) {
 			return connect.NewError(connect.CodeInvalidArgument, "the request ended before its body was complete").WithCause(err)
 		}
 		return g.connectError(err)
 	}
+}
+
+// cutShort says that the transport (nobody else here makes a *connect.Error) could not
+// read a request to its end.
+func cutShort(err error) bool {
+	var e *connect.Error
+	if !errors.As(err, &e) || !errors.Is(e, io.ErrUnexpectedEOF) {
+		return false
+	}
+	// Other codes say that what came was complete, and wrong.
+	return e.Code() == connect.CodeUnknown || e.Code() == connect.CodeInternal || e.Code() == connect.CodeCanceled
 }
 
 // stateDraining is the reason of Ready while what was accepted is being finished.
