@@ -73,6 +73,7 @@ Exit status: 0 done, 1 something failed or is damaged, 2 wrong usage.`,
 		newTailCommand(a),
 		newOffsetsCommand(a),
 		newDumpCommand(a),
+		newBenchCommand(a),
 		newVersionCommand(a),
 		newCompletionCommand(a),
 	)

@@ -1,0 +1,117 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"time"
+
+	"github.com/dustin/go-humanize"
+	"github.com/spf13/cobra"
+
+	"github.com/varvelog/varve/client"
+)
+
+// newBenchCommand measures a gateway by its API, and what the same work costs at the least.
+//
+//	produce  ─┐
+//	consume   ├─ load on a running gateway ─ what it cost, by the gateway's own count (Usage)
+//	lookup   ─┘
+//	floor     ── bare servers and bare S3 clients, as processes of their own
+//	compare   ── both in turns, with a gateway of its own: ratios
+//	counts    ── what must not depend on the machine: calls, rows and bytes
+func newBenchCommand(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "bench",
+		Short: "Measure a gateway, and the floor beneath it",
+		Long: `Measure a gateway by its API: throughput, latency, and what the run cost in CPU, objects and
+table calls by the gateway's own count. Whatever else uses that gateway meanwhile is counted too.
+
+Every run is bounded and removes what it made; Ctrl-C ends it and prints what was measured so far.
+On a shared machine only ratios of one run mean much: 'varve bench compare' prints those.`,
+		RunE: needsVerb,
+	}
+	cmd.AddCommand(
+		newBenchProduceCommand(a),
+		newBenchFloorCommand(a),
+		newFloorServerCommand(),
+		newFloorObjectsCommand(),
+	)
+	return cmd
+}
+
+// byteSize is a flag in bytes: 1024, 1KiB, 8MiB, 1GB.
+type byteSize int64
+
+func (b *byteSize) String() string { return strings.ReplaceAll(humanize.IBytes(uint64(*b)), " ", "") }
+
+func (b *byteSize) Type() string { return "SIZE" }
+
+// Set implements pflag.Value.
+func (b *byteSize) Set(text string) error {
+	n, err := humanize.ParseBytes(text)
+	if err != nil || n > 1<<50 {
+		return fmt.Errorf("%q is no size: give bytes, or for example 512KiB", text)
+	}
+	*b = byteSize(n)
+	return nil
+}
+
+const (
+	kib = 1 << 10
+	mib = 1 << 20
+	gib = 1 << 30
+)
+
+// report is what a bench found.
+type report interface {
+	// text is for people, with a newline at its end.
+	text() string
+}
+
+// print writes a report to standard output.
+func (a *app) print(r report) error {
+	if !a.json() {
+		_, err := fmt.Fprint(a.stdout, r.text())
+		return err
+	}
+	return json.NewEncoder(a.stdout).Encode(r)
+}
+
+// benchTopic is a topic that a bench uses, and removes if it made it.
+type benchTopic struct {
+	name       string
+	partitions int32
+	made       bool
+}
+
+// openTopic finds the topic of that name, or makes one of its own if the name is empty.
+func openTopic(ctx context.Context, c *client.Client, name string, partitions int32) (benchTopic, error) {
+	if name != "" {
+		d, err := c.DescribeTopic(ctx, name)
+		if err != nil {
+			return benchTopic{}, err
+		}
+		return benchTopic{name: name, partitions: d.Topic.Partitions}, nil
+	}
+	name = fmt.Sprintf("bench-%08x", rand.Uint32())
+	t, _, err := c.CreateTopic(ctx, name, client.CreateTopicOptions{Partitions: partitions})
+	return benchTopic{name: name, partitions: t.Partitions, made: true}, err
+}
+
+// removeTimeout bounds the removal of a topic after the run, also when the run was interrupted.
+const removeTimeout = 30 * time.Second
+
+// remove deletes the topic if the bench made it and nobody wants to keep it.
+func (t benchTopic) remove(ctx context.Context, a *app, c *client.Client, keep bool) {
+	if !t.made || keep {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeTimeout)
+	defer cancel()
+	if err := c.DeleteTopic(ctx, t.name, true); err != nil {
+		a.notef("topic %s could not be deleted: %v; delete it with 'varve topic delete %s'", t.name, err, t.name)
+	}
+}
