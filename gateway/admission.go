@@ -47,7 +47,7 @@ func (a *admission) wrap(next http.Handler) http.Handler {
 			return
 		}
 		defer a.room.Release(size)
-		next.ServeHTTP(w, handOver(r, a.largest))
+		next.ServeHTTP(w, r)
 	})
 }
 

@@ -5,8 +5,8 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/json"
+	"errors"
 	"io"
-	"net/http"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -68,38 +68,32 @@ func encodings(t *rapid.T) []byte {
 	return body
 }
 
-// ways are how a message's bytes come to the codec.
-func ways(body []byte) map[string]func() (context.Context, io.Reader) {
-	handed := context.WithValue(context.Background(), handoverKey{}, &handover{data: body})
-	return map[string]func() (context.Context, io.Reader){
-		"buffer": func() (context.Context, io.Reader) { return context.Background(), bytes.NewBuffer(bytes.Clone(body)) },
-		"reader": func() (context.Context, io.Reader) {
-			return context.Background(), iotest.HalfReader(bytes.NewReader(body))
-		},
-		"handed over": func() (context.Context, io.Reader) { return handed, bytes.NewBuffer([]byte{0}) },
-	}
-}
-
 func TestCodecDecodesAsProto(t *testing.T) {
 	codec := newBinaryCodec()
 	rapid.Check(t, func(t *rapid.T) {
 		body := encodings(t)
 		want := &varvev1.ProduceRequest{}
 		wantErr := proto.Unmarshal(body, want)
-		for way, open := range ways(body) {
-			if way == "handed over" && len(body) == 0 {
-				continue // never: see minHandover
-			}
-			ctx, src := open()
+		for way, src := range map[string]io.Reader{"buffer": bytes.NewBuffer(body), "reader": iotest.HalfReader(bytes.NewReader(body))} {
 			got := &varvev1.ProduceRequest{}
-			if err := codec.UnmarshalRead(ctx, src, got); (err != nil) != (wantErr != nil) {
+			if err := codec.UnmarshalRead(context.Background(), src, got); (err != nil) != (wantErr != nil) {
 				t.Fatalf("%s: %v, proto says %v", way, err, wantErr)
 			}
 			if wantErr == nil && !proto.Equal(got, want) {
 				t.Fatalf("%s: got %v, want %v", way, got, want)
 			}
+			if n, err := src.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+				t.Fatalf("%s: not read to its end: %d bytes, %v", way, n, err)
+			}
 		}
 	})
+}
+
+func TestCodecPassesReadErrorsOn(t *testing.T) {
+	err := newBinaryCodec().UnmarshalRead(t.Context(), iotest.ErrReader(io.ErrClosedPipe), &varvev1.ProduceRequest{})
+	if !errors.Is(err, io.ErrClosedPipe) {
+		t.Errorf("got %v", err)
+	}
 }
 
 func TestCodecKeepsNothingOfTheTransportsBuffer(t *testing.T) {
@@ -115,21 +109,6 @@ func TestCodecKeepsNothingOfTheTransportsBuffer(t *testing.T) {
 	clear(body)
 	if string(m.RecordBatch) != "batch" || string(m.Records[0].Key) != "key" || m.Topic != "t" {
 		t.Errorf("the message changed with the buffer: %v", m)
-	}
-}
-
-func TestCodecSharesAHandedOverBatch(t *testing.T) {
-	body, err := proto.Marshal(&varvev1.ProduceRequest{Topic: "t", RecordBatch: []byte("batch"), FencingToken: proto.String("f")})
-	if err != nil {
-		t.Fatal(err)
-	}
-	m := &varvev1.ProduceRequest{}
-	if err := unmarshalProduce(body, m); err != nil {
-		t.Fatal(err)
-	}
-	at := bytes.Index(body, []byte("batch"))
-	if &m.RecordBatch[0] != &body[at] || cap(m.RecordBatch) != len("batch") {
-		t.Errorf("record_batch is a copy, or can grow into what follows it (capacity %d)", cap(m.RecordBatch))
 	}
 }
 
@@ -167,66 +146,6 @@ func TestJSONCodec(t *testing.T) {
 	}
 }
 
-func TestHandover(t *testing.T) {
-	const size = minHandover
-	body := strings.Repeat("x", size)
-	request := func(length int64, content io.Reader, header map[string]string) *http.Request {
-		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "/", io.NopCloser(content))
-		if err != nil {
-			t.Fatal(err)
-		}
-		r.ContentLength = length
-		r.Header.Set("Content-Type", "application/proto")
-		for k, v := range header {
-			r.Header.Set(k, v)
-		}
-		return r
-	}
-	for _, c := range []struct {
-		name    string
-		r       *http.Request
-		limit   int64
-		handed  bool
-		failure error
-	}{
-		{name: "whole", r: request(size, strings.NewReader(body), nil), limit: size, handed: true},
-		{name: "piecemeal", r: request(size, iotest.OneByteReader(strings.NewReader(body)), nil), limit: size, handed: true},
-		{name: "cut short", r: request(size, strings.NewReader(body[:size-1]), nil), limit: size, failure: io.ErrUnexpectedEOF},
-		{name: "nothing came", r: request(size, strings.NewReader(""), nil), limit: size, failure: io.ErrUnexpectedEOF},
-		{name: "too long", r: request(size, strings.NewReader(body+"y"), nil), limit: size, failure: io.ErrShortBuffer},
-		{name: "broken", r: request(size, iotest.ErrReader(io.ErrClosedPipe), nil), limit: size, failure: io.ErrClosedPipe},
-		{name: "small", r: request(size-1, strings.NewReader(body[1:]), nil), limit: size},
-		{name: "over the limit", r: request(size, strings.NewReader(body), nil), limit: size - 1},
-		{name: "of unknown length", r: request(-1, strings.NewReader(body), nil), limit: size},
-		{name: "gzip", r: request(size, strings.NewReader(body), map[string]string{"Content-Encoding": "gzip"}), limit: size},
-		{name: "json", r: request(size, strings.NewReader(body), map[string]string{"Content-Type": "application/json"}), limit: size},
-		{name: "grpc", r: request(size, strings.NewReader(body), map[string]string{"Content-Type": "application/grpc+proto"}), limit: size},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			r := handOver(c.r, c.limit)
-			got, err := io.ReadAll(r.Body)
-			if err != c.failure {
-				t.Fatalf("error %v, want %v", err, c.failure)
-			}
-			data := handedOver(r.Context())
-			switch {
-			case c.failure != nil:
-				if data != nil {
-					t.Error("half a body was handed over")
-				}
-			case c.handed:
-				if string(data) != body || len(got) != 1 {
-					t.Errorf("handed over %d bytes, %d beside", len(data), len(got))
-				}
-			default:
-				if data != nil || len(got) < size-1 {
-					t.Errorf("handed over %d bytes, %d beside", len(data), len(got))
-				}
-			}
-		})
-	}
-}
-
 // BenchmarkDecodeProduce shows what becomes of a large batch on its way to the core. The
 // transport's copy out of its own buffer is not in it.
 func BenchmarkDecodeProduce(b *testing.B) {
@@ -248,11 +167,7 @@ func BenchmarkDecodeProduce(b *testing.B) {
 		})
 	}
 	ctx := context.Background()
-	handed := context.WithValue(ctx, handoverKey{}, &handover{data: body})
 	stock, ours := connectproto.NewBinaryCodec(), newBinaryCodec()
 	run("stock", func(m *varvev1.ProduceRequest) error { return stock.UnmarshalRead(ctx, bytes.NewBuffer(body), m) })
 	run("buffer", func(m *varvev1.ProduceRequest) error { return ours.UnmarshalRead(ctx, bytes.NewBuffer(body), m) })
-	run("handover", func(m *varvev1.ProduceRequest) error {
-		return ours.UnmarshalRead(handed, bytes.NewBuffer([]byte{0}), m)
-	})
 }
