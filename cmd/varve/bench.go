@@ -35,6 +35,8 @@ On a shared machine only ratios of one run mean much: 'varve bench compare' prin
 	}
 	cmd.AddCommand(
 		newBenchProduceCommand(a),
+		newBenchConsumeCommand(a),
+		newBenchLookupCommand(a),
 		newBenchFloorCommand(a),
 		newFloorServerCommand(),
 		newFloorObjectsCommand(),

@@ -18,6 +18,7 @@ type batchShape struct {
 	recordSize int // bytes of a value
 	records    int
 	codec      client.Codec
+	step       int64 // milliseconds from one record to the next
 }
 
 // newBatchShape fits as many records as go into batchBytes, unless a count is given.
@@ -32,16 +33,16 @@ func newBatchShape(recordSize, batchBytes int64, records int, codec client.Codec
 	if records < 1 || records > 1_000_000 {
 		return batchShape{}, usagef("%d records a batch: want 1 to 1,000,000", records)
 	}
-	return batchShape{int(recordSize), records, codec}, nil
+	return batchShape{recordSize: int(recordSize), records: records, codec: codec}, nil
 }
 
 func (s batchShape) build(random *rand.ChaCha8) ([]byte, error) {
 	b := batch.NewBuilder(s.codec)
 	value := make([]byte, s.recordSize)
-	for range s.records {
+	for i := range s.records {
 		// It never fails.
 		_, _ = random.Read(value)
-		if err := b.Append(batch.Record{Timestamp: 1, Value: value}); err != nil {
+		if err := b.Append(batch.Record{Timestamp: int64(i) * s.step, Value: value}); err != nil {
 			return nil, err
 		}
 	}
@@ -67,7 +68,8 @@ type readyRequest struct {
 	records int
 	batch   []byte // within request
 	request []byte
-	tail    int // where what follows the batch begins
+	tail    int   // where what follows the batch begins
+	lasting int64 // milliseconds from the first record to the last
 
 	// The CRC of the records, and what each bit of the header's CRC adds to that of the whole: a
 	// CRC is linear, so that a new header needs no walk over the records.
@@ -84,7 +86,8 @@ func newReadyRequest(shape batchShape, random *rand.ChaCha8) (*readyRequest, err
 	request = protowire.AppendVarint(request, uint64(len(data)))
 	start := len(request)
 	request = append(request, data...)
-	p := &readyRequest{records: shape.records, request: request, batch: request[start:], tail: len(request)}
+	p := &readyRequest{records: shape.records, request: request, batch: request[start:], tail: len(request),
+		lasting: int64(shape.records-1) * shape.step}
 	records := p.batch[batch.HeaderSize:]
 	p.recordsCRC = crc32.Checksum(records, castagnoli)
 	for i := range p.shifted {
@@ -110,11 +113,11 @@ func (p *readyRequest) address(topic string, partition int32, acks varvev1.Acks)
 	p.request, p.batch = b, b[p.tail-len(p.batch):p.tail]
 }
 
-// stamp gives all records a time, and the batch its producer fields.
+// stamp gives the first record its time, the others theirs after it, and the batch its producer fields.
 func (p *readyRequest) stamp(ms int64, producer batch.BuildOptions) {
 	b := p.batch
 	binary.BigEndian.PutUint64(b[baseTimestampAt:], uint64(ms))
-	binary.BigEndian.PutUint64(b[maxTimestampAt:], uint64(ms))
+	binary.BigEndian.PutUint64(b[maxTimestampAt:], uint64(ms+p.lasting))
 	binary.BigEndian.PutUint64(b[producerIDAt:], uint64(producer.ProducerID))
 	binary.BigEndian.PutUint16(b[producerEpochAt:], uint16(producer.ProducerEpoch))
 	binary.BigEndian.PutUint32(b[baseSequenceAt:], uint32(producer.BaseSequence))

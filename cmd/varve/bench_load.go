@@ -40,6 +40,8 @@ type load struct {
 	spread int32
 	// rate of records a second; 0 is as fast as it goes.
 	rate float64
+	// clock gives a batch its time, in ms since 1970; nil is now.
+	clock func() int64
 	// send delivers one request.
 	send func(context.Context, []byte) error
 
@@ -266,7 +268,11 @@ func (s *sender) next() {
 		producer.BaseSequence = s.sequences[s.partition]
 		s.sequences[s.partition] += int32(s.ready.records)
 	}
-	s.ready.stamp(time.Now().UnixMilli(), producer)
+	now := time.Now().UnixMilli()
+	if s.load.clock != nil {
+		now = s.load.clock()
+	}
+	s.ready.stamp(now, producer)
 }
 
 func (l *load) wireAcks() varvev1.Acks {
