@@ -124,9 +124,7 @@ func (d *dumper) segment(data []byte, key string) {
 	}
 	if err != nil {
 		d.faultf("position %d: %v", directoryPlace(data), err)
-		if len(data) > segmentHeaderSize {
-			d.scan(newBatchScan(data[segmentHeaderSize:], segmentHeaderSize))
-		}
+		d.salvage(data)
 		return
 	}
 	if key != "" && directory.Key() != key {
@@ -138,6 +136,18 @@ func (d *dumper) segment(data []byte, key string) {
 		for _, info := range s.Batches {
 			d.batch(compare(data, info))
 		}
+	}
+}
+
+// salvage prints the batches that lie one after the other from the header on. They end where the directory
+// begins, or damage does: without a directory nobody can tell.
+func (d *dumper) salvage(data []byte) {
+	s := newBatchScan(data[min(len(data), segmentHeaderSize):], segmentHeaderSize)
+	for b, ok := s.next(); ok && d.err == nil; b, ok = s.next() {
+		d.batch(b)
+	}
+	if s.position > segmentHeaderSize {
+		d.faultf("positions %d to %d: batches shown as they were found: only the directory knows whose they are", segmentHeaderSize, s.position)
 	}
 }
 

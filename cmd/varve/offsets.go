@@ -99,6 +99,7 @@ func (a *app) offsetQuery(at, before string) (query client.OffsetQuery, missing 
 
 func (a *app) printOffsets(topic string, offsets []client.PartitionOffset, missing string) error {
 	out := bufio.NewWriter(a.stdout)
+	var notes []string
 	for _, o := range offsets {
 		switch {
 		case a.json():
@@ -111,10 +112,16 @@ func (a *app) printOffsets(topic string, offsets []client.PartitionOffset, missi
 		case o.Found:
 			fmt.Fprintf(out, "%s:%d:%d\n", topic, o.Partition, o.Offset)
 		case o.StartOffset == o.EndOffset:
-			a.notef("%s/%d: %s: the partition is empty, its next offset is %d", topic, o.Partition, missing, o.EndOffset)
+			notes = append(notes, fmt.Sprintf("%s/%d: %s: the partition is empty, its next offset is %d", topic, o.Partition, missing, o.EndOffset))
 		default:
-			a.notef("%s/%d: %s among offsets %d to %d", topic, o.Partition, missing, o.StartOffset, o.EndOffset-1)
+			notes = append(notes, fmt.Sprintf("%s/%d: %s among offsets %d to %d", topic, o.Partition, missing, o.StartOffset, o.EndOffset-1))
 		}
 	}
-	return out.Flush()
+	if err := out.Flush(); err != nil {
+		return err
+	}
+	for _, n := range notes {
+		a.notef("%s", n)
+	}
+	return nil
 }

@@ -45,6 +45,6 @@ func run(ctx context.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, stopServer()) }()
 	t := &tour{binary: binary, server: server, folder: files.folder, out: os.Stdout}
-	t.say("The data: %d earthquakes and %d flights, in %s", files.quakes, files.flights, files.folder)
+	t.say("The data: %d earthquakes and %d flights, from npm's vega-datasets %s.", files.quakes, files.flights, datasetVersion)
 	return t.run(ctx, files)
 }
