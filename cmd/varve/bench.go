@@ -38,6 +38,7 @@ On a shared machine only ratios of one run mean much: 'varve bench compare' prin
 		newBenchConsumeCommand(a),
 		newBenchLookupCommand(a),
 		newBenchFloorCommand(a),
+		newBenchCompareCommand(a),
 		newFloorServerCommand(),
 		newFloorObjectsCommand(),
 	)

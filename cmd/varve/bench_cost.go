@@ -45,7 +45,12 @@ type costs struct {
 	ResidentBytes     uint64 `json:"server_resident_bytes"`
 	PeakResidentBytes uint64 `json:"server_peak_resident_bytes"`
 	HeapBytes         uint64 `json:"server_heap_bytes"`
+
+	bytes int64
 }
+
+// perGiBFrom is how many bytes it takes for "a GiB of this costs" to mean something to people.
+const perGiBFrom = 64 * mib
 
 // meter is where the counts stood when a run began.
 type meter struct {
@@ -87,7 +92,7 @@ func newCosts(b, u *varvev1.UsageResponse, own time.Duration, bytes int64) costs
 		BeatWrites: u.GetBeatWrites() - b.GetBeatWrites(),
 		Flushes:    u.GetFlushes() - b.GetFlushes(), FlushedSpans: u.GetFlushedSpans() - b.GetFlushedSpans(),
 		Cycles:        u.GetCycles() - b.GetCycles(),
-		ResidentBytes: u.GetResidentBytes(), PeakResidentBytes: u.GetPeakResidentBytes(), HeapBytes: u.GetHeapBytes(),
+		ResidentBytes: u.GetResidentBytes(), PeakResidentBytes: u.GetPeakResidentBytes(), HeapBytes: u.GetHeapBytes(), bytes: bytes,
 	}
 	if bytes > 0 {
 		size := float64(bytes) / gib
@@ -107,8 +112,14 @@ func (c costs) text() string {
 	line := func(name, format string, args ...any) {
 		fmt.Fprintf(&b, "  %-11s "+format+"\n", append([]any{name}, args...)...)
 	}
-	line("CPU", "server %.2f s (%.2f s/GiB)   bench %.2f s (%.2f s/GiB)", c.ServerCPU, c.ServerCPUPerGiB, c.BenchCPU, c.BenchCPUPerGiB)
-	line("objects", "%d PUTs (%.0f a GiB, %s)   %d GETs (%s)   %d LISTs", c.ObjectPuts, c.PutsPerGiB, sizeText(c.ObjectPutBytes),
+	perGiB := func(format string, v float64) string {
+		if c.bytes < perGiBFrom {
+			return ""
+		}
+		return fmt.Sprintf(format, v)
+	}
+	line("CPU", "server %.2f s%s   bench %.2f s%s", c.ServerCPU, perGiB(" (%.2f s/GiB)", c.ServerCPUPerGiB), c.BenchCPU, perGiB(" (%.2f s/GiB)", c.BenchCPUPerGiB))
+	line("objects", "%d PUTs (%s%s)   %d GETs (%s)   %d LISTs", c.ObjectPuts, perGiB("%.0f a GiB, ", c.PutsPerGiB), sizeText(c.ObjectPutBytes),
 		c.ObjectGets, sizeText(c.ObjectGetBytes), c.ObjectLists)
 	line("table", "%d reads   %d writes: %d commits (%s, %.0f bytes a span), %d checkpoint rows (%s), %d beats", c.TableReads, c.TableWrites,
 		c.CommitWrites, sizeText(c.CommitBytes), c.BytesPerSpan, c.CheckpointWrites, sizeText(c.CheckpointBytes), c.BeatWrites)

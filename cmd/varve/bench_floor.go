@@ -316,17 +316,9 @@ func (a *app) benchFloor(ctx context.Context, o *floorOptions) (r *floorReport, 
 		return nil, err
 	}
 	if o.segments != "" && ctx.Err() == nil {
-		for _, sdk := range []string{sdkAWS, sdkMinIO} {
-			for _, callers := range []int{4, 16} {
-				put, err := floorObjects(ctx, sdk, o.segments, callers, o.duration)
-				if err != nil {
-					return nil, err
-				}
-				r.Objects = append(r.Objects, put)
-			}
-		}
+		r.Objects, err = bareClients(ctx, o.segments, o.duration)
 	}
-	return r, nil
+	return r, err
 }
 
 // floorObjects runs a bare client of the bucket as a process.
