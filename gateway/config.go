@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/varvelog/varve/metadata"
 )
 
 // Config is what a gateway may be told. The zero value of a field means its default.
@@ -43,7 +45,7 @@ type Config struct {
 	// MaxMessageBytes bounds one response message of record batches (default 8 MiB).
 	MaxMessageBytes int
 
-	// AutoCreate is the partition count of topics that the first produce makes; negative: none.
+	// AutoCreate is the partition count of topics that the first produce makes; 0: none.
 	AutoCreate int32
 
 	// LeaseTime is how long a gateway may be silent before others call it dead (default 5 s).
@@ -105,7 +107,7 @@ func (c Config) Validate() error {
 	check(int64(c.MaxRequestBytes) <= c.BufferBytes, "a request of %d bytes cannot fit the buffer limit %d", c.MaxRequestBytes, c.BufferBytes)
 	check(int64(c.MaxRequestBytes) <= c.RequestBytes, "a request of %d bytes cannot fit the request limit %d", c.MaxRequestBytes, c.RequestBytes)
 	check(c.MaxMessageBytes >= 64<<10, "message limit %d: want at least 64 KiB", c.MaxMessageBytes)
-	check(c.AutoCreate <= 1_000_000, "auto-create with %d partitions: want up to 1,000,000", c.AutoCreate)
+	check(c.AutoCreate >= 0 && c.AutoCreate <= metadata.MaxPartitions, "auto-create with %d partitions: want 0 to %d", c.AutoCreate, metadata.MaxPartitions)
 	check(c.LeaseTime >= 500*time.Millisecond, "lease time %s: want at least 500ms", c.LeaseTime)
 	return errors.Join(faults...)
 }
