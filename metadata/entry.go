@@ -8,6 +8,11 @@ import (
 // MaxJournalEntry is the size in bytes at which a cycle's entry is split.
 const MaxJournalEntry = 256 << 10
 
+// MaxReferenceBatches bounds the batches of one reference: its change is never split,
+// and fits a row whatever the verdicts on them are. Seal a segment before a partition
+// has more batches in it.
+const MaxReferenceBatches = 4096
+
 // rowKind tells the rows of a journal apart. The numbers are stored.
 type rowKind byte
 

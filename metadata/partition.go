@@ -480,27 +480,36 @@ func (p *Partition) applyProducer(a producerAppend, stamp Stamp) {
 	s.used, s.changed = a.offset, stamp
 }
 
-// evict forgets the producer that has been silent longest.
-func (p *Partition) evict() {
-	var oldest *producerState
-	for _, s := range p.producers {
-		if oldest == nil || s.used < oldest.used || s.used == oldest.used && s.id < oldest.id {
-			oldest = s
+// capProducers forgets the producers that have been silent longest. After a whole
+// change, so that the order of its batches does not matter; after a whole fold, when what
+// rows say is no longer ahead of the state.
+func (p *Partition) capProducers() {
+	switch over := len(p.producers) - maxProducers; {
+	case over == 1: // a new producer where there is no room: no need to sort
+		var oldest *producerState
+		for _, s := range p.producers {
+			if oldest == nil || byAge(s, oldest) > 0 {
+				oldest = s
+			}
 		}
-	}
-	delete(p.producers, oldest.id)
-	if oldest.stored != (Stamp{}) || p.checkpointing { // then its row may be being written
-		p.evicted = append(p.evicted, oldest.id)
+		p.evict(oldest)
+	case over > 1:
+		for _, s := range p.byAge()[maxProducers:] {
+			p.evict(s)
+		}
 	}
 }
 
-// capProducers keeps the producers that were used last. After a whole change, so that
-// the order of its batches does not matter; after a whole fold, when what rows say is
-// no longer ahead of the state.
-func (p *Partition) capProducers() {
-	for len(p.producers) > maxProducers {
-		p.evict()
+func (p *Partition) evict(s *producerState) {
+	delete(p.producers, s.id)
+	if s.stored != (Stamp{}) || p.checkpointing { // then its row may be being written
+		p.evicted = append(p.evicted, s.id)
 	}
+}
+
+// byAge orders producers, last used first.
+func byAge(a, b *producerState) int {
+	return cmp.Or(cmp.Compare(b.used, a.used), cmp.Compare(a.id, b.id))
 }
 
 // byAge lists producers, last used first.
@@ -509,9 +518,7 @@ func (p *Partition) byAge() []*producerState {
 	for _, s := range p.producers {
 		list = append(list, s)
 	}
-	slices.SortFunc(list, func(a, b *producerState) int {
-		return cmp.Or(cmp.Compare(b.used, a.used), cmp.Compare(a.id, b.id))
-	})
+	slices.SortFunc(list, byAge)
 	return list
 }
 
