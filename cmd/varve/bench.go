@@ -39,6 +39,7 @@ On a shared machine only ratios of one run mean much: 'varve bench compare' prin
 		newBenchLookupCommand(a),
 		newBenchFloorCommand(a),
 		newBenchCompareCommand(a),
+		newBenchCountsCommand(a),
 		newFloorServerCommand(),
 		newFloorObjectsCommand(),
 	)
@@ -101,7 +102,7 @@ func openTopic(ctx context.Context, c *client.Client, name string, partitions in
 	}
 	name = fmt.Sprintf("bench-%08x", rand.Uint32())
 	t, _, err := c.CreateTopic(ctx, name, client.CreateTopicOptions{Partitions: partitions})
-	return benchTopic{name: name, partitions: t.Partitions, made: true}, err
+	return benchTopic{name: name, partitions: t.Partitions, made: err == nil}, err
 }
 
 // removeTimeout bounds the removal of a topic after the run, also when the run was interrupted.

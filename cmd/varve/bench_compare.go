@@ -49,9 +49,9 @@ plus a bare S3 client: the cheapest for CPU time, the fastest for throughput.`,
 			return a.print(r)
 		},
 	}
-	o.register(cmd, 3*time.Second)
+	o.register(cmd, 2*time.Second)
 	cmd.Flags().StringVar(&o.metadata, "metadata", "", "the table of the gateway (default: a file)")
-	cmd.Flags().IntVar(&rounds, "rounds", 3, "how often everything is measured")
+	cmd.Flags().IntVar(&rounds, "rounds", 5, "how often everything is measured")
 	return cmd
 }
 

@@ -260,7 +260,7 @@ func (o *floorOptions) register(cmd *cobra.Command, duration time.Duration) {
 	f.Var(&o.recordSize, "record-size", "bytes of a record's value, random")
 	f.Var(&o.batchSize, "batch-size", "bytes of a batch")
 	f.IntVar(&o.producers, "producers", 8, "producers at once")
-	f.IntVar(&o.inFlight, "in-flight", 1, "requests that each producer has open")
+	f.IntVar(&o.inFlight, "in-flight", 4, "requests that each producer has open")
 	f.IntVar(&o.readers, "consumers", 2, "readers at once")
 	f.Var(&o.readBytes, "read-bytes", "bytes that one reader gets in one pass of the floor")
 	f.DurationVar(&o.duration, "duration", duration, "how long each measurement takes")

@@ -1,0 +1,224 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+// countsOptions are the flags of bench counts.
+type countsOptions struct {
+	dir, segments, metadata string
+	producers               int
+	spreads                 []int32
+	lookups                 []int64
+	idle                    time.Duration
+}
+
+// newBenchCountsCommand counts what must hold on every machine.
+func newBenchCountsCommand(a *app) *cobra.Command {
+	var o countsOptions
+	cmd := &cobra.Command{
+		Use:   "counts",
+		Short: "Count what does not depend on the machine: shared flushes, commit writes, lookups, idling",
+		Long: `Start a gateway on a temporary folder, or on --segments and --metadata as 'varve bench compare' does, and count:
+how a lone append fares, how many flushes many producers of single records share, what a commit of 1, 100 and
+10,000 partitions takes, what a time lookup reads as the log grows, and what an idle gateway does.`,
+		Args: cobra.NoArgs, ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			r, err := a.benchCounts(cmd.Context(), &o)
+			if err != nil {
+				return err
+			}
+			return a.print(r)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.dir, "dir", "", "folder for temporary data (default: the system's)")
+	f.StringVar(&o.segments, "segments", "", "bucket of the gateway (default: a folder)")
+	f.StringVar(&o.metadata, "metadata", "", "table of the gateway (default: a file)")
+	f.IntVar(&o.producers, "producers", 1000, "producers of single records")
+	f.Int32SliceVar(&o.spreads, "spread", []int32{1, 100, 10_000}, "partitions a flush")
+	f.Int64SliceVar(&o.lookups, "lookup-records", []int64{10_000, 100_000, 1_000_000}, "sizes of the logs in which times are looked up")
+	f.DurationVar(&o.idle, "idle", 10*time.Second, "how long to idle")
+	return cmd
+}
+
+// spreadCount is what flushes of many partitions took.
+type spreadCount struct {
+	Partitions int32     `json:"partitions"`
+	Requests   int64     `json:"requests"`
+	Spans      float64   `json:"spans_per_flush"`
+	Commits    float64   `json:"commit_writes_per_cycle"`
+	Ack        quantiles `json:"ack"`
+	Costs      costs     `json:"costs"`
+}
+
+// sharedCount is what many producers of single records shared.
+type sharedCount struct {
+	Producers int       `json:"producers"`
+	Appends   int64     `json:"appends"`
+	Flushes   uint64    `json:"flushes"`
+	Commits   uint64    `json:"commit_writes"`
+	Ack       quantiles `json:"ack"`
+}
+
+// idleCount is what a gateway did while nobody wanted anything.
+type idleCount struct {
+	Seconds float64 `json:"seconds"`
+	Costs   costs   `json:"costs"`
+}
+
+// countsReport is what `varve bench counts` prints.
+type countsReport struct {
+	Bench         string         `json:"bench"`
+	LoneCommitted quantiles      `json:"lone_committed_ack"`
+	LoneBuffered  quantiles      `json:"lone_buffered_ack"`
+	Shared        sharedCount    `json:"shared"`
+	Spread        []spreadCount  `json:"spread"`
+	Lookups       []lookupReport `json:"lookups"`
+	Idle          idleCount      `json:"idle"`
+}
+
+func (r *countsReport) text() string {
+	var b strings.Builder
+	line := func(name, format string, args ...any) {
+		fmt.Fprintf(&b, "%-24s "+format+"\n", append([]any{name}, args...)...)
+	}
+	line("lone append, committed", "%s", r.LoneCommitted)
+	line("lone append, buffered", "%s", r.LoneBuffered)
+	s := r.Shared
+	line(fmt.Sprintf("%d producers", s.Producers), "%d appends of one record shared %d flushes and %d commits; ack %s", s.Appends, s.Flushes, s.Commits, s.Ack)
+	for _, s := range r.Spread {
+		line(fmt.Sprintf("%d partitions", s.Partitions), "%.0f spans a flush, %.2f commit writes a cycle, %.0f bytes a span; %d requests, %d cycles, %d checkpoint rows; ack %s",
+			s.Spans, s.Commits, s.Costs.BytesPerSpan, s.Requests, s.Costs.Cycles, s.Costs.CheckpointWrites, s.Ack)
+	}
+	for _, l := range r.Lookups {
+		for _, p := range l.Passes {
+			line(fmt.Sprintf("lookup in %d", l.Records), "%s: %.3f table reads, %.3f GETs of %s; %s", p.Pass, p.TableReads, p.Gets, sizeText(uint64(p.GetBytes)), p.Answer)
+		}
+	}
+	i := r.Idle.Costs
+	line(fmt.Sprintf("idle for %.0f s", r.Idle.Seconds), "%d PUTs, %d GETs, %d LISTs, %d table writes (%d of them beats), %d table reads, CPU %.3f s, resident %s",
+		i.ObjectPuts, i.ObjectGets, i.ObjectLists, i.TableWrites, i.BeatWrites, i.TableReads, i.ServerCPU, sizeText(i.ResidentBytes))
+	return b.String()
+}
+
+func (a *app) benchCounts(ctx context.Context, o *countsOptions) (r *countsReport, err error) {
+	if o.producers < 1 || o.producers > maxSenders || slices.ContainsFunc(o.spreads, func(n int32) bool { return n < 1 }) {
+		return nil, usagef("want 1 to %d producers, and at least 1 partition a flush", maxSenders)
+	}
+	dir, err := os.MkdirTemp(o.dir, "varve-bench-")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	own, stop, err := a.ownGateway(ctx, dir, o.segments, o.metadata)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, stop()) }()
+	r = &countsReport{Bench: "counts"}
+	for _, step := range []func(context.Context, *countsOptions, *countsReport) error{
+		own.countLone, own.countShared, own.countSpread, own.countLookups, own.countIdle,
+	} {
+		if ctx.Err() != nil {
+			break
+		}
+		if err := step(ctx, o, r); err != nil {
+			return nil, err
+		}
+	}
+	return r, nil
+}
+
+// singles are producers of single small records.
+func singles(producers int) loadOptions {
+	return loadOptions{partitions: 8, recordSize: 100, batchRecords: 1, producers: producers, inFlight: 1, acks: "committed", codec: "none"}
+}
+
+// countLone appends one record at a time, each to a gateway that has nothing else to do.
+func (a *app) countLone(ctx context.Context, _ *countsOptions, r *countsReport) error {
+	const rate, count = 25, 100
+	for acks, into := range map[string]*quantiles{"committed": &r.LoneCommitted, "buffered": &r.LoneBuffered} {
+		o := singles(1)
+		o.partitions, o.rate, o.acks = 1, rate, acks
+		p, err := a.benchProduce(ctx, "", &o, limit{records: count}, 200*time.Millisecond)
+		if err != nil {
+			return err
+		}
+		*into = p.Ack
+	}
+	return nil
+}
+
+func (a *app) countShared(ctx context.Context, co *countsOptions, r *countsReport) error {
+	o := singles(co.producers)
+	p, err := a.benchProduce(ctx, "", &o, limit{duration: 3 * time.Second}, 500*time.Millisecond)
+	if err != nil {
+		return err
+	}
+	r.Shared = sharedCount{co.producers, p.Batches, p.Costs.Flushes, p.Costs.CommitWrites, p.Ack}
+	return nil
+}
+
+// countSpread appends to many partitions at once, after each has been appended to: a partition's first append
+// makes its row.
+func (a *app) countSpread(ctx context.Context, co *countsOptions, r *countsReport) error {
+	const requests = 20
+	for _, spread := range co.spreads {
+		o := singles(1)
+		o.partitions, o.spread = spread, spread
+		p, err := a.benchProduce(ctx, "", &o, limit{records: requests * int64(spread)}, time.Millisecond)
+		if err != nil {
+			return err
+		}
+		s := spreadCount{Partitions: spread, Requests: p.Batches, Ack: p.Ack, Costs: p.Costs}
+		if p.Costs.Flushes > 0 && p.Costs.Cycles > 0 {
+			s.Spans = float64(p.Costs.FlushedSpans) / float64(p.Costs.Flushes)
+			s.Commits = float64(p.Costs.CommitWrites) / float64(p.Costs.Cycles)
+		}
+		r.Spread = append(r.Spread, s)
+	}
+	return nil
+}
+
+func (a *app) countLookups(ctx context.Context, co *countsOptions, r *countsReport) error {
+	for _, records := range co.lookups {
+		o := lookupOptions{lookups: 1000, concurrency: 4, records: records, recordSize: 20, batchRecords: 100, partitions: 1}
+		l, err := a.benchLookup(ctx, "", &o)
+		if err != nil {
+			return err
+		}
+		r.Lookups = append(r.Lookups, *l)
+	}
+	return nil
+}
+
+// countIdle waits until what was appended is settled, and then just waits.
+func (a *app) countIdle(ctx context.Context, co *countsOptions, r *countsReport) error {
+	c, err := a.connect()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	const settling = 2 * time.Second
+	if !sleep(ctx, settling) {
+		return nil
+	}
+	m, err := startMeter(ctx, c)
+	if err != nil {
+		return err
+	}
+	began := time.Now()
+	sleep(ctx, co.idle)
+	r.Idle.Costs, err = m.stop(ctx, 0)
+	r.Idle.Seconds = time.Since(began).Seconds()
+	return err
+}
