@@ -256,10 +256,13 @@ func (s *logService) produce(ctx context.Context, t *metadata.Topic, req *varvev
 // placed adds where an error happened.
 func placed(err error, topic string, partition int32) error {
 	var r *refusal
-	if errors.As(err, &r) {
-		return r.withTopic(topic).withPartition(partition)
+	if !errors.As(err, &r) {
+		err = fmt.Errorf("topic %q, partition %d: %w", topic, partition, err)
+		if r = classify(err); r.info.GetReason() == "" {
+			return err // the caller's own doing, or internal: then its cause belongs in the log
+		}
 	}
-	return fmt.Errorf("topic %q, partition %d: %w", topic, partition, err)
+	return r.withTopic(topic).withPartition(partition)
 }
 
 // validate checks a batch against its records and the topic's rules. It returns the

@@ -91,25 +91,30 @@ func (r *reader) read(ctx context.Context, v *metadata.View, f filter, maxBytes 
 	if err != nil || len(ranges) == 0 {
 		return nil, next, err
 	}
-	pieces, err := r.fetch(ctx, ranges)
-	if err != nil {
-		return nil, 0, err
-	}
+	pieces, faults := r.fetch(ctx, ranges)
+	var into []byte
 	if len(ranges) == 1 {
-		data, err = r.stamp(ranges[0], pieces[0], f, pieces[0][:0])
+		into = pieces[0][:0]
 	} else {
 		total := 0
 		for _, p := range pieces {
 			total += len(p)
 		}
-		data = make([]byte, 0, total)
-		for i := range ranges {
-			if data, err = r.stamp(ranges[i], pieces[i], f, data); err != nil {
-				break
-			}
+		into = make([]byte, 0, total)
+	}
+	for i := range ranges {
+		reached, err := ranges[i].chunk.First, faults[i]
+		if err == nil {
+			into, reached, err = r.stamp(ranges[i], pieces[i], f, into)
+		}
+		switch {
+		case err != nil && len(into) == 0:
+			return nil, 0, err
+		case err != nil:
+			return into, reached, nil // what is good goes out; the next read begins with the fault
 		}
 	}
-	return data, next, err
+	return into, next, nil
 }
 
 // plan picks the chunks to read, from the index.
@@ -162,23 +167,23 @@ func join(ranges []wanted, c metadata.Chunk) []wanted {
 	return append(ranges, wanted{c, c.Length})
 }
 
-// fetch reads the ranges' bytes; each is the caller's own.
-func (r *reader) fetch(ctx context.Context, ranges []wanted) ([][]byte, error) {
-	pieces := make([][]byte, len(ranges))
+// fetch reads the ranges' bytes, each with its own error; the bytes are the caller's.
+func (r *reader) fetch(ctx context.Context, ranges []wanted) ([][]byte, []error) {
+	pieces, faults := make([][]byte, len(ranges)), make([]error, len(ranges))
 	if len(ranges) == 1 {
-		var err error
-		pieces[0], err = r.bytes(ctx, ranges[0])
-		return pieces, err
+		pieces[0], faults[0] = r.bytes(ctx, ranges[0])
+		return pieces, faults
 	}
-	group, ctx := errgroup.WithContext(ctx)
+	var group errgroup.Group
 	group.SetLimit(readsAtOnce)
 	for i := range ranges {
-		group.Go(func() (err error) {
-			pieces[i], err = r.bytes(ctx, ranges[i])
-			return err
+		group.Go(func() error {
+			pieces[i], faults[i] = r.bytes(ctx, ranges[i])
+			return nil
 		})
 	}
-	return pieces, group.Wait()
+	group.Wait() // faults has the errors
+	return pieces, faults
 }
 
 func (r *reader) bytes(ctx context.Context, w wanted) ([]byte, error) {
@@ -208,13 +213,14 @@ func (g *Gateway) objectKey(c metadata.Chunk) string {
 }
 
 // stamp checks the batches of a range, gives them their offsets and appends those
-// that the filter wants to into, which may be the front of data itself.
-func (r *reader) stamp(w wanted, data []byte, f filter, into []byte) ([]byte, error) {
-	offset, position := w.chunk.First, 0
+// that the filter wants to into, which may be the front of data itself. It returns the
+// offset that it came to: with an error, that of the damage.
+func (r *reader) stamp(w wanted, data []byte, f filter, into []byte) (_ []byte, reached int64, _ error) {
+	offset, position, before := w.chunk.First, 0, len(into)
 	for position < len(data) {
 		h, err := batch.Check(data[position:])
 		if err != nil {
-			return nil, r.damage(w, position, offset, err)
+			return into, offset, r.damage(w, position, offset, err)
 		}
 		end := position + h.Size()
 		last := offset + int64(h.LastOffsetDelta) + 1
@@ -226,9 +232,10 @@ func (r *reader) stamp(w wanted, data []byte, f filter, into []byte) ([]byte, er
 		offset, position = last, end
 	}
 	if offset != w.chunk.End {
-		return nil, r.damage(w, position, offset, fmt.Errorf("the index says that offset %d comes next", w.chunk.End))
+		// Which of the batches is not the one that was meant, nobody knows.
+		return into[:before], w.chunk.First, r.damage(w, position, offset, fmt.Errorf("the index says that offset %d comes next", w.chunk.End))
 	}
-	return into, nil
+	return into, offset, nil
 }
 
 func (r *reader) damage(w wanted, position int, offset int64, err error) error {
@@ -242,7 +249,7 @@ func (r *reader) scan(ctx context.Context, c metadata.Chunk, from, t int64) (met
 	if err != nil {
 		return metadata.Found{}, 0, false, err
 	}
-	if data, err = r.stamp(w, data, filter{from: from, until: c.End}, data[:0]); err != nil {
+	if data, _, err = r.stamp(w, data, filter{from: from, until: c.End}, data[:0]); err != nil {
 		return metadata.Found{}, 0, false, err
 	}
 	found, ok, largest := metadata.Found{}, false, metadata.NoTimestamp
