@@ -324,7 +324,10 @@ func TestCluster(t *testing.T) {
 				if err != nil {
 					t.Error(err)
 				}
-				mu.Lock()
+				if now, err := c.Generation(ctx); err != nil || now < generation {
+					t.Errorf("generation %d after %d: %v", now, generation, err)
+				}
+				mu.Lock() // held over no call: waiting for it is not idle in a bubble
 				defer mu.Unlock()
 				ids[c.ID] = true
 				for id := first; id < first+count; id++ {
@@ -337,9 +340,6 @@ func TestCluster(t *testing.T) {
 					t.Errorf("generation %d twice", generation)
 				}
 				generations[generation] = true
-				if now, err := c.Generation(ctx); err != nil || now < generation {
-					t.Errorf("generation %d after %d: %v", now, generation, err)
-				}
 			})
 		}
 		all.Wait()
