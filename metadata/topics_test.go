@@ -415,3 +415,55 @@ func TestGateways(t *testing.T) {
 		}
 	})
 }
+
+// TestCreateFindsItself: a create whose answer was lost, of a topic that somebody has
+// altered since, is no "exists already".
+func TestCreateFindsItself(t *testing.T) {
+	ctx, inner := t.Context(), memtable.New()
+	other, altered := metadata.NewTopics(inner), false
+	faulty := tabletest.NewFaulty(inner, func(c tabletest.Call) tabletest.Fault {
+		if c.Op == metadata.OpPut && !altered {
+			return tabletest.Fault{Kind: tabletest.LostAnswer}
+		}
+		if rows, _ := inner.Range(ctx, metadata.Range{Partition: "topics"}); len(rows) == 1 && !altered {
+			altered = true
+			if _, err := other.Alter(ctx, "a", 9, nil, nil); err != nil {
+				t.Error(err)
+			}
+		}
+		return tabletest.Fault{}
+	})
+	got, err := metadata.NewTopics(faulty).Create(ctx, "a", 3, nil, now)
+	if err != nil || got.Partitions != 9 || !altered {
+		t.Fatalf("%+v %v", got, err)
+	}
+}
+
+// TestBeatFindsItself: a beat that its owner gave up on, and that landed, does not
+// look like somebody else's mark.
+func TestBeatFindsItself(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		faulty := tabletest.NewFaulty(memtable.New(), nil)
+		g, err := metadata.RegisterGateway(t.Context(), faulty, metadata.Gateway{ID: "g1"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		faulty.SetPlan(func(c tabletest.Call) tabletest.Fault { return tabletest.Fault{Kind: tabletest.LostAnswer} })
+		short, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := g.Write(short, faulty); !errors.Is(err, metadata.ErrUnknown) || g.Beat != 1 {
+			t.Fatalf("%+v %v", g, err)
+		}
+		faulty.SetPlan(nil)
+		calls := faulty.Calls()
+		if err := g.Write(t.Context(), faulty); err != nil || g.Beat != 3 || faulty.Calls() > calls+6 {
+			t.Fatalf("%+v %v after %d calls", g, err, faulty.Calls()-calls)
+		}
+		for _, state := range []metadata.GatewayState{metadata.GatewayDraining, metadata.GatewayClosed} {
+			g.State = state
+			if err := g.Write(t.Context(), faulty); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}
