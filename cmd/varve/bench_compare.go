@@ -5,10 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"net/url"
 	"os"
 	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -18,6 +20,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/varvelog/varve/client"
+	"github.com/varvelog/varve/segments"
 )
 
 // newBenchCompareCommand sets a gateway beside the floor.
@@ -144,6 +147,8 @@ type comparison struct {
 	floor   *floorProcess
 	load    *load // on the floor
 	client  *client.Client
+	// folder is where the gateway has its segments, empty when they are in a bucket.
+	folder string
 }
 
 func (a *app) benchCompare(ctx context.Context, o *floorOptions, rounds int) (r *compareReport, err error) {
@@ -158,6 +163,9 @@ func (a *app) benchCompare(ctx context.Context, o *floorOptions, rounds int) (r 
 	}
 	defer func() { err = errors.Join(err, stop()) }()
 	c := &comparison{app: own, options: o}
+	if o.segments == "" {
+		c.folder = filepath.Join(dir, "segments")
+	}
 	if c.client, err = own.connect(); err != nil {
 		return nil, err
 	}
@@ -189,18 +197,18 @@ func (a *app) benchCompare(ctx context.Context, o *floorOptions, rounds int) (r 
 }
 
 // ownGateway starts a gateway for a bench, and returns an app whose server it is.
-func (a *app) ownGateway(ctx context.Context, dir, segments, metadata string) (own *app, stop func() error, err error) {
+func (a *app) ownGateway(ctx context.Context, dir, place, table string) (own *app, stop func() error, err error) {
 	args := []string{"--data", dir}
 	clean := func() error { return nil }
-	if segments != "" {
-		if segments, err = ownPrefix(segments); err != nil {
+	if place != "" {
+		if place, err = ownPrefix(place); err != nil {
 			return nil, nil, err
 		}
-		args = append(args, "--segments", segments)
-		clean = func() error { return emptyBucket(context.WithoutCancel(ctx), segments) }
+		args = append(args, "--segments", place)
+		clean = func() error { return emptyBucket(context.WithoutCancel(ctx), place) }
 	}
-	if metadata != "" {
-		args = append(args, "--metadata", metadata)
+	if table != "" {
+		args = append(args, "--metadata", table)
 	}
 	child, address, err := startGateway(ctx, args...)
 	if err != nil {
@@ -263,6 +271,10 @@ func (c *comparison) round(ctx context.Context) (r compareRound, err error) {
 	if r.Floor.Produce, err = c.floor.produce(ctx, c.load, end); err != nil {
 		return r, err
 	}
+	if err := c.floor.reset(ctx); err != nil {
+		return r, err
+	}
+	defer func() { err = errors.Join(err, c.dropSegments()) }()
 	topic, err := openTopic(ctx, c.client, "", o.partitions)
 	defer topic.remove(ctx, c.app, c.client, false)
 	if err != nil {
@@ -290,6 +302,21 @@ func (c *comparison) round(ctx context.Context) (r compareRound, err error) {
 	}
 	r.ratios()
 	return r, nil
+}
+
+// dropSegments removes the files of a round, whose topic is deleted: the memory that the system caches
+// them in goes to the next measurement, as that of the floor's files does. Pages that the
+// system hands out for the first time cost several times as much.
+func (c *comparison) dropSegments() error {
+	if c.folder == "" {
+		return nil
+	}
+	return filepath.WalkDir(c.folder, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.IsDir() || filepath.Ext(path) != segments.Suffix {
+			return err
+		}
+		return os.Remove(path)
+	})
 }
 
 func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }

@@ -180,9 +180,14 @@ func (f *floorProcess) fill(ctx context.Context, shape batchShape, size int64) e
 	if err != nil {
 		return err
 	}
-	var source repeated
-	source.data, source.left = data.batch, size
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, f.wire.base+"/fill", &source)
+	return f.post(ctx, "/fill", &repeated{data: data.batch, left: size})
+}
+
+// reset has the server remove what it wrote.
+func (f *floorProcess) reset(ctx context.Context) error { return f.post(ctx, "/reset", nil) }
+
+func (f *floorProcess) post(ctx context.Context, path string, body io.Reader) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, f.wire.base+path, body)
 	if err != nil {
 		return err
 	}
@@ -192,7 +197,7 @@ func (f *floorProcess) fill(ctx context.Context, shape batchShape, size int64) e
 	}
 	response.Body.Close()
 	if response.StatusCode != http.StatusOK {
-		return fmt.Errorf("the floor server answered POST /fill with %s", response.Status)
+		return fmt.Errorf("the floor server answered POST %s with %s", path, response.Status)
 	}
 	return nil
 }

@@ -23,7 +23,7 @@ const (
 	// floorFile is the size at which the floor goes on in a fresh file, as a gateway does.
 	floorFile = 8 * mib
 	// floorKept is how many bytes of files are kept.
-	floorKept = 2 * gib
+	floorKept = 8 * gib
 )
 
 // floorServer does the least that a server of a log must do: take bodies, check the batch in each,
@@ -35,6 +35,7 @@ type floorServer struct {
 
 	mu     sync.Mutex
 	file   *os.File
+	oldest int
 	number int
 	at     int64
 }
@@ -70,6 +71,7 @@ func serveFloor(dir string, stdin io.Reader, stdout io.Writer) error {
 		})
 	}
 	handle("POST /produce", s.produce)
+	handle("POST /reset", s.reset)
 	handle("POST /fill", s.fill)
 	handle("GET /pread", s.pread)
 	handle("GET /sendfile", s.sendfile)
@@ -142,13 +144,27 @@ func (s *floorServer) rotate() error {
 	if err != nil {
 		return err
 	}
-	if old := s.number - floorKept/floorFile; old >= 0 {
-		if err := os.Remove(s.path(old)); err != nil {
+	if s.number-s.oldest >= floorKept/floorFile {
+		if err := os.Remove(s.path(s.oldest)); err != nil {
 			return errors.Join(err, file.Close())
 		}
+		s.oldest++
 	}
 	s.file, s.at = file, 0 // the finalizer of os.File closes the last one
 	s.number++
+	return nil
+}
+
+// reset removes what was written. Nothing is being written meanwhile.
+func (s *floorServer) reset(http.ResponseWriter, *http.Request) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.file, s.at = nil, 0
+	for ; s.oldest < s.number; s.oldest++ {
+		if err := os.Remove(s.path(s.oldest)); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
