@@ -406,3 +406,48 @@ func TestRoundTripChange(t *testing.T) {
 		}
 	})
 }
+
+// TestImplausible: numbers that decode, but would make readers ask for bytes or offsets
+// that cannot be.
+func TestImplausible(t *testing.T) {
+	good := Entry{First: 10, End: 20, Position: 100, Length: 50, Points: []Point{{Offset: 10, Position: 100}, {Offset: 15, Position: 120}}}
+	if _, err := decodePage(encodePage([]Entry{good})); err != nil {
+		t.Fatal(err)
+	}
+	for name, spoil := range map[string]func(*Entry){
+		"ends before it begins":         func(e *Entry) { e.End, e.Points = 9, nil },
+		"begins below zero":             func(e *Entry) { e.First, e.Points = -1, nil },
+		"lies before the object":        func(e *Entry) { e.Position, e.Points = -5, nil },
+		"has less than no bytes":        func(e *Entry) { e.Length, e.Points = -1, nil },
+		"ends beyond all bytes":         func(e *Entry) { e.Position, e.Points = 1<<63-10, nil },
+		"first point is not its start":  func(e *Entry) { e.Points[0].Offset = 11 },
+		"first point lies elsewhere":    func(e *Entry) { e.Points[0].Position = 101 },
+		"point after its last offset":   func(e *Entry) { e.Points[1].Offset = 21 },
+		"point after its last byte":     func(e *Entry) { e.Points[1].Position = 151 },
+		"point before the one before":   func(e *Entry) { e.Points[1].Offset = 9 },
+		"point's bytes before the last": func(e *Entry) { e.Points[1].Position = 99 },
+	} {
+		e := good
+		e.Points = append([]Point(nil), good.Points...)
+		spoil(&e)
+		if _, err := decodePage(encodePage([]Entry{e})); !errors.Is(err, ErrCorrupt) {
+			t.Errorf("an entry that %s: %v", name, err)
+		}
+	}
+	if _, err := decodePage(encodePage([]Entry{good, good})); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("the same entry twice: %v", err)
+	}
+	if _, err := decodeNode(encodeNode([]Child{{First: 5}, {First: 5}})); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("the same child twice: %v", err)
+	}
+	if _, err := decodeNode(encodeNode(make([]Child, fanOut+1))); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("too many children: %v", err)
+	}
+	for _, bad := range [][2]int64{{5, 4}, {-1, 4}} {
+		p := NewPartition(goldenPartition)
+		p.start, p.next = bad[0], bad[1]
+		if _, err := readLeaseText(encodeLease(&Lease{Journal: "g"}, p, nil, nil, nil)); !errors.Is(err, ErrCorrupt) {
+			t.Errorf("a log from %d to %d: %v", bad[0], bad[1], err)
+		}
+	}
+}
