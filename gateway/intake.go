@@ -19,9 +19,10 @@ const (
 	// uploadsAtOnce bounds the segments that are uploaded or wait for their verdicts:
 	// a partition keeps the answers of so many references of an uploader.
 	uploadsAtOnce = metadata.AnswersKept
-	// stretch is how long a partial segment waits when producers keep more than two
-	// segments' worth in flight: then it will be full before long.
+	// stretch is how long a partial segment waits, at most, for producers that are known
+	// to send more, and busy from how many bytes in flight on they are taken to.
 	stretch = 100 * time.Millisecond
+	busy    = 2 << 20
 	// stalled is for how long the store or the table may fail before appends are refused.
 	stalled = 5 * time.Second
 )
@@ -43,7 +44,8 @@ type intake struct {
 	previous  map[segments.SpanID]uint64
 	sealed    []*openSegment
 	unsettled map[uint64]struct{} // numbers
-	peak      int64               // of outstanding since the last seal
+	peak      int64               // of outstanding since the seal before the last
+	recent    int64               // of outstanding since the last seal
 	lastSeal  time.Time
 	closing   bool
 	idle      chan struct{} // closed when closing and nothing is unsettled
@@ -193,12 +195,28 @@ func (in *intake) gather(span segments.SpanID, data []byte, a *appending) (*open
 	}
 	s.appends = append(s.appends, a)
 	segment.bytes += a.size
-	in.peak = max(in.peak, in.outstanding.Load())
-	if segment.bytes >= in.g.config.SegmentBytes || segment.builder.Batches() >= in.g.config.SegmentBatches {
+	in.recent = max(in.recent, in.outstanding.Load())
+	first := segment.builder.Batches() == 1
+	if in.full(segment) {
 		in.sealLocked()
+		in.poke()
+	} else if first || in.complete(segment) {
+		in.poke()
 	}
-	in.poke()
 	return segment, upTo, nil
+}
+
+// full says that there is no point in adding to the segment.
+func (in *intake) full(segment *openSegment) bool {
+	limit := in.g.config.SegmentBytes
+	return segment.bytes >= limit || segment.builder.Batches() >= in.g.config.SegmentBatches ||
+		segment.bytes >= limit/16*15 && in.complete(segment)
+}
+
+// complete says that the segment has about all that producers had in flight lately:
+// they wait for it, and more will hardly come before it is done.
+func (in *intake) complete(segment *openSegment) bool {
+	return segment.bytes >= max(in.peak, in.recent)/10*9
 }
 
 // spill writes the batch into the segment's buffer file.
@@ -255,7 +273,7 @@ func (in *intake) sealLocked() {
 	}
 	in.sealed = append(in.sealed, segment)
 	in.lastSeal = time.Now()
-	in.peak = in.outstanding.Load()
+	in.peak, in.recent = in.recent, in.outstanding.Load()
 }
 
 func (in *intake) poke() {
@@ -296,7 +314,7 @@ func (in *intake) next(now time.Time) (*openSegment, time.Duration) {
 	defer in.mu.Unlock()
 	if in.open != nil && len(in.sealed) == 0 {
 		pace := in.g.config.FlushInterval
-		if in.peak >= 2*in.g.config.SegmentBytes {
+		if max(in.peak, in.recent) >= busy && !in.complete(in.open) {
 			pace = max(pace, stretch)
 		}
 		if wait := in.lastSeal.Add(pace).Sub(now); wait > 0 && !in.closing {
