@@ -55,9 +55,9 @@ func launch(t *testing.T, where place, address string) *process {
 		p.cmd.Wait() // how it ended is in ProcessState
 	}()
 	t.Cleanup(func() {
-		killed := p.killed
+		expected := p.killed || p.ended() && p.cmd.ProcessState.Success()
 		p.kill()
-		if t.Failed() && !killed {
+		if t.Failed() && !expected {
 			t.Logf("process %d said:\n%s", p.cmd.Process.Pid, p.said.tail(12))
 		}
 	})
@@ -91,6 +91,16 @@ func (p *process) ready(t *testing.T) *process {
 		t.Fatalf("varve does not serve after %s:\n%s", patience, p.said.tail(12))
 	}
 	return p
+}
+
+// ended says whether the process has.
+func (p *process) ended() bool {
+	select {
+	case <-p.exited:
+		return true
+	default:
+		return false
+	}
 }
 
 // isReady says whether the process served at some time.
