@@ -213,11 +213,15 @@ func checkTable(ctx context.Context, table metadata.Table, l location) (*metadat
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
 	// A plain read first: its error is the table's own, not that of tries that ran out.
-	_, err := table.Get(ctx, metadata.Key{Partition: "cluster", Sort: "id"}, metadata.Strong)
+	key := metadata.Key{Partition: "cluster", Sort: "id"}
+	_, err := table.Get(ctx, key, metadata.Strong)
 	if err == nil || errors.Is(err, metadata.ErrNotFound) {
 		var cluster *metadata.Cluster
 		if cluster, err = metadata.OpenCluster(ctx, table); err == nil {
-			return cluster, nil
+			if _, err = table.Get(ctx, key, metadata.Strong); err == nil {
+				return cluster, nil
+			}
+			err = fmt.Errorf("a row that was just written is not read back: %w", err)
 		}
 	}
 	return nil, unusable(err, table.String(), tableAdvice(err, l))
