@@ -1,0 +1,120 @@
+package main
+
+import (
+	"encoding/json"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// scrub replaces what differs from run to run.
+func scrub(text string) string {
+	for pattern, with := range map[string]string{
+		`[0-9a-f]{32}`: "ID", `g[0-9a-f]{15,}`: "GATEWAY", `"created_at":\d+`: `"created_at":0`,
+		`20\d\d-\d\d-\d\dT[0-9:.]+Z`: "TIME", `  +`: "  ", ` +\n`: "\n",
+	} {
+		text = regexp.MustCompile(pattern).ReplaceAllString(text, with)
+	}
+	return text
+}
+
+func TestTopics(t *testing.T) {
+	s := newShell(t)
+	expect := func(wantStatus int, wantStdout, wantStderr string, args ...string) {
+		t.Helper()
+		r := s.run("", append([]string{"topic"}, args...)...)
+		if r.status != wantStatus || scrub(r.stdout) != wantStdout || r.stderr != wantStderr {
+			t.Errorf("%v: status %d, %q, %q", args, r.status, scrub(r.stdout), r.stderr)
+		}
+	}
+	expect(0, "TOPIC  PARTITIONS  STATE  CREATED  CONFIG\n", "", "list")
+	expect(0, "", "", "list", "-o", "json")
+	expect(0, "", "varve: created topic a with 1 partition\n", "create", "a")
+	expect(0, "", "varve: created topic b.long with 4 partitions\n", "create", "b.long", "--partitions", "4", "--config", "retention.ms=1000", "--config", "cleanup.policy=compact,delete")
+	expect(0, "", "varve: topic a is there already, with 1 partition\n", "create", "a", "--partitions", "3", "--if-not-exists")
+	expect(0, `TOPIC  PARTITIONS  STATE  CREATED  CONFIG
+a  1  active  TIME
+b.long  4  active  TIME  cleanup.policy=compact,delete retention.ms=1000
+`, "", "list")
+	expect(0, `{"name":"b.long","id":"ID","partitions":4,"config":{"cleanup.policy":"compact,delete","retention.ms":"1000"},"state":"active","created_at":0}
+`, "", "list", "b", "-o", "json")
+	expect(0, `{"name":"c","id":"ID","partitions":1,"config":{},"state":"active","created_at":0,"created":true}`+"\n", "", "create", "c", "-o", "json")
+	expect(0, "", "varve: topic b.long has 5 partitions, cleanup.policy=compact,delete\n", "alter", "b.long", "--partitions", "5", "--unset", "retention.ms")
+	expect(0, `{"name":"c","deleted":true}`+"\n", "", "delete", "c", "-o", "json")
+	expect(0, "", "varve: topic a is deleted\n", "delete", "a")
+	expect(0, "", "varve: topic a is deleted\n", "delete", "a", "--if-exists")
+}
+
+func TestTopicsRefused(t *testing.T) {
+	s := newShell(t)
+	s.ok("", "topic", "create", "t", "--partitions", "2")
+	for line, want := range map[string]struct {
+		status int
+		text   string
+	}{
+		"create t":                           {1, "--if-not-exists makes that a success"},
+		"create a/b":                         {1, "a/b"},
+		"create x --config retention.ms=x":   {1, "retention.ms"},
+		"create x --config nope=1":           {1, "nope"},
+		"create x --config retention.ms":     {2, "want NAME=VALUE"},
+		"create x --config a=1 --config a=2": {2, "given twice"},
+		"create x --partitions 0":            {2, "at least 1"},
+		"create":                             {2, "want: varve topic create TOPIC [flags], not 0 arguments"},
+		"alter t":                            {2, "nothing to change"},
+		"alter t --partitions 1":             {1, "partitions"},
+		"alter absent --partitions 3":        {1, "varve topic list"},
+		"delete":                             {2, "want: varve topic delete TOPIC [flags], not 0 arguments"},
+		"delete t u":                         {2, "not 2 arguments"},
+		"delete absent":                      {1, "absent"},
+		"describe absent":                    {1, "absent"},
+		"trim t":                             {2, "--to is missing"},
+		"trim t --to 5":                      {2, "an offset needs -p"},
+		"trim t --to earliest":               {2, "would trim nothing"},
+		"trim t --to 5 -p 0":                 {1, "t/0"},
+		"trim t --to x":                      {2, "want earliest, latest"},
+		"":                                   {2, "varve topic needs a command: alter, create, delete, describe, list, trim"},
+		"drop t":                             {2, `varve topic has no command "drop"`},
+	} {
+		r := s.run("", append([]string{"topic"}, strings.Fields(line)...)...)
+		if r.status != want.status || !strings.Contains(r.stderr, want.text) || r.stdout != "" {
+			t.Errorf("topic %s: status %d, %q, %q", line, r.status, r.stdout, r.stderr)
+		}
+	}
+}
+
+func TestTopicDescribe(t *testing.T) {
+	s := newShell(t)
+	s.ok("", "topic", "create", "t", "--partitions", "2", "--config", "retention.bytes=5000")
+	s.ok(`{"timestamp":1517966773840,"value":"v"}`, "produce", "t", "--format", "json", "-p", "1")
+	text := s.ok("", "topic", "describe", "t")
+	for _, want := range []string{
+		`(?m)^topic +t$`, `(?m)^partitions +2$`, `(?m)^retention.bytes +5000 +set +\w`, `(?m)^retention.ms +-1 +default +\w`,
+		`(?m)^PARTITION +START +END +BYTES +GATEWAY +EPOCH +MAX TIMESTAMP$`, `(?m)^0 +0 +0 +0 .* -$`, `(?m)^1 +0 +1 +\d+ +g\w+ +\d+ +2018-02-07T01:26:13.840Z$`,
+	} {
+		if !regexp.MustCompile(want).MatchString(text) {
+			t.Errorf("no match of %s in\n%s", want, text)
+		}
+	}
+	var d descriptionJSON
+	if err := json.Unmarshal([]byte(s.ok("", "topic", "describe", "t", "-o", "json")), &d); err != nil {
+		t.Fatal(err)
+	}
+	if d.Name != "t" || d.Partitions != 2 || len(d.Settings) < 6 || len(d.PartitionInfo) != 2 ||
+		d.PartitionInfo[0].MaxTimestamp != -1 || d.PartitionInfo[1].MaxTimestamp != 1517966773840 || d.PartitionInfo[1].EndOffset != 1 {
+		t.Errorf("%+v", d)
+	}
+}
+
+func TestTopicTrim(t *testing.T) {
+	s := newShell(t)
+	s.quakes()
+	if got := scrub(s.ok("", "topic", "trim", "quakes", "--to", "-1")); got != "PARTITION  START  END\n0  2  3\n1  2  3\n" {
+		t.Errorf("%q", got)
+	}
+	if got := s.ok("", "topic", "trim", "quakes", "--to", "latest", "-p", "1", "-o", "json"); got != `{"topic":"quakes","partition":1,"start_offset":3,"end_offset":3}`+"\n" {
+		t.Errorf("%q", got)
+	}
+	if got := s.ok("", "cat", "quakes"); got != "a20\n" {
+		t.Errorf("after the trims: %q", got)
+	}
+}
