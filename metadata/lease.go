@@ -196,7 +196,8 @@ func ReadLease(ctx context.Context, t Table, id PartitionID, c Consistency) (*Le
 	return decodeLease(id, row)
 }
 
-// View is the partition as of the checkpoint alone.
+// View is the partition as of the checkpoint alone: all there is when it was released,
+// or when its owner, Source, commits nothing meanwhile.
 func (l *Lease) View() *View { return l.state.View() }
 
 // Acquire makes the journal's gateway the sequencer of a partition. sealed gives
@@ -583,9 +584,12 @@ func (p *Partition) Done(c *Checkpoint) {
 // Undone gives a checkpoint up that could not be written.
 func (p *Partition) Undone(*Checkpoint) { p.checkpointing = false }
 
-// Folded is the partition as of the checkpoint and what its sealed journal holds
-// after it, for reading without taking it.
+// Folded is the partition as of the checkpoint and what the sealed journal of its
+// Source holds after it, for reading without taking it. ErrIndexMoved: from is another.
 func (l *Lease) Folded(from *SealedJournal) (*View, error) {
+	if from.ID != l.Source() {
+		return nil, fmt.Errorf("%w: %s goes on in the journal of %s, not of %s", ErrIndexMoved, l.state.id, l.Source(), from.ID)
+	}
 	if err := Fold(l.state, l.Through, from); err != nil {
 		return nil, err
 	}

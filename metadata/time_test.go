@@ -294,12 +294,12 @@ func TestLookupsEqualBruteForce(t *testing.T) {
 			"ask": ask,
 			"":    ask,
 		}
-		for range 3 {
+		for range 6 {
 			rt.Repeat(actions)
 		}
 	})
 	t.Logf("%d questions, height %d, %d trims", asked, height, trimmed)
-	if height < 4 || trimmed == 0 {
+	if height < 3 || trimmed == 0 {
 		t.Errorf("height %d and %d trims: too little happened", height, trimmed)
 	}
 }
