@@ -118,7 +118,9 @@ func TestRefusalsOfServers(t *testing.T) {
 	host := stack.minioHost()
 	table := tableURL(newProxy(t, stack.dynalite.URL()).url, stack.newTable(t))
 	dynamo := strings.SplitAfter(table, "?")[1]
-	s3URL := func(bucket string) string { return "s3://" + bucket + "?region=" + region + "&endpoint=" + stack.minio.URL() }
+	s3URL := func(bucket string) string {
+		return "s3://" + bucket + "?region=" + region + "&endpoint=" + stack.minio.URL()
+	}
 	minioURL := func(bucket string) string { return "minio://" + host + "/" + bucket + "?tls=false" }
 	wrong := append(stack.env(), "AWS_SECRET_ACCESS_KEY=wrong-wrong", "MINIO_SECRET_KEY=wrong-wrong")
 	for _, c := range []struct {

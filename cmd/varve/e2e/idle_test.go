@@ -9,6 +9,7 @@ import (
 
 // TestIdle: a gateway that nobody asks for anything asks for nothing, either. -idle 1m watches longer.
 func TestIdle(t *testing.T) {
+	t.Parallel()
 	for _, b := range backends {
 		t.Run(b.name, func(t *testing.T) {
 			t.Parallel()

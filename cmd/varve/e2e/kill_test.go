@@ -14,6 +14,7 @@ import (
 // again on the same folder. In the end all that was acked is there, once, and nothing that was
 // refused.
 func TestKill(t *testing.T) {
+	t.Parallel()
 	for _, b := range backends {
 		t.Run(b.name, func(t *testing.T) {
 			t.Parallel()

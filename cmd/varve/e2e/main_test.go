@@ -24,6 +24,10 @@ var varve string
 
 func TestMain(m *testing.M) {
 	flag.Parse()
+	// Four at a time: what runs here mostly waits.
+	if err := flag.Set("test.parallel", "4"); err != nil {
+		panic(err) // the flag is Go's own
+	}
 	status, err := runAll(m)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
