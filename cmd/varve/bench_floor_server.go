@@ -23,7 +23,7 @@ const (
 	// floorFile is the size at which the floor goes on in a fresh file, as a gateway does.
 	floorFile = 8 * mib
 	// floorKept is how many bytes of files are kept.
-	floorKept = 8 * gib
+	floorKept = 4 * gib
 )
 
 // floorServer does the least that a server of a log must do: take bodies, check the batch in each,
@@ -34,9 +34,8 @@ type floorServer struct {
 	pieces sync.Pool // *[]byte
 
 	mu     sync.Mutex
-	file   *os.File
-	oldest int
-	number int
+	files  []*os.File // the last one is written to
+	number int        // of files made so far
 	at     int64
 }
 
@@ -125,51 +124,51 @@ func (s *floorServer) produce(w http.ResponseWriter, r *http.Request) error {
 // write appends to the open file, and goes on in another when it is full.
 func (s *floorServer) write(data []byte) error {
 	s.mu.Lock()
-	if s.file == nil || s.at+int64(len(data)) > floorFile {
+	if len(s.files) == 0 || s.at+int64(len(data)) > floorFile {
 		if err := s.rotate(); err != nil {
 			s.mu.Unlock()
 			return err
 		}
 	}
-	file, at := s.file, s.at
+	file, at := s.files[len(s.files)-1], s.at
 	s.at += int64(len(data))
 	s.mu.Unlock()
 	_, err := file.WriteAt(data, at)
 	return err
 }
 
-// rotate opens the next file. Earlier ones stay open for a while, for writes that are on their way.
+// rotate opens the next file. Earlier ones stay open, for writes that are on their way.
 func (s *floorServer) rotate() error {
-	file, err := os.Create(s.path(s.number))
+	file, err := os.Create(filepath.Join(s.dir, fmt.Sprintf("%06d.floor", s.number)))
 	if err != nil {
 		return err
 	}
-	if s.number-s.oldest >= floorKept/floorFile {
-		if err := os.Remove(s.path(s.oldest)); err != nil {
-			return errors.Join(err, file.Close())
-		}
-		s.oldest++
-	}
-	s.file, s.at = file, 0 // the finalizer of os.File closes the last one
+	s.files = append(s.files, file)
 	s.number++
+	s.at = 0
+	if len(s.files) > floorKept/floorFile {
+		return s.removeOldest()
+	}
 	return nil
+}
+
+// removeOldest gives its memory in the system's cache back too: a file that is open keeps it.
+func (s *floorServer) removeOldest() error {
+	file := s.files[0]
+	s.files = s.files[1:]
+	return errors.Join(file.Close(), os.Remove(file.Name()))
 }
 
 // reset removes what was written. Nothing is being written meanwhile.
 func (s *floorServer) reset(http.ResponseWriter, *http.Request) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.file, s.at = nil, 0
-	for ; s.oldest < s.number; s.oldest++ {
-		if err := os.Remove(s.path(s.oldest)); err != nil {
+	for len(s.files) > 0 {
+		if err := s.removeOldest(); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-func (s *floorServer) path(number int) string {
-	return filepath.Join(s.dir, fmt.Sprintf("%06d.floor", number))
 }
 
 func (s *floorServer) rangePath() string { return filepath.Join(s.dir, "range.floor") }
