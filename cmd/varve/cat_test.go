@@ -115,11 +115,7 @@ func TestInterruptedCat(t *testing.T) {
 	c := s.start(strings.NewReader(""), "cat", "t")
 	c.expect(t, "line")
 	c.interrupt()
-	go func() {
-		for range c.lines {
-		}
-	}()
-	t.Cleanup(func() { close(c.lines) })
+	c.drain()
 	c.expectStatus(t, statusFailed)
 	if got := c.stderr.String(); !strings.HasPrefix(got, "varve: interrupted after ") {
 		t.Errorf("%q", got)
@@ -170,12 +166,8 @@ func TestTailFromTheEnd(t *testing.T) {
 		close(stop)
 		<-sent
 		c.interrupt()
-		go func() {
-			for range c.lines {
-			}
-		}()
+		c.drain()
 		c.expectStatus(t, statusDone)
-		close(c.lines)
 	}
 }
 

@@ -18,9 +18,10 @@ func (a *app) connect() (*client.Client, error) {
 }
 
 func (a *app) connectWithin(timeout time.Duration, notef func(string, ...any)) (*client.Client, error) {
+	a.dials = newDialNotes(notef)
 	cfg := client.Config{
 		Servers: a.servers, UserAgent: "varve/" + buildVersion(), RequestTimeout: timeout,
-		HTTPClient: newHTTPClient(newDialNotes(notef)),
+		HTTPClient: newHTTPClient(a.dials),
 	}
 	if err := cfg.Validate(); err != nil {
 		return nil, usagef("--server: %s", strings.TrimPrefix(err.Error(), "client configuration: "))
@@ -47,13 +48,14 @@ type dialNotes struct {
 	dialer net.Dialer
 	notef  func(string, ...any)
 	mu     sync.Mutex
-	down   map[string]bool
+	// down has why an address could not be reached, until it can.
+	down map[string]error
 }
 
 func newDialNotes(notef func(string, ...any)) *dialNotes {
 	return &dialNotes{
 		dialer: net.Dialer{Timeout: 5 * time.Second, KeepAlive: 15 * time.Second},
-		notef:  notef, down: make(map[string]bool),
+		notef:  notef, down: make(map[string]error),
 	}
 }
 
@@ -65,11 +67,29 @@ func (d *dialNotes) dial(ctx context.Context, network, address string) (net.Conn
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	switch {
-	case err != nil && !d.down[address]:
+	case err != nil && d.down[address] == nil:
 		d.notef("no answer from %s (%v), trying again", address, err)
-	case err == nil && d.down[address]:
+	case err == nil && d.down[address] != nil:
 		d.notef("%s answers again", address)
 	}
-	d.down[address] = err != nil
+	d.down[address] = err
 	return conn, err
+}
+
+// unreached returns why no gateway can be reached, or nil if one of them was. What ends a call is often its time
+// limit, which would not tell.
+func (d *dialNotes) unreached() error {
+	if d == nil {
+		return nil
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var last error
+	for _, err := range d.down {
+		if err == nil {
+			return nil
+		}
+		last = err
+	}
+	return last
 }

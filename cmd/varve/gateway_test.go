@@ -108,6 +108,7 @@ type running struct {
 	// interrupt is Ctrl-C.
 	interrupt func()
 	status    chan int
+	done      chan struct{}
 }
 
 // start runs a command line in the background. Its lines of standard output come by a channel.
@@ -117,18 +118,29 @@ func (s *testShell) start(stdin io.Reader, args ...string) *running {
 	r := &running{
 		lines: make(chan string, 1000), stderr: &lockedBuffer{}, status: make(chan int, 1),
 		interrupt: func() { cancel(errInterrupted) },
+		done:      make(chan struct{}),
 	}
 	out := &lineWriter{lines: r.lines}
-	done := make(chan struct{})
 	go func() {
-		defer close(done)
+		defer close(r.done)
 		r.status <- execute(ctx, args, s.app(stdin, out, r.stderr))
 	}()
 	s.t.Cleanup(func() {
 		r.interrupt()
-		<-done
+		r.drain()
 	})
 	return r
+}
+
+// drain takes lines until the command has ended: nobody looks at them, and nobody waits for their reader.
+func (r *running) drain() {
+	for {
+		select {
+		case <-r.lines:
+		case <-r.done:
+			return
+		}
+	}
 }
 
 // expect waits for a line.

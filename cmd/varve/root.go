@@ -22,6 +22,8 @@ type app struct {
 	servers []string
 	output  string
 	timeout time.Duration
+	// dials are those of the client in use.
+	dials *dialNotes
 	// started: usage was right, the verb runs.
 	started bool
 }

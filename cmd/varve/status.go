@@ -71,10 +71,10 @@ func (a *app) conclude(cmd *cobra.Command, err error) int {
 // explain adds to an error what to do next.
 func (a *app) explain(err error) string {
 	text := err.Error()
-	var dial *net.OpError
+	unreached := a.dials.unreached()
 	switch {
-	case errors.As(err, &dial) && dial.Op == "dial":
-		return fmt.Sprintf("cannot reach a gateway (%v); start one with 'varve serve', or name one with --server or VARVE_SERVER", dial)
+	case unreached != nil && (errors.Is(err, context.DeadlineExceeded) || isDial(err)):
+		return fmt.Sprintf("cannot reach a gateway (%v); start one with 'varve serve', or name one with --server or VARVE_SERVER", unreached)
 	case errors.Is(err, context.DeadlineExceeded):
 		return fmt.Sprintf("%s; no answer within %v (--timeout allows more)", text, a.timeout)
 	case errors.Is(err, client.ErrTopicNotFound):
@@ -89,4 +89,9 @@ func (a *app) explain(err error) string {
 		return text + "; the gateway may be starting or stopping: try again, or see its /readyz"
 	}
 	return text
+}
+
+func isDial(err error) bool {
+	var op *net.OpError
+	return errors.As(err, &op) && op.Op == "dial"
 }
