@@ -37,14 +37,10 @@ func newMembers(g *Gateway) *members {
 	return &members{g: g, seen: make(map[metadata.GatewayID]sighting), dead: make(map[metadata.GatewayID]bool)}
 }
 
-// register writes the row of this gateway, and reads those of the others.
+// register writes the row of this gateway, and reads those of the others. Its folder in
+// the buffer is there before the row: whatever happens in between, the next start knows
+// whose row it was.
 func (m *members) register(ctx context.Context) error {
-	c := m.g.config
-	row, err := metadata.RegisterGateway(ctx, m.g.table, metadata.Gateway{ID: m.g.id, Address: c.Address, Zone: c.Zone, Version: c.Version, Floor: 1})
-	if err != nil {
-		return err
-	}
-	m.row = row
 	if m.g.buffers != nil {
 		ids, err := m.g.buffers.Gateways()
 		if err != nil {
@@ -57,6 +53,12 @@ func (m *members) register(ctx context.Context) error {
 			return err
 		}
 	}
+	c := m.g.config
+	row, err := metadata.RegisterGateway(ctx, m.g.table, metadata.Gateway{ID: m.g.id, Address: c.Address, Zone: c.Zone, Version: c.Version, Floor: 1})
+	if err != nil {
+		return err
+	}
+	m.row = row
 	return m.look(ctx)
 }
 
@@ -100,6 +102,15 @@ func (m *members) isClosed(id metadata.GatewayID) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.seen[id].row.State == metadata.GatewayClosed
+}
+
+// hasEnded says whether nothing more can come of an id on our data folder: it is closed,
+// or its process died before it had a row.
+func (m *members) hasEnded(id metadata.GatewayID) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s, known := m.seen[id]
+	return s.row.State == metadata.GatewayClosed || !known && m.dead[id]
 }
 
 // isDead says whether a gateway is known to have ended, since it ran on our data folder.
@@ -189,10 +200,15 @@ func (m *members) draining(ctx context.Context) {
 
 // close ends this gateway's id: all of its numbers are settled, its journal is sealed.
 func (m *members) close(ctx context.Context) error {
-	if m.g.buffers != nil {
-		if err := m.g.buffers.RemoveGateway(segments.GatewayID(m.g.id)); err != nil {
-			return err
-		}
+	if m.g.buffers == nil {
+		return m.write(ctx, metadata.GatewayClosed)
 	}
-	return m.write(ctx, metadata.GatewayClosed)
+	id := segments.GatewayID(m.g.id)
+	if err := m.g.buffers.SettleGateway(id); err != nil {
+		return err
+	}
+	if err := m.write(ctx, metadata.GatewayClosed); err != nil {
+		return err
+	}
+	return m.g.buffers.RemoveGateway(id)
 }

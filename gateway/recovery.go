@@ -101,7 +101,7 @@ func (g *Gateway) recoverOnce(ctx context.Context) error {
 	return g.tidyBuffer()
 }
 
-// tidyBuffer removes the folders of ids that have ended.
+// tidyBuffer removes the folders of ids that have ended, or died before they had a row.
 func (g *Gateway) tidyBuffer() error {
 	if g.buffers == nil {
 		return nil
@@ -111,7 +111,7 @@ func (g *Gateway) tidyBuffer() error {
 		return err
 	}
 	for _, id := range ids {
-		if g.members.isClosed(metadata.GatewayID(id)) {
+		if g.members.hasEnded(metadata.GatewayID(id)) {
 			if err := g.buffers.RemoveGateway(id); err != nil {
 				return err
 			}
@@ -227,15 +227,21 @@ func (g *Gateway) moveFrom(ctx context.Context, id metadata.GatewayID) error {
 	return nil
 }
 
-// closePredecessor ends an id whose numbers are all settled.
+// closePredecessor ends an id whose numbers are all settled. Its folder goes last: it
+// is what tells the next start that the id was a predecessor.
 func (g *Gateway) closePredecessor(ctx context.Context, id metadata.GatewayID) error {
 	if g.buffers != nil {
-		if err := g.buffers.RemoveGateway(segments.GatewayID(id)); err != nil {
+		if err := g.buffers.SettleGateway(segments.GatewayID(id)); err != nil {
 			return err
 		}
 	}
 	if err := metadata.MarkClosed(ctx, g.table, id); err != nil {
 		return err
+	}
+	if g.buffers != nil {
+		if err := g.buffers.RemoveGateway(segments.GatewayID(id)); err != nil {
+			return err
+		}
 	}
 	return g.members.look(ctx)
 }

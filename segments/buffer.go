@@ -185,12 +185,12 @@ func (d *BufferDir) Gateways() ([]GatewayID, error) {
 	return ids, nil
 }
 
-// RemoveGateway ends an id: it removes the folder and returns once that, and every
-// earlier removal in it, is durable. Call it before the id is marked as closed;
-// batches that a crash brought back could not be submitted any more after that. It
-// fails when buffer files are left. A folder with files that were set aside stays,
-// as does one with anything foreign in it; that is no error, nor is an absent folder.
-func (d *BufferDir) RemoveGateway(gateway GatewayID) error {
+// SettleGateway returns once every removal of a file in the id's folder is durable.
+// Call it before the id is marked as closed: batches that a crash brought back could
+// not be submitted any more after that. It fails when buffer files are left. The
+// folder stays: should the process end before the id is marked, the next one has to
+// know that it is its own. An absent folder is no error.
+func (d *BufferDir) SettleGateway(gateway GatewayID) error {
 	if err := gateway.Validate(); err != nil {
 		return err
 	}
@@ -207,8 +207,23 @@ func (d *BufferDir) RemoveGateway(gateway GatewayID) error {
 			return fmt.Errorf("segments: buffer folder %s still has %s: finish it first", folder, e.Name)
 		}
 	}
-	if len(entries) > 0 {
-		return d.fs.SyncDir(folder)
+	return d.fs.SyncDir(folder)
+}
+
+// RemoveGateway settles an id and removes its folder, durably. Call it once the id is
+// marked as closed. A folder with files that were set aside stays, as does one with
+// anything foreign in it; that is no error, nor is an absent folder.
+func (d *BufferDir) RemoveGateway(gateway GatewayID) error {
+	if err := d.SettleGateway(gateway); err != nil {
+		return err
+	}
+	folder := filepath.Join(d.dir, string(gateway))
+	entries, err := d.fs.ReadDir(folder)
+	if errors.Is(err, fs.ErrNotExist) || len(entries) > 0 {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("segments: list buffer folder %s: %w", folder, err)
 	}
 	d.mu.Lock()
 	delete(d.named, gateway)

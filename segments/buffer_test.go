@@ -350,3 +350,30 @@ func percentiles(b *testing.B, work func()) {
 	b.ReportMetric(float64(took[len(took)/2].Microseconds()), "p50-µs")
 	b.ReportMetric(float64(took[len(took)*99/100].Microseconds()), "p99-µs")
 }
+
+// TestSettleGateway: what tells the next start whose id it was stays until the id is closed.
+func TestSettleGateway(t *testing.T) {
+	dir, err := segments.OpenBufferDir(faultfs.New(), "/buffer", segments.BufferConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, err := dir.Create(sampleGateway, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := dir.SettleGateway(sampleGateway); err == nil {
+		t.Error("a folder with a buffer file was settled")
+	}
+	if err := errors.Join(file.Remove(), dir.SettleGateway(sampleGateway)); err != nil {
+		t.Fatal(err)
+	}
+	if ids, err := dir.Gateways(); err != nil || len(ids) != 1 {
+		t.Errorf("after settling: %v, %v; want the id", ids, err)
+	}
+	if err := errors.Join(dir.RemoveGateway(sampleGateway), dir.SettleGateway(sampleGateway)); err != nil {
+		t.Fatal(err)
+	}
+	if ids, err := dir.Gateways(); err != nil || len(ids) != 0 {
+		t.Errorf("after removing: %v, %v; want nothing", ids, err)
+	}
+}
