@@ -15,7 +15,9 @@ import (
 // countsOptions are the flags of bench counts.
 type countsOptions struct {
 	dir, segments, metadata string
+	lone                    int64
 	producers               int
+	sharing                 time.Duration
 	spreads                 []int32
 	lookups                 []int64
 	idle                    time.Duration
@@ -43,6 +45,8 @@ how a lone append fares, how many flushes many producers of single records share
 	f.StringVar(&o.dir, "dir", "", "folder for temporary data (default: the system's)")
 	f.StringVar(&o.segments, "segments", "", "bucket of the gateway (default: a folder)")
 	f.StringVar(&o.metadata, "metadata", "", "table of the gateway (default: a file)")
+	f.Int64Var(&o.lone, "lone", 100, "lone appends")
+	f.DurationVar(&o.sharing, "duration", 3*time.Second, "how long the producers of single records go on")
 	f.IntVar(&o.producers, "producers", 1000, "producers of single records")
 	f.Int32SliceVar(&o.spreads, "spread", []int32{1, 100, 10_000}, "partitions a flush")
 	f.Int64SliceVar(&o.lookups, "lookup-records", []int64{10_000, 100_000, 1_000_000}, "sizes of the logs in which times are looked up")
@@ -144,12 +148,12 @@ func singles(producers int) loadOptions {
 }
 
 // countLone appends one record at a time, each to a gateway that has nothing else to do.
-func (a *app) countLone(ctx context.Context, _ *countsOptions, r *countsReport) error {
-	const rate, count = 25, 100
+func (a *app) countLone(ctx context.Context, co *countsOptions, r *countsReport) error {
+	const rate = 25
 	for acks, into := range map[string]*quantiles{"committed": &r.LoneCommitted, "buffered": &r.LoneBuffered} {
 		o := singles(1)
 		o.partitions, o.rate, o.acks = 1, rate, acks
-		p, err := a.benchProduce(ctx, "", &o, limit{records: count}, 200*time.Millisecond)
+		p, err := a.benchProduce(ctx, "", &o, limit{records: co.lone}, 200*time.Millisecond)
 		if err != nil {
 			return err
 		}
@@ -160,7 +164,7 @@ func (a *app) countLone(ctx context.Context, _ *countsOptions, r *countsReport) 
 
 func (a *app) countShared(ctx context.Context, co *countsOptions, r *countsReport) error {
 	o := singles(co.producers)
-	p, err := a.benchProduce(ctx, "", &o, limit{duration: 3 * time.Second}, 500*time.Millisecond)
+	p, err := a.benchProduce(ctx, "", &o, limit{duration: co.sharing}, co.sharing/10)
 	if err != nil {
 		return err
 	}
@@ -208,7 +212,7 @@ func (a *app) countIdle(ctx context.Context, co *countsOptions, r *countsReport)
 		return err
 	}
 	defer c.Close()
-	const settling = 2 * time.Second
+	const settling = time.Second // checkpoints follow the last append
 	if !sleep(ctx, settling) {
 		return nil
 	}

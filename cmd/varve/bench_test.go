@@ -1,0 +1,214 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"os"
+	"testing"
+	"time"
+
+	varvev1 "github.com/varvelog/varve/api/varve/v1"
+	"github.com/varvelog/varve/client"
+	"github.com/varvelog/varve/segments/batch"
+)
+
+// childVariable makes this test binary the program itself, for benches that run it as a process.
+const childVariable = "VARVE_TEST_BENCH_CHILD"
+
+func init() {
+	if os.Getenv(childVariable) != "" {
+		main()
+	}
+}
+
+// bench runs `varve bench …` and decodes its one line of JSON.
+func bench[T any](s *testShell, args ...string) (report T) {
+	s.t.Helper()
+	out := s.ok("", append(append([]string{"bench"}, args...), "-o", "json")...)
+	if err := json.Unmarshal([]byte(out), &report); err != nil {
+		s.t.Fatalf("bench %v printed %q: %v", args, out, err)
+	}
+	return report
+}
+
+func TestReadyRequestsAreValidBatches(t *testing.T) {
+	for _, codec := range []client.Codec{client.CodecNone, client.CodecZstd} {
+		r, err := newReadyRequest(batchShape{recordSize: 100, records: 7, codec: codec, step: 10}, newRandom())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, ms := range []int64{5, 1_700_000_000_000, 0} {
+			r.address("a topic", int32(i*1000), varvev1.Acks_ACKS_COMMITTED)
+			r.stamp(ms, batch.BuildOptions{ProducerID: 42, ProducerEpoch: 3, BaseSequence: int32(i)})
+			data, err := batchIn(r.request)
+			if err != nil {
+				t.Fatal(err)
+			}
+			info, err := batch.Validate(data, batch.DefaultLimits())
+			if err != nil {
+				t.Fatalf("%s at %d: %v", codec, ms, err)
+			}
+			if info.BaseTimestamp != ms || info.MaxTimestamp != ms+60 || info.ProducerID != 42 || info.ProducerEpoch != 3 || info.BaseSequence != int32(i) || info.Count != 7 {
+				t.Errorf("%s at %d: %+v", codec, ms, info)
+			}
+		}
+	}
+}
+
+func TestQuotaEnds(t *testing.T) {
+	take := func(l limit, rate float64) (n int, elapsed time.Duration) {
+		q := newQuota(l, rate)
+		for {
+			if _, ok := q.take(t.Context(), 10, 1000); !ok {
+				return n, time.Since(q.began)
+			}
+			n++
+		}
+	}
+	if n, _ := take(limit{records: 95}, 0); n != 10 {
+		t.Errorf("95 records in tens: %d batches, want 10", n)
+	}
+	if n, _ := take(limit{bytes: 3000}, 0); n != 3 {
+		t.Errorf("3,000 bytes in thousands: %d batches, want 3", n)
+	}
+	if n, elapsed := take(limit{duration: 100 * time.Millisecond}, 1000); n != 11 || elapsed < 100*time.Millisecond {
+		t.Errorf("1,000 records a second in tens for 100 ms: %d batches in %s, want 11", n, elapsed)
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, ok := newQuota(limit{}, 0).take(ended, 1, 1); ok {
+		t.Error("a run went on after it was interrupted")
+	}
+}
+
+func TestBenchProduce(t *testing.T) {
+	s := newShell(t)
+	for name, args := range map[string][]string{
+		"committed":  {"--acks", "committed"},
+		"buffered":   {"--acks", "buffered"},
+		"idempotent": {"--idempotent", "-z", "lz4"},
+		"client":     {"--through-client"},
+		"paced":      {"--rate", "5000", "--warm-up", "10ms"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			args := append([]string{"produce", "--records", "400", "--batch-records", "20", "--record-size", "50", "--producers", "4"}, args...)
+			r := bench[produceReport](s, args...)
+			if r.Records < 400 || r.Bytes < 400*50 || r.Ack.Count == 0 || r.Costs.Flushes == 0 || r.Costs.CommitWrites == 0 || r.Costs.ObjectPuts != r.Costs.Flushes {
+				t.Errorf("%+v", r)
+			}
+		})
+	}
+	if out := s.ok("", "topic", "list", "-o", "json"); out != "" {
+		t.Errorf("topics were left behind: %s", out)
+	}
+}
+
+func TestBenchProduceSharesFlushes(t *testing.T) {
+	s := newShell(t)
+	r := bench[produceReport](s, "produce", "--producers", "1000", "--batch-records", "1", "--record-size", "10", "--records", "20000")
+	if r.Records != 20000 || r.Costs.Flushes > 5000 {
+		t.Errorf("%d single records took %d flushes", r.Records, r.Costs.Flushes)
+	}
+	spread := bench[produceReport](s, "produce", "--partitions", "300", "--spread", "300", "--record-size", "10", "--producers", "1", "--records", "1500", "--warm-up", "1ms")
+	c := spread.Costs
+	if spread.Records != 1500 || c.CommitWrites > c.Cycles || c.FlushedSpans != 1500 || c.BytesPerSpan > 150 {
+		t.Errorf("300 partitions a request: %+v", spread)
+	}
+}
+
+func TestBenchConsume(t *testing.T) {
+	s := newShell(t)
+	r := bench[consumeReport](s, "consume", "--bytes", "3MiB", "--decode", "--consumers", "3", "--duration", "300ms", "--followers", "2", "--rate", "100")
+	if len(r.Passes) != 2 || r.Passes[0].Records != r.Passes[1].Records || r.Passes[0].Bytes < 3*mib {
+		t.Errorf("passes: %+v", r.Passes)
+	}
+	if r.Tail == nil || r.Tail.Records < 20 || r.Tail.Missing != 0 || r.Tail.Arrival.Count != 2*r.Tail.Records {
+		t.Errorf("tail: %+v", r.Tail)
+	}
+}
+
+func TestBenchLookup(t *testing.T) {
+	s := newShell(t)
+	r := bench[lookupReport](s, "lookup", "--records", "2000", "--batch-records", "50", "--lookups", "100")
+	if len(r.Passes) != 2 || r.Records < 2000 || r.Passes[0].Answer.Count != 100 || r.Passes[1].TableReads > 0.1 {
+		t.Errorf("%+v", r)
+	}
+}
+
+func TestBenchRefusesNonsense(t *testing.T) {
+	s := newShell(t)
+	for _, args := range [][]string{
+		{"produce", "--acks", "maybe"}, {"produce", "-z", "rar"}, {"produce", "--spread", "9"}, {"produce", "--producers", "0"},
+		{"produce", "--idempotent", "--acks", "buffered"}, {"produce", "a", "b"}, {"consume", "--phases", "hot"}, {"compare", "--rounds", "0"},
+	} {
+		if r := s.run("", append([]string{"bench"}, args...)...); r.status != statusUsage {
+			t.Errorf("bench %v: status %d, %s", args, r.status, r.stderr)
+		}
+	}
+}
+
+// TestFloorServer checks that the floor does the work that it is taken for.
+func TestFloorServer(t *testing.T) {
+	in, hold := io.Pipe()
+	out, address := io.Pipe()
+	ended := make(chan error, 1)
+	dir := t.TempDir()
+	go func() { ended <- serveFloor(dir, in, address) }()
+	var line [64]byte
+	n, err := out.Read(line[:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := &app{stderr: t.Output()}
+	f := &floorProcess{wire: a.newWire(string(line[:n-1]), 1)}
+	r, err := newReadyRequest(batchShape{recordSize: 100, records: 50}, newRandom())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.wire.call(t.Context(), "/produce", r.request); err != nil {
+		t.Error(err)
+	}
+	r.batch[len(r.batch)-1] ^= 1
+	if _, err := f.wire.call(t.Context(), "/produce", r.request); err == nil {
+		t.Error("a batch that does not have its CRC was taken")
+	}
+	if err := f.fill(t.Context(), batchShape{recordSize: 100, records: 50}, 3*mib); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{"/pread?bytes=2500000", "/sendfile?bytes=2500000"} {
+		if n, err := f.readRange(t.Context(), path, make([]byte, floorPiece)); n != 2_500_000 || err != nil {
+			t.Errorf("%s: %d bytes, %v", path, n, err)
+		}
+	}
+	if err := f.reset(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 1 {
+		t.Errorf("after a reset there are %v, %v", left, err)
+	}
+	f.wire.close()
+	hold.Close()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+// TestBenchWithProcesses runs what starts this program as gateway and floor.
+func TestBenchWithProcesses(t *testing.T) {
+	t.Setenv(childVariable, "1")
+	dir := t.TempDir()
+	s := &testShell{t: t, url: client.DefaultServer}
+	c := bench[compareReport](s, "compare", "--dir", dir, "--rounds", "1", "--duration", "200ms", "--read-bytes", "4MiB", "--batch-size", "64KiB")
+	if len(c.Rounds) != 1 || c.Produce <= 0 || c.Consume <= 0 || c.Rounds[0].Consume.Bytes == 0 || c.Rounds[0].Floor.Sendfile.Bytes == 0 {
+		t.Errorf("compare: %+v", c)
+	}
+	n := bench[countsReport](s, "counts", "--dir", dir, "--lone", "5", "--duration", "200ms", "--producers", "50", "--spread", "20", "--lookup-records", "1000", "--idle", "300ms")
+	idle := n.Idle.Costs
+	if n.Shared.Appends == 0 || len(n.Spread) != 1 || n.Spread[0].Commits > 1 || len(n.Lookups) != 1 || idle.ObjectPuts+idle.ObjectLists+idle.TableWrites != 0 {
+		t.Errorf("counts: %+v", n)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
