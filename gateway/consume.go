@@ -100,7 +100,12 @@ func (s *logService) Consume(ctx context.Context, req *varvev1.ConsumeRequest, s
 			ranges = append(ranges, &varvev1.PartitionRange{Partition: i})
 		}
 	}
+	asked := make(map[int32]bool, len(ranges))
 	for _, r := range ranges {
+		if asked[r.GetPartition()] {
+			return refuse(connect.CodeInvalidArgument, reasonInvalid, "partition %d is asked for twice", r.GetPartition())
+		}
+		asked[r.GetPartition()] = true
 		pos, err := s.g.place(ctx, t, r.GetPartition(), r.GetStart(), r.GetEnd())
 		if err != nil {
 			return err
@@ -110,7 +115,7 @@ func (s *logService) Consume(ctx context.Context, req *varvev1.ConsumeRequest, s
 	}
 	s.g.meters.followers(1)
 	defer s.g.meters.followers(-1)
-	return c.run(ctx)
+	return c.run(ctx, nil)
 }
 
 func timesOf(r *varvev1.TimeRange) (*timeRange, error) {
@@ -143,9 +148,17 @@ type consumer struct {
 }
 
 // run sends what there is, partition by partition in turn, and sleeps until a commit
-// wakes it. It ends when each partition has reached its end, or the gateway leaves.
-func (c *consumer) run(ctx context.Context) error {
+// wakes it. It ends when each partition has reached its end, when it has waited
+// enough, or the gateway leaves.
+func (c *consumer) run(ctx context.Context, enough <-chan time.Time) error {
 	for {
+		select {
+		case <-c.g.done:
+			return errDraining
+		case <-ctx.Done():
+			return ctx.Err()
+		default:
+		}
 		sent, open := false, false
 		for _, p := range c.positions {
 			if p.done {
@@ -170,6 +183,8 @@ func (c *consumer) run(ctx context.Context) error {
 			return ctx.Err()
 		case <-c.g.done:
 			return errDraining
+		case <-enough:
+			return nil
 		}
 	}
 }
@@ -199,8 +214,13 @@ func (c *consumer) advance(ctx context.Context, p *position) (sent bool, err err
 	out := &varvev1.ConsumeResponse{Partition: p.partition.id.Number, RecordBatches: data, NextOffset: next,
 		LogStartOffset: view.Start, HighWatermark: view.Next, End: p.done, StartOffset: p.start}
 	if c.decode {
-		if out.Records, err = decodeRecords(data, p.next, p.end, c.times); err != nil {
+		var read int64
+		if out.Records, read, err = decodeRecords(data, filter{p.next, p.end, c.times}, decodedTimes*c.maxBytes); err != nil {
 			return false, err
+		}
+		if read != 0 { // what inflates to more comes in the next message
+			next, out.NextOffset = read, read
+			p.done, out.End = false, false
 		}
 		out.RecordBatches = nil
 	}
@@ -208,18 +228,30 @@ func (c *consumer) advance(ctx context.Context, p *position) (sent bool, err err
 	return true, c.send(out)
 }
 
-// decodeRecords gives the records of batches one by one, those that were asked for.
-func decodeRecords(data []byte, from, until int64, times *timeRange) ([]*varvev1.ReadRecord, error) {
-	var out []*varvev1.ReadRecord
+// decodedTimes is how many times the bytes of a message its decoded records may take.
+const decodedTimes = 4
+
+// decodeRecords gives the records of batches one by one, those that were asked for. After
+// a batch with which they take more than limit bytes it stops, and says at which
+// offset to go on; 0 when all were decoded.
+func decodeRecords(data []byte, f filter, limit int) (out []*varvev1.ReadRecord, next int64, err error) {
 	for b, err := range batch.Split(data) {
 		if err != nil {
-			return nil, err
+			return nil, 0, err
+		}
+		h, err := batch.ParseHeader(b)
+		if err != nil {
+			return nil, 0, err
+		}
+		if limit <= 0 {
+			return out, h.BaseOffset, nil
 		}
 		for r, err := range batch.Records(b, storedLimits) {
 			if err != nil {
-				return nil, err
+				return nil, 0, err
 			}
-			if r.Offset < from || r.Offset >= until || times != nil && (r.Timestamp < times.start || r.Timestamp >= times.end) {
+			limit -= len(r.Key) + len(r.Value)
+			if r.Offset < f.from || r.Offset >= f.until || f.times != nil && (r.Timestamp < f.times.start || r.Timestamp >= f.times.end) {
 				continue
 			}
 			record := &varvev1.ReadRecord{Offset: r.Offset, Timestamp: r.Timestamp, Key: r.Key, Value: r.Value}
@@ -229,7 +261,7 @@ func decodeRecords(data []byte, from, until int64, times *timeRange) ([]*varvev1
 			out = append(out, record)
 		}
 	}
-	return out, nil
+	return out, 0, nil
 }
 
 // Fetch implements varvev1connect.LogServiceHandler.
@@ -249,8 +281,6 @@ func (s *logService) Fetch(ctx context.Context, req *varvev1.FetchRequest) (*var
 	if err != nil {
 		return nil, err
 	}
-	wait, cancel := context.WithTimeout(ctx, min(time.Duration(req.GetMaxWaitMs())*time.Millisecond, maxWait))
-	defer cancel()
 	var out *varvev1.FetchResponse
 	c := &consumer{g: s.g, topic: t, positions: []*position{pos}, times: times, decode: req.GetDecode(),
 		maxBytes: clampBytes(req.GetMaxBytes(), s.g.config.MaxMessageBytes), wake: make(chan struct{}, 1)}
@@ -269,7 +299,9 @@ func (s *logService) Fetch(ctx context.Context, req *varvev1.FetchRequest) (*var
 		}
 		return out, nil
 	}
-	if err := c.run(wait); !errors.Is(err, errFetched) && (wait.Err() == nil || ctx.Err() != nil) {
+	enough := time.NewTimer(min(time.Duration(req.GetMaxWaitMs())*time.Millisecond, maxWait))
+	defer enough.Stop()
+	if err := c.run(ctx, enough.C); err != nil && !errors.Is(err, errFetched) {
 		return nil, err
 	}
 	return out, nil

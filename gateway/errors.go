@@ -229,12 +229,16 @@ func (g *Gateway) connectError(err error) *connect.Error {
 	if errors.As(err, &done) && !done.IsRemote() {
 		return done
 	}
-	out := classify(err)
-	if out.code == connect.CodeInternal {
+	g.logInternal(err)
+	return classify(err).connectError()
+}
+
+// logInternal keeps what callers are not told.
+func (g *Gateway) logInternal(err error) {
+	if classify(err).code == connect.CodeInternal {
 		g.meters.internals.Add(1)
 		g.log.Error("internal error", "error", err)
 	}
-	return out.connectError()
 }
 
 // produceError is connectError for one partition's result. Nil for nil.

@@ -78,8 +78,9 @@ func New(config Config, d Dependencies) (*Gateway, error) {
 	if g.meters == nil {
 		g.meters = NewMeters()
 	}
-	g.store = g.meters.observeStore(d.Store)
-	g.table = g.meters.observeTable(d.Table)
+	// Counted below the retries: what a bucket bills are tries.
+	g.store = segments.Retry(g.meters.observeStore(d.Store), segments.DefaultRetry())
+	g.table = metadata.Retry(g.meters.observeTable(d.Table), fewPauses)
 	g.topics = metadata.NewTopics(g.table)
 	g.partitions = newPartitions()
 	g.reader = newReader(g)
@@ -105,6 +106,11 @@ func (g *Gateway) ClusterID() string {
 // Ready says whether the gateway serves, and if not, why.
 func (g *Gateway) Ready() (bool, string) {
 	s := g.state.Load()
+	if s.ready {
+		if err := g.intake.healthy(); err != nil {
+			return false, err.Error()
+		}
+	}
 	return s.ready, s.reason
 }
 

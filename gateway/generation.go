@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"connectrpc.com/connect/v2"
@@ -22,7 +21,7 @@ const generationPace = time.Minute
 // from an older copy: offsets would be given twice.
 type generation struct {
 	gateway *Gateway
-	last    atomic.Int64 // when it was raised, Unix ns
+	recent  since // it was raised within the pace
 }
 
 func (n *generation) prefix() string { return n.gateway.cluster.ID + "/generation/" }
@@ -60,19 +59,27 @@ func (n *generation) check(ctx context.Context) error {
 
 // raise makes the next generation known, in the table and then in the bucket.
 func (n *generation) raise(ctx context.Context) error {
-	n.last.Store(time.Now().UnixNano())
+	n.recent.end()
+	n.recent.begin()
 	number, err := n.gateway.cluster.RaiseGeneration(ctx)
 	if err != nil {
 		return err
 	}
-	return n.gateway.store.Put(ctx, fmt.Sprintf("%s%020d", n.prefix(), number), segments.NewBody([]byte(n.gateway.id)))
+	if err := n.gateway.store.Put(ctx, n.key(number), segments.NewBody([]byte(n.gateway.id))); err != nil || number == 1 {
+		return err
+	}
+	// The newest says it all; with the others a LIST would grow for ever.
+	return n.gateway.store.Delete(ctx, n.key(number-1))
 }
+
+func (n *generation) key(number uint64) string { return fmt.Sprintf("%s%020d", n.prefix(), number) }
 
 // committed is told of each commit; once in a while it raises the generation, in
 // the background.
 func (n *generation) committed(ctx context.Context) {
-	last := n.last.Load()
-	if now := time.Now().UnixNano(); now-last > int64(generationPace) && n.last.CompareAndSwap(last, now) {
+	if n.recent.lasting() > generationPace {
+		n.recent.end()
+		n.recent.begin()
 		go func() {
 			if err := n.raise(ctx); err != nil && ctx.Err() == nil {
 				n.gateway.log.Warn("generation not raised; a rolled back table would be noticed later", "error", err)

@@ -4,11 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/cenkalti/backoff/v5"
 	"golang.org/x/sync/semaphore"
 
 	"github.com/varvelog/varve/metadata"
@@ -23,6 +23,9 @@ const (
 	// to send more, and busy from how many bytes in flight on they are taken to.
 	stretch = 100 * time.Millisecond
 	busy    = 2 << 20
+	// spanBatches seals a segment when one partition has so many batches in it: the
+	// verdicts on them must fit a row of the table, and the answers that are kept a lease row.
+	spanBatches = 1000
 	// stalled is for how long the store or the table may fail before appends are refused.
 	stalled = 5 * time.Second
 )
@@ -36,12 +39,13 @@ type intake struct {
 	slots   chan struct{}
 
 	outstanding atomic.Int64 // bytes that producers wait for
-	failing     atomic.Int64 // since when uploads fail (Unix ns); 0: they do not
+	failing     since        // uploads do not succeed
 
 	mu        sync.Mutex
 	open      *openSegment
 	number    uint64 // of the last segment that was opened
 	previous  map[segments.SpanID]uint64
+	broken    map[segments.SpanID]error // partitions that cannot be sequenced, for good
 	sealed    []*openSegment
 	unsettled map[uint64]struct{} // numbers
 	peak      int64               // of outstanding since the seal before the last
@@ -59,6 +63,8 @@ type openSegment struct {
 	spans   map[segments.SpanID]*openSpan
 	buffer  *segments.BufferFile // of batches acked as buffered, if there are any
 	bytes   int64
+	crowded bool // a span has as many batches as it may have
+	damaged bool // a span could not be judged: its buffer file must stay
 }
 
 type openSpan struct {
@@ -83,7 +89,7 @@ type appended struct {
 func newIntake(g *Gateway) *intake {
 	return &intake{
 		g: g, room: semaphore.NewWeighted(g.config.BufferBytes), uploads: semaphore.NewWeighted(g.config.UploadBytes),
-		slots: make(chan struct{}, uploadsAtOnce), previous: make(map[segments.SpanID]uint64),
+		slots: make(chan struct{}, uploadsAtOnce), previous: make(map[segments.SpanID]uint64), broken: make(map[segments.SpanID]error),
 		unsettled: make(map[uint64]struct{}), idle: make(chan struct{}), wake: make(chan struct{}, 1),
 	}
 }
@@ -108,7 +114,9 @@ func (in *intake) append(ctx context.Context, span segments.SpanID, data []byte,
 				return appended{start: metadata.NoOffset}, result.err
 			default:
 			}
-			in.seal(segment) // its file takes no more; what it holds goes on from memory
+			if errors.Is(err, segments.ErrBufferFailed) {
+				in.seal(segment) // its file takes no more; what it holds goes on from memory
+			}
 			return appended{}, unknownOutcome("the disk did not confirm the write", err)
 		}
 		return appended{start: metadata.NoOffset}, nil
@@ -150,12 +158,11 @@ func (in *intake) release(size int64) {
 
 // healthy refuses appends while the store or the table has not taken anything for a while.
 func (in *intake) healthy() error {
-	now := time.Now().UnixNano()
-	if since := in.failing.Load(); since != 0 && now-since > int64(stalled) {
-		return fmt.Errorf("%w: uploads have been failing for %s", segments.ErrUnavailable, time.Duration(now-since).Round(time.Second))
+	if lasting := in.failing.lasting(); lasting > stalled {
+		return fmt.Errorf("%w: uploads have been failing for %s", segments.ErrUnavailable, lasting.Round(time.Second))
 	}
-	if since := in.g.sequencer.pending.Load(); since != 0 && now-since > int64(stalled) {
-		return fmt.Errorf("%w: it has not answered a commit for %s", metadata.ErrUnavailable, time.Duration(now-since).Round(time.Second))
+	if lasting := in.g.sequencer.pending.lasting(); lasting > stalled {
+		return fmt.Errorf("%w: it has not taken a commit for %s", metadata.ErrUnavailable, lasting.Round(time.Second))
 	}
 	return nil
 }
@@ -167,6 +174,9 @@ func (in *intake) gather(span segments.SpanID, data []byte, a *appending) (*open
 	defer in.mu.Unlock()
 	if in.closing {
 		return nil, 0, errDraining
+	}
+	if err := in.broken[span]; err != nil {
+		return nil, 0, err
 	}
 	if in.open == nil {
 		in.number++
@@ -195,6 +205,7 @@ func (in *intake) gather(span segments.SpanID, data []byte, a *appending) (*open
 	}
 	s.appends = append(s.appends, a)
 	segment.bytes += a.size
+	segment.crowded = segment.crowded || len(s.appends) >= spanBatches
 	in.recent = max(in.recent, in.outstanding.Load())
 	first := segment.builder.Batches() == 1
 	if in.full(segment) {
@@ -209,7 +220,7 @@ func (in *intake) gather(span segments.SpanID, data []byte, a *appending) (*open
 // full says that there is no point in adding to the segment.
 func (in *intake) full(segment *openSegment) bool {
 	limit := in.g.config.SegmentBytes
-	return segment.bytes >= limit || segment.builder.Batches() >= in.g.config.SegmentBatches ||
+	return segment.bytes >= limit || segment.builder.Batches() >= in.g.config.SegmentBatches || segment.crowded ||
 		segment.bytes >= limit/16*15 && in.complete(segment)
 }
 
@@ -326,7 +337,7 @@ func (in *intake) next(now time.Time) (*openSegment, time.Duration) {
 		return nil, time.Hour
 	}
 	segment := in.sealed[0]
-	in.sealed = append(in.sealed[:0], in.sealed[1:]...)
+	in.sealed = slices.Delete(in.sealed, 0, 1)
 	return segment, 0
 }
 
@@ -366,7 +377,9 @@ func (in *intake) upload(ctx context.Context, segment *openSegment) error {
 		return err
 	}
 	in.g.meters.flushed(len(directory.Spans), object.Size())
-	in.g.reader.fresh.add(object)
+	if directory == &object.Directory {
+		in.g.reader.fresh.add(object)
+	}
 	references := make([]*metadata.Reference, len(directory.Spans))
 	for i := range directory.Spans {
 		references[i] = reference(directory, &directory.Spans[i], nil)
@@ -389,33 +402,24 @@ func (in *intake) put(ctx context.Context, object *segments.Object) (*segments.D
 		err := in.g.store.Put(ctx, object.Key(), object)
 		switch {
 		case err == nil:
-			in.failing.Store(0)
+			in.failing.end()
 			return &object.Directory, nil
 		case errors.Is(err, segments.ErrExists):
 			var stored *segments.Directory
 			if stored, err = segments.ReadDirectory(ctx, in.g.store, object.Key()); err == nil {
-				in.failing.Store(0)
+				in.failing.end()
 				return stored, nil
 			}
 		}
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		if in.failing.CompareAndSwap(0, time.Now().UnixNano()) {
+		if in.failing.begin() {
 			in.g.log.Warn("upload failed; it is tried until it succeeds", "segment", object.Key(), "error", err)
 		}
 		if err := pause(ctx, pauses); err != nil {
 			return nil, err
 		}
-	}
-}
-
-func pause(ctx context.Context, pauses backoff.BackOff) error {
-	select {
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	case <-time.After(pauses.NextBackOff()):
-		return nil
 	}
 }
 
@@ -458,9 +462,15 @@ func (g *Gateway) refer(ctx context.Context, references []*metadata.Reference, j
 		verdicts := make(chan verdict, len(waiting))
 		tickets := make([]*ticket, len(waiting))
 		for i, index := range waiting {
+			if err := g.intake.brokenOff(references[index].Partition); err != nil {
+				// Its chain of numbers has a hole now: it would wait for ever.
+				tickets[i] = nil
+				verdicts <- verdict{index, metadata.Verdict{}, err}
+				continue
+			}
 			tickets[i] = g.sequencer.refer(references[index], func(v metadata.Verdict, err error) { verdicts <- verdict{index, v, err} })
 		}
-		g.sequencer.submit(tickets...)
+		g.sequencer.submit(slices.DeleteFunc(tickets, func(t *ticket) bool { return t == nil })...)
 		var again []int
 		for range waiting {
 			var v verdict
@@ -471,6 +481,11 @@ func (g *Gateway) refer(ctx context.Context, references []*metadata.Reference, j
 			}
 			switch {
 			case v.err == nil || errors.Is(v.err, metadata.ErrClosed):
+				judged(v.index, v.verdict, v.err)
+			case lasting(v.err):
+				g.log.Error("a partition cannot be sequenced: appends to it are refused until it is mended and the gateway starts again",
+					"partition", references[v.index].Partition.String(), "error", v.err)
+				g.intake.breakOff(references[v.index].Partition, v.err)
 				judged(v.index, v.verdict, v.err)
 			case errors.Is(v.err, metadata.ErrFenced) || errors.Is(v.err, errStopped) || ctx.Err() != nil:
 				return v.err
@@ -488,12 +503,37 @@ func (g *Gateway) refer(ctx context.Context, references []*metadata.Reference, j
 	return nil
 }
 
+// lasting says that an error will be the same tomorrow.
+func lasting(err error) bool {
+	return errors.Is(err, metadata.ErrCorrupt) || errors.Is(err, metadata.ErrHole) || errors.Is(err, metadata.ErrTooLarge)
+}
+
+// breakOff refuses a partition's appends from now on.
+func (in *intake) breakOff(id metadata.PartitionID, err error) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if span := spanOf(id); in.broken[span] == nil {
+		in.broken[span] = err
+	}
+}
+
+func (in *intake) brokenOff(id metadata.PartitionID) error {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.broken[spanOf(id)]
+}
+
+func spanOf(id metadata.PartitionID) segments.SpanID {
+	return segments.SpanID{Topic: segments.TopicID(id.Topic), Partition: id.Number}
+}
+
 // answerSpan tells the appends of one span what became of them.
 func (in *intake) answerSpan(segment *openSegment, id segments.SpanID, v metadata.Verdict, err error) {
 	span := segment.spans[id]
 	if span == nil {
 		return
 	}
+	segment.damaged = segment.damaged || err != nil && lasting(err)
 	for i, a := range span.appends {
 		result := appended{start: v.Start, err: err}
 		switch {
@@ -537,7 +577,11 @@ func (in *intake) answer(segment *openSegment, err error) {
 // settled ends a segment: every span of it has its verdict.
 func (in *intake) settled(segment *openSegment) {
 	if segment.buffer != nil {
-		if err := segment.buffer.Remove(); err != nil {
+		end := segment.buffer.Remove
+		if segment.damaged {
+			end = segment.buffer.Close // the next start tries again what was acked as buffered
+		}
+		if err := end(); err != nil {
 			in.g.log.Warn("buffer file not removed; the next start finds it committed", "segment", segment.number, "error", err)
 		}
 	}

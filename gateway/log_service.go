@@ -200,6 +200,7 @@ func (s *logService) produceAll(ctx context.Context, t *metadata.Topic, req *var
 	for i, err := range errs {
 		if err != nil {
 			failed++
+			s.g.logInternal(err)
 			results[i] = &varvev1.ProduceResult{Partition: batches[i].partition, BaseOffset: metadata.NoOffset, LastOffset: metadata.NoOffset,
 				Timestamp: metadata.NoTimestamp, Error: produceError(err)}
 		}
@@ -347,7 +348,7 @@ func (s *logService) ListOffsets(ctx context.Context, req *varvev1.ListOffsetsRe
 	if err != nil {
 		return nil, err
 	}
-	numbers := req.GetPartitions()
+	numbers := slices.Compact(slices.Sorted(slices.Values(req.GetPartitions())))
 	if len(numbers) == 0 {
 		numbers = make([]int32, t.Partitions)
 		for i := range numbers {

@@ -29,8 +29,9 @@ type members struct {
 
 // sighting is when another gateway's row changed last.
 type sighting struct {
-	row   metadata.Gateway
-	since time.Time
+	row    metadata.Gateway
+	since  time.Time
+	beaten bool // it changed while we looked
 }
 
 func newMembers(g *Gateway) *members {
@@ -73,7 +74,7 @@ func (m *members) look(ctx context.Context) error {
 	now := time.Now()
 	for _, row := range rows {
 		if was, ok := m.seen[row.ID]; !ok || was.row.Stamp != row.Stamp {
-			m.seen[row.ID] = sighting{row, now}
+			m.seen[row.ID] = sighting{row, now, ok}
 		}
 		if m.g.config.Exclusive && row.ID != m.g.id {
 			m.dead[row.ID] = true // the table's lock is ours alone
@@ -139,11 +140,59 @@ func (m *members) mayTakeFrom(ctx context.Context, id metadata.GatewayID) error 
 	switch {
 	case dead, !known, s.row.State == metadata.GatewaySealed, s.row.State == metadata.GatewayClosed:
 		return nil
-	case time.Since(s.since) > m.g.config.LeaseTime:
-		return metadata.MarkSealed(ctx, m.g.table, id)
 	}
-	return fmt.Errorf("%w: %s, which was alive %s ago (it counts as dead after %s of silence)", metadata.ErrHeld, id,
-		time.Since(s.since).Round(time.Millisecond), m.g.config.LeaseTime)
+	return fmt.Errorf("%w: %s", metadata.ErrHeld, id)
+}
+
+// awaitAlone returns once no other gateway lives on the table: those whose rows do not
+// change for the lease time are sealed. While there are no peer calls, two gateways on
+// one table would only be in each other's way, so one that lives is refused.
+func (m *members) awaitAlone(ctx context.Context) error {
+	for {
+		if err := m.look(ctx); err != nil {
+			return err
+		}
+		watch := time.Duration(0)
+		for _, row := range m.others(metadata.GatewayLive, metadata.GatewayDraining) {
+			if m.isDead(row.ID) {
+				continue
+			}
+			m.mu.Lock()
+			s := m.seen[row.ID]
+			m.mu.Unlock()
+			silent := time.Since(s.since)
+			switch {
+			case s.beaten:
+				return fmt.Errorf("%w: gateway %s (%s) is alive on %s; one gateway a table for now: stop that one, or use another table",
+					metadata.ErrHeld, row.ID, row.Address, m.g.table)
+			case silent > m.g.config.LeaseTime:
+				if err := m.seal(ctx, row.ID); err != nil {
+					return err
+				}
+			default:
+				if watch == 0 {
+					m.g.log.Info("another gateway used this table: waiting to see whether it is alive", "gateway", row.ID, "at_most", m.g.config.LeaseTime)
+				}
+				watch = m.g.config.LeaseTime / 4
+			}
+		}
+		if watch == 0 {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(watch):
+		}
+	}
+}
+
+// seal ends another gateway's journal, and tells it so.
+func (m *members) seal(ctx context.Context, id metadata.GatewayID) error {
+	if _, err := metadata.Seal(ctx, m.g.table, id, m.g.id); err != nil {
+		return err
+	}
+	return metadata.MarkSealed(ctx, m.g.table, id)
 }
 
 // run beats until ctx ends, unless nobody else can reach the table. It returns
@@ -188,11 +237,16 @@ func (m *members) write(ctx context.Context, state metadata.GatewayState) error 
 	return m.row.Write(ctx, m.g.table)
 }
 
+// drainingTime is how long telling the others may take.
+const drainingTime = 2 * time.Second
+
 // draining tells the others that this gateway is about to leave.
 func (m *members) draining(ctx context.Context) {
 	if m.g.config.Exclusive {
 		return // there are no others
 	}
+	ctx, cancel := context.WithTimeout(ctx, drainingTime)
+	defer cancel()
 	if err := m.write(ctx, metadata.GatewayDraining); err != nil {
 		m.g.log.Warn("the others do not know that this gateway is leaving", "error", err)
 	}

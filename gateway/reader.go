@@ -54,13 +54,10 @@ func (g *Gateway) readView(ctx context.Context, id metadata.PartitionID) (*metad
 	if err != nil {
 		return nil, err
 	}
-	if lease.Journal == g.id {
-		return lease.View(), nil // it was taken this very moment: complete until we commit
+	if lease.Released || lease.Source() == g.id {
+		return lease.View(), nil // left in good order; or taken this very moment, and complete until we commit
 	}
-	if lease.Released {
-		return lease.View(), nil
-	}
-	sealed, err := g.sequencer.readSealed(ctx, lease.Journal)
+	sealed, err := g.sequencer.readSealed(ctx, lease.Source())
 	if err != nil {
 		return nil, err
 	}
@@ -88,6 +85,7 @@ type wanted struct {
 func (r *reader) read(ctx context.Context, v *metadata.View, f filter, maxBytes int) (data []byte, next int64, err error) {
 	until := min(f.until, v.Next)
 	ranges, next, err := r.plan(ctx, v, f, until, maxBytes)
+	next = max(f.from, min(next, until))
 	if err != nil || len(ranges) == 0 {
 		return nil, next, err
 	}
@@ -151,7 +149,7 @@ func (r *reader) plan(ctx context.Context, v *metadata.View, f filter, until int
 			}
 		}
 	}
-	return ranges, min(next, until), nil
+	return ranges, next, nil
 }
 
 // join adds a chunk, to the range before it if it lies right behind that.

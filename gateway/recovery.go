@@ -48,12 +48,12 @@ func (g *Gateway) join(ctx context.Context) error {
 		if !g.members.isDead(row.ID) {
 			continue
 		}
-		if _, err := metadata.Seal(ctx, g.table, row.ID, g.id); err != nil {
+		if err := g.members.seal(ctx, row.ID); err != nil {
 			return err
 		}
-		if err := metadata.MarkSealed(ctx, g.table, row.ID); err != nil {
-			return err
-		}
+	}
+	if err := g.members.awaitAlone(ctx); err != nil {
+		return errors.Join(err, metadata.MarkClosed(ctx, g.table, g.id))
 	}
 	return g.members.look(ctx)
 }

@@ -157,7 +157,7 @@ func follow(ctx context.Context, s *logService, until int64) error {
 		return nil
 	}
 	defer pos.partition.subscribe(c.wake)()
-	if err := c.run(ctx); err != nil {
+	if err := c.run(ctx, nil); err != nil {
 		return err
 	}
 	if at != until {

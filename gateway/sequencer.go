@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -18,6 +17,8 @@ const (
 	acquisitions = 64
 	// checkpointsAtOnce is how many checkpoints are written at once.
 	checkpointsAtOnce = 32
+	// checkpointPause follows a checkpoint that could not be written.
+	checkpointPause = time.Second
 )
 
 // foldLimits say when partitions are checkpointed: when the journal holds more rows and
@@ -77,7 +78,8 @@ type sequencer struct {
 	writers      chan struct{} // limits checkpoints
 	outstanding  int           // acquisitions, checkpoints, trims
 	lastCycle    time.Time
-	pending      atomic.Int64 // since when the table has been asked to commit (Unix ns); 0: it is not
+	pending      since     // the table has been asked to commit
+	failed       time.Time // when a checkpoint could not be written last
 
 	mu     sync.Mutex
 	queue  []*ticket
@@ -284,8 +286,8 @@ func (s *sequencer) cycle(ctx context.Context) error {
 	}
 	s.lastCycle = time.Now()
 	size := 0
-	s.pending.Store(s.lastCycle.UnixNano())
-	defer s.pending.Store(0)
+	s.pending.begin()
+	defer s.pending.end()
 	for _, row := range c.rows {
 		value := row.Encode()
 		if _, err := s.journal.Append(ctx, value); err != nil {
@@ -306,6 +308,9 @@ func (s *sequencer) cycle(ctx context.Context) error {
 	for _, h := range c.dirty {
 		h.dirty = false
 		h.shared.publish(h.state.View())
+		if _, writing := s.writing[h]; !writing && h.state.Due() && time.Since(s.failed) > checkpointPause {
+			s.write(ctx, h)
+		}
 	}
 	for _, a := range c.answers {
 		a.ticket.done(a.verdict, a.err)
@@ -452,15 +457,20 @@ func (s *sequencer) take(a acquisition) {
 		return
 	}
 	h.state, h.lease, h.acquiring = a.state, a.lease, false
-	for _, id := range h.state.Uploaders() {
-		if s.g.members.isClosed(id) {
-			h.state.Forget(id)
-		}
-	}
+	s.forgetClosed(h)
 	h.shared.owned.Store(true)
 	h.shared.publish(h.state.View())
 	if len(h.parked) > 0 {
 		s.parked[h] = struct{}{}
+	}
+}
+
+// forgetClosed drops what a partition remembers of uploaders that are gone for ever.
+func (s *sequencer) forgetClosed(h *held) {
+	for _, id := range h.state.Uploaders() {
+		if s.g.members.isClosed(id) {
+			h.state.Forget(id)
+		}
 	}
 }
 
@@ -504,20 +514,32 @@ func (s *sequencer) moved(journal *metadata.SealedJournal) {
 // checkpoint starts checkpoints of the partitions whose changes are oldest while
 // the journal holds too much that no checkpoint has.
 func (s *sequencer) checkpoint(ctx context.Context) {
+	if time.Since(s.failed) < checkpointPause {
+		return
+	}
 	for s.rows.count() > s.fold.rows && s.rows.bytes > s.fold.bytes && len(s.writing) < 2*checkpointsAtOnce {
-		h := s.unfolded.oldest()
+		h := s.oldestUnfolded()
 		if h == nil || h.state.Unfolded() > s.rows.first+uint64(s.rows.count())/4 {
 			return // the oldest quarter is under way already
 		}
-		s.unfolded.pop()
 		s.write(ctx, h)
 	}
+}
+
+// oldestUnfolded is the partition whose first change that no checkpoint has is the
+// oldest, of those whose checkpoint is not being written; nil without one.
+func (s *sequencer) oldestUnfolded() *held {
+	return s.unfolded.oldest(func(h *held) bool {
+		_, writing := s.writing[h]
+		return !writing
+	})
 }
 
 // write plans a checkpoint and writes it in the background.
 func (s *sequencer) write(ctx context.Context, h *held) {
 	s.writing[h] = h.state.Unfolded()
 	s.outstanding++
+	s.forgetClosed(h)
 	plan := h.state.Checkpoint(h.lease, s.journal.Next()-1, false)
 	go func() {
 		done := checkpointed{held: h, plan: plan}
@@ -548,6 +570,7 @@ func (s *sequencer) written(c checkpointed) error {
 	delete(s.writing, h)
 	if c.err != nil {
 		h.state.Undone(c.plan)
+		s.failed = time.Now()
 		if errors.Is(c.err, metadata.ErrConflict) {
 			return fmt.Errorf("%w (%w)", metadata.ErrFenced, c.err)
 		}
@@ -566,7 +589,7 @@ func (s *sequencer) written(c checkpointed) error {
 // trimJournal lets go of journal rows that every partition has checkpointed.
 func (s *sequencer) trimJournal(ctx context.Context) {
 	oldest := s.journal.Next()
-	if h := s.unfolded.oldest(); h != nil {
+	if h := s.oldestUnfolded(); h != nil {
 		oldest = h.state.Unfolded()
 	}
 	for _, since := range s.writing {
@@ -622,13 +645,15 @@ func (s *sequencer) leave(ctx context.Context) error {
 
 // finish writes the last checkpoints and seals the journal, in the owner's goroutine.
 func (s *sequencer) finish(ctx context.Context) error {
-	group, ctx := errgroup.WithContext(ctx)
+	group, writing := errgroup.WithContext(ctx)
 	group.SetLimit(checkpointsAtOnce)
-	for h := s.unfolded.oldest(); h != nil; h = s.unfolded.oldest() {
-		s.unfolded.pop()
+	for _, h := range s.parts {
+		if h.state.Unfolded() == 0 {
+			continue
+		}
 		plan := h.state.Checkpoint(h.lease, s.journal.Next()-1, false)
 		group.Go(func() error {
-			if err := plan.Write(ctx, s.g.table, h.lease); err != nil {
+			if err := plan.Write(writing, s.g.table, h.lease); err != nil {
 				return err
 			}
 			s.g.meters.checkpointed(plan.Writes(), int64(plan.Bytes()))
@@ -638,5 +663,5 @@ func (s *sequencer) finish(ctx context.Context) error {
 	if err := group.Wait(); err != nil {
 		return err
 	}
-	return s.journal.Leave(context.WithoutCancel(ctx))
+	return s.journal.Leave(ctx)
 }

@@ -108,8 +108,8 @@ func (g *Gateway) intercept(next connect.ServerFunc) connect.ServerFunc {
 				err = connect.NewError(connect.CodeInternal, internalMessage)
 			}
 		}()
-		if ready, reason := g.Ready(); !ready && reason != stateDraining {
-			return g.connectError(refuse(connect.CodeUnavailable, reasonDraining, "the gateway does not serve: %s", reason).withRetriable())
+		if s := g.state.Load(); !s.ready && s.reason != stateDraining {
+			return g.connectError(refuse(connect.CodeUnavailable, reasonDraining, "the gateway does not serve: %s", s.reason).withRetriable())
 		}
 		if spec.StreamType == connect.StreamTypeUnary {
 			var cancel context.CancelFunc

@@ -26,15 +26,17 @@ func (h *unfoldedHeap) Pop() any {
 
 func (u *unfolded) push(h *held) { heap.Push(&u.list, unfoldedEntry{h.state.Unfolded(), h}) }
 
-// oldest is the partition to checkpoint next, or nil.
-func (u *unfolded) oldest() *held {
-	if len(u.list) == 0 {
-		return nil
+// oldest is the partition to checkpoint next, of those that want says, or nil. Entries
+// that no longer hold, and those it does not want, are dropped: they come back by push.
+func (u *unfolded) oldest(want func(*held) bool) *held {
+	for len(u.list) > 0 {
+		if top := u.list[0]; top.held.state.Unfolded() == top.since && want(top.held) {
+			return top.held
+		}
+		heap.Pop(&u.list)
 	}
-	return u.list[0].held
+	return nil
 }
-
-func (u *unfolded) pop() { heap.Pop(&u.list) }
 
 // journalRows keeps the sizes of the journal's rows that are not checkpointed.
 type journalRows struct {

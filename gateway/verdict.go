@@ -15,7 +15,7 @@ func refusedVerdict(v metadata.BatchVerdict, expected int64) error {
 		return refuse(connect.CodeFailedPrecondition, reasonOffsetMismatch,
 			"expected offset %d, but the next offset is %d; nothing was appended", expected, v.Actual).withOffsets(expected, v.Actual)
 	case metadata.FenceMismatch:
-		return refuse(connect.CodeFailedPrecondition, reasonFenceMismatch,
+		return refuse(connect.CodeAborted, reasonFenceMismatch,
 			"the fencing token is not the partition's; nothing was appended").withLog(metadata.NoOffset, v.Actual)
 	case metadata.SequenceGap:
 		return refuse(connect.CodeAborted, reasonSequenceGap,

@@ -38,16 +38,28 @@ func (j *Journal) Next() uint64 { return j.next }
 // nothing may build on it.
 func (j *Journal) Append(ctx context.Context, value []byte) (uint64, error) {
 	row := Row{Key: journalKey(j.id, j.next), Stamp: Stamp{1, j.next}, Nonce: NewNonce(), Value: value}
-	switch err := PutSettled(ctx, j.table, row, IfAbsent(), nil); {
-	case err == nil:
-		j.next++
-		return j.next - 1, nil
-	case errors.Is(err, ErrConflict):
-		return 0, ErrFenced
-	default:
-		return 0, err
+	for {
+		switch err := PutSettled(ctx, j.table, row, IfAbsent(), nil); {
+		case err == nil:
+			j.next++
+			return j.next - 1, nil
+		case errors.Is(err, ErrConflict):
+			return 0, ErrFenced
+		case !errors.Is(err, ErrDenied) && !errors.Is(err, ErrNoTable):
+			return 0, err
+		}
+		// Somebody changes credentials or restores the table: it is the same put, with
+		// the same nonce, that goes on then.
+		select {
+		case <-ctx.Done():
+			return 0, fmt.Errorf("%w: append to the journal of %s: %w", ErrUnknown, j.id, context.Cause(ctx))
+		case <-time.After(deniedPause):
+		}
 	}
 }
+
+// deniedPause is between the tries of a commit that was denied.
+const deniedPause = time.Second
 
 // Verify asks, by a strong read, that nobody has sealed the journal. Answers that
 // rest on no entry of their own (duplicates, retriable refusals) are told only after it.

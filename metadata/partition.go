@@ -10,6 +10,8 @@ const (
 	// AnswersKept is how many answers a partition keeps for each uploader: an
 	// uploader has no more references open in a partition than this.
 	AnswersKept = 16
+	// maxAnswerRuns bounds the runs in the answers of one uploader.
+	maxAnswerRuns = MaxReferenceBatches
 	// batchesKept is how many batches of a producer can be recognised again, as in
 	// Kafka: a producer has no more requests in flight than this.
 	batchesKept = 5
@@ -446,6 +448,7 @@ func (p *Partition) applyAppend(c *Change, sequence uint64) error {
 		u.answers = append(u.answers[:0], u.answers[1:]...)
 	}
 	u.answers = append(u.answers, answer{c.Number, c.runs})
+	u.forgetLongAnswers()
 	for i := range c.Entries {
 		e := &c.Entries[i]
 		if e.First != p.next {
@@ -465,6 +468,19 @@ func (p *Partition) applyAppend(c *Change, sequence uint64) error {
 		p.capProducers()
 	}
 	return nil
+}
+
+// forgetLongAnswers drops the oldest answers while all of them together would make the
+// lease row long: each run takes up to 24 bytes there.
+func (u *uploaderState) forgetLongAnswers() {
+	runs := 0
+	for _, a := range u.answers {
+		runs += len(a.runs)
+	}
+	for runs > maxAnswerRuns && len(u.answers) > 1 {
+		runs -= len(u.answers[0].runs)
+		u.answers = append(u.answers[:0], u.answers[1:]...)
+	}
 }
 
 func (p *Partition) applyProducer(a producerAppend, stamp Stamp) {

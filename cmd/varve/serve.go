@@ -16,7 +16,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/cenkalti/backoff/v5"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
@@ -318,8 +317,8 @@ func openBackends(ctx context.Context, p *plan) (b *backends, err error) {
 	if err != nil {
 		return b, unusable(err, p.segments.scheme+"://"+p.segments.host, storeAdvice(err, p.segments))
 	}
-	b.store, b.table = segments.Retry(store, segments.DefaultRetry()), metadata.Retry(table, fewPauses)
-	warning, err := checkStore(ctx, b.store, cluster, p.segments, p.exclusive())
+	b.store, b.table = store, table // the gateway tries again by itself, and counts each try
+	warning, err := checkStore(ctx, segments.Retry(store, segments.DefaultRetry()), cluster, p.segments, p.exclusive())
 	if err != nil {
 		return b, err
 	}
@@ -338,27 +337,6 @@ func (b *backends) close() error {
 		faults = append(faults, b.closers[i]())
 	}
 	return errors.Join(faults...)
-}
-
-// readTries is how often a read of the table is tried before its caller is told.
-const readTries = 5
-
-// fewPauses are those between tries of reads.
-func fewPauses() backoff.BackOff {
-	return &limitedPauses{BackOff: metadata.DefaultBackOff(), left: readTries - 1}
-}
-
-type limitedPauses struct {
-	backoff.BackOff
-	left int
-}
-
-func (l *limitedPauses) NextBackOff() time.Duration {
-	if l.left == 0 {
-		return backoff.Stop
-	}
-	l.left--
-	return l.BackOff.NextBackOff()
 }
 
 // limitMemory has the garbage collector work harder before the process grows past what

@@ -14,7 +14,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cenkalti/backoff/v5"
 	"github.com/spf13/pflag"
 
 	"github.com/varvelog/varve/client"
@@ -208,17 +207,5 @@ func TestServeInMemoryLeavesNothing(t *testing.T) {
 	}
 	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the data folder was made: %v", err)
-	}
-}
-
-func TestFewPausesEnd(t *testing.T) {
-	b := fewPauses()
-	for range readTries - 1 {
-		if b.NextBackOff() == backoff.Stop {
-			t.Fatal("too few")
-		}
-	}
-	if b.NextBackOff() != backoff.Stop {
-		t.Error("too many")
 	}
 }
