@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/varvelog/varve/client"
 )
 
 // countsOptions are the flags of bench counts.
@@ -149,11 +151,14 @@ func singles(producers int) loadOptions {
 
 // countLone appends one record at a time, each to a gateway that has nothing else to do.
 func (a *app) countLone(ctx context.Context, co *countsOptions, r *countsReport) error {
-	const rate = 25
+	rate, count := 25.0, co.lone
+	if co.segments != "" { // flushes are spaced by a quarter of a second there
+		rate, count = 3, max(1, co.lone/5)
+	}
 	for acks, into := range map[string]*quantiles{"committed": &r.LoneCommitted, "buffered": &r.LoneBuffered} {
 		o := singles(1)
 		o.partitions, o.rate, o.acks = 1, rate, acks
-		p, err := a.benchProduce(ctx, "", &o, limit{records: co.lone}, 200*time.Millisecond)
+		p, err := a.benchProduce(ctx, "", &o, limit{records: count}, 200*time.Millisecond)
 		if err != nil {
 			return err
 		}
@@ -212,9 +217,8 @@ func (a *app) countIdle(ctx context.Context, co *countsOptions, r *countsReport)
 		return err
 	}
 	defer c.Close()
-	const settling = time.Second // checkpoints follow the last append
-	if !sleep(ctx, settling) {
-		return nil
+	if err := settle(ctx, c); err != nil {
+		return err
 	}
 	m, err := startMeter(ctx, c)
 	if err != nil {
@@ -225,4 +229,23 @@ func (a *app) countIdle(ctx context.Context, co *countsOptions, r *countsReport)
 	r.Idle.Costs, err = m.stop(ctx, 0)
 	r.Idle.Seconds = time.Since(began).Seconds()
 	return err
+}
+
+// settle waits until a gateway has written nothing but beats for a second: checkpoints follow the last
+// append. It waits for half a minute at most.
+func settle(ctx context.Context, c *client.Client) error {
+	const quiet, patience = time.Second, 30 * time.Second
+	var last uint64
+	for began := time.Now(); time.Since(began) < patience; {
+		u, err := c.Usage(ctx)
+		if err != nil {
+			return err
+		}
+		writes := u.GetTableWrites() - u.GetBeatWrites() + u.GetObjectPuts()
+		if writes == last || !sleep(ctx, quiet) {
+			return nil
+		}
+		last = writes
+	}
+	return nil
 }
