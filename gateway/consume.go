@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect/v2"
+	"connectrpc.com/connect/v2/connecthttp"
 
 	varvev1 "github.com/varvelog/varve/api/varve/v1"
 	"github.com/varvelog/varve/api/varve/v1/varvev1connect"
@@ -94,6 +95,8 @@ func (s *logService) Consume(ctx context.Context, req *varvev1.ConsumeRequest, s
 	if c.times, err = timesOf(req.TimeRange); err != nil {
 		return err
 	}
+	// HTTP writes a message out before Send returns; in process the client gets it later.
+	_, c.reuse = connecthttp.ServerInfoForContext(ctx)
 	ranges := req.GetPartitions()
 	if len(ranges) == 0 {
 		for i := range t.Partitions {
@@ -143,8 +146,10 @@ type consumer struct {
 	times     *timeRange
 	maxBytes  int
 	decode    bool
-	send      func(*varvev1.ConsumeResponse) error
-	wake      chan struct{}
+	// reuse: what send was given is no longer used when it returns.
+	reuse bool
+	send  func(*varvev1.ConsumeResponse) error
+	wake  chan struct{}
 }
 
 // run sends what there is, partition by partition in turn, and sleeps until a commit
@@ -191,9 +196,17 @@ func (c *consumer) run(ctx context.Context, enough <-chan time.Time) error {
 
 // advance sends the next message of a partition, if there is anything to say.
 func (c *consumer) advance(ctx context.Context, p *position) (sent bool, err error) {
-	var data []byte
+	var data, buffer []byte
 	var next int64
 	var view *metadata.View
+	if c.reuse {
+		pooled := c.g.reader.buffers.Get().(*[]byte)
+		defer c.g.reader.buffers.Put(pooled)
+		if cap(*pooled) < c.maxBytes {
+			*pooled = make([]byte, 0, c.maxBytes)
+		}
+		buffer = *pooled
+	}
 	err = c.g.withView(ctx, p.partition.id, func(v *metadata.View) (err error) {
 		if view = v; v.Closed {
 			return refuse(connect.CodeNotFound, reasonTopicDeleted, "the topic was deleted")
@@ -201,7 +214,7 @@ func (c *consumer) advance(ctx context.Context, p *position) (sent bool, err err
 		if err := inRange(v, p.next); err != nil {
 			return err
 		}
-		data, next, err = c.g.reader.read(ctx, v, filter{from: p.next, until: p.end, times: c.times}, c.maxBytes)
+		data, next, err = c.g.reader.read(ctx, v, filter{from: p.next, until: p.end, times: c.times}, c.maxBytes, buffer)
 		return err
 	})
 	if err != nil {

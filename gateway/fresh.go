@@ -57,9 +57,3 @@ func (f *freshSegments) read(name segmentName, into []byte, position int64) bool
 	_, err := object.ReadAt(into, position)
 	return err == nil
 }
-
-func (f *freshSegments) holds(name segmentName) bool {
-	f.mu.RLock()
-	defer f.mu.RUnlock()
-	return f.list[name] != nil
-}

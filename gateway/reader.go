@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/maypok86/otter/v2"
 	"golang.org/x/sync/errgroup"
@@ -24,10 +25,13 @@ type reader struct {
 	g     *Gateway
 	index metadata.Index
 	fresh *freshSegments
+	// buffers are *[]byte for messages that are written out before the next one is made.
+	buffers sync.Pool
 }
 
 func newReader(g *Gateway) *reader {
-	return &reader{g: g, index: newIndexCache(metadata.TableIndex{Table: g.table}, g.config.IndexCacheRows), fresh: newFreshSegments(g.config.FreshBytes)}
+	return &reader{g: g, index: newIndexCache(metadata.TableIndex{Table: g.table}, g.config.IndexCacheRows), fresh: newFreshSegments(g.config.FreshBytes),
+		buffers: sync.Pool{New: func() any { return new([]byte) }}}
 }
 
 // view is what readers may see of a partition now.
@@ -80,26 +84,24 @@ type wanted struct {
 }
 
 // read gathers whole batches from offset f.from on, at most maxBytes (but at least
-// one batch). next is the offset that the reader has got to: past batches that the
-// filter left out, too.
-func (r *reader) read(ctx context.Context, v *metadata.View, f filter, maxBytes int) (data []byte, next int64, err error) {
+// one batch), in buffer if they fit there. next is the offset that the reader has got to:
+// past batches that the filter left out, too.
+func (r *reader) read(ctx context.Context, v *metadata.View, f filter, maxBytes int, buffer []byte) (data []byte, next int64, err error) {
 	until := min(f.until, v.Next)
 	ranges, next, err := r.plan(ctx, v, f, until, maxBytes)
 	next = max(f.from, min(next, until))
 	if err != nil || len(ranges) == 0 {
 		return nil, next, err
 	}
-	pieces, faults := r.fetch(ctx, ranges)
-	var into []byte
-	if len(ranges) == 1 {
-		into = pieces[0][:0]
-	} else {
-		total := 0
-		for _, p := range pieces {
-			total += len(p)
-		}
-		into = make([]byte, 0, total)
+	total := int64(0)
+	for _, w := range ranges {
+		total += w.length
 	}
+	if buffer = buffer[:0]; int64(cap(buffer)) < total {
+		buffer = make([]byte, 0, total)
+	}
+	pieces, faults := r.fetch(ctx, ranges, buffer[:total])
+	into := buffer
 	for i := range ranges {
 		reached, err := ranges[i].chunk.First, faults[i]
 		if err == nil {
@@ -165,18 +167,21 @@ func join(ranges []wanted, c metadata.Chunk) []wanted {
 	return append(ranges, wanted{c, c.Length})
 }
 
-// fetch reads the ranges' bytes, each with its own error; the bytes are the caller's.
-func (r *reader) fetch(ctx context.Context, ranges []wanted) ([][]byte, []error) {
+// fetch reads the ranges one behind the other into buffer, each with its own error.
+func (r *reader) fetch(ctx context.Context, ranges []wanted, buffer []byte) ([][]byte, []error) {
 	pieces, faults := make([][]byte, len(ranges)), make([]error, len(ranges))
+	for i, w := range ranges {
+		pieces[i], buffer = buffer[:w.length:w.length], buffer[w.length:]
+	}
 	if len(ranges) == 1 {
-		pieces[0], faults[0] = r.bytes(ctx, ranges[0])
+		faults[0] = r.bytes(ctx, ranges[0], pieces[0])
 		return pieces, faults
 	}
 	var group errgroup.Group
 	group.SetLimit(readsAtOnce)
 	for i := range ranges {
 		group.Go(func() error {
-			pieces[i], faults[i] = r.bytes(ctx, ranges[i])
+			faults[i] = r.bytes(ctx, ranges[i], pieces[i])
 			return nil
 		})
 	}
@@ -184,26 +189,23 @@ func (r *reader) fetch(ctx context.Context, ranges []wanted) ([][]byte, []error)
 	return pieces, faults
 }
 
-func (r *reader) bytes(ctx context.Context, w wanted) ([]byte, error) {
-	data := []byte(nil)
-	if r.fresh.holds(segmentName{w.chunk.Gateway, w.chunk.Number}) {
-		data = make([]byte, w.length)
-		if r.fresh.read(segmentName{w.chunk.Gateway, w.chunk.Number}, data, w.chunk.Position) {
-			return data, nil
-		}
+// bytes reads a range: from memory while the segment is fresh, else from the bucket.
+func (r *reader) bytes(ctx context.Context, w wanted, into []byte) error {
+	if r.fresh.read(segmentName{w.chunk.Gateway, w.chunk.Number}, into, w.chunk.Position) {
+		return nil
 	}
 	key := r.g.objectKey(w.chunk)
-	data, _, err := r.g.store.Get(ctx, key, w.chunk.Position, w.length)
+	n, err := segments.GetInto(ctx, r.g.store, key, into, w.chunk.Position)
 	switch {
 	case errors.Is(err, segments.ErrNotFound):
-		return nil, fmt.Errorf("%w: segment %s is gone, but offsets %d to %d lie in it", segments.ErrCorrupt, key, w.chunk.First, w.chunk.End-1)
+		return fmt.Errorf("%w: segment %s is gone, but offsets %d to %d lie in it", segments.ErrCorrupt, key, w.chunk.First, w.chunk.End-1)
 	case err != nil:
-		return nil, fmt.Errorf("read segment %s: %w", key, err)
-	case int64(len(data)) < w.length:
-		return nil, fmt.Errorf("%w: segment %s ends at %d, but offsets %d to %d lie at %d to %d", segments.ErrCorrupt, key,
-			w.chunk.Position+int64(len(data)), w.chunk.First, w.chunk.End-1, w.chunk.Position, w.chunk.Position+w.length)
+		return fmt.Errorf("read segment %s: %w", key, err)
+	case n < len(into):
+		return fmt.Errorf("%w: segment %s ends at %d, but offsets %d to %d lie at %d to %d", segments.ErrCorrupt, key,
+			w.chunk.Position+int64(n), w.chunk.First, w.chunk.End-1, w.chunk.Position, w.chunk.Position+w.length)
 	}
-	return data, nil
+	return nil
 }
 
 func (g *Gateway) objectKey(c metadata.Chunk) string {
@@ -224,7 +226,11 @@ func (r *reader) stamp(w wanted, data []byte, f filter, into []byte) (_ []byte, 
 		last := offset + int64(h.LastOffsetDelta) + 1
 		if last > f.from && offset < f.until && (f.times == nil || h.MaxTimestamp >= f.times.start) {
 			at := len(into)
-			into = append(into, data[position:end]...) // in place when into is data's own front
+			if size := end - position; cap(into) >= at+size && &into[:at+1][at] == &data[position] {
+				into = into[:at+size] // it lies where it should
+			} else {
+				into = append(into, data[position:end]...)
+			}
 			batch.SetBaseOffset(into[at:], offset, 0)
 		}
 		offset, position = last, end
@@ -243,7 +249,8 @@ func (r *reader) damage(w wanted, position int, offset int64, err error) error {
 // scan is the [metadata.ScanFunc] over the bucket: one ranged read.
 func (r *reader) scan(ctx context.Context, c metadata.Chunk, from, t int64) (metadata.Found, int64, bool, error) {
 	w := wanted{c, c.Length}
-	data, err := r.bytes(ctx, w)
+	data := make([]byte, w.length)
+	err := r.bytes(ctx, w, data)
 	if err != nil {
 		return metadata.Found{}, 0, false, err
 	}

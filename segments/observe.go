@@ -67,6 +67,14 @@ func (o *observed) Get(ctx context.Context, key string, offset, length int64) ([
 	return data, size, err
 }
 
+// GetInto implements [IntoReader].
+func (o *observed) GetInto(ctx context.Context, key string, into []byte, offset int64) (int, error) {
+	end := o.begin(OpGet)
+	n, err := GetInto(ctx, o.Store, key, into, offset)
+	end(int64(n), err)
+	return n, err
+}
+
 func (o *observed) Delete(ctx context.Context, key string) error {
 	end := o.begin(OpDelete)
 	err := o.Store.Delete(ctx, key)

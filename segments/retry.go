@@ -99,6 +99,16 @@ func (r *retrying) Get(ctx context.Context, key string, offset, length int64) (d
 	return data, size, err
 }
 
+// GetInto implements [IntoReader]. No try outlives the call: a late one would write to
+// memory that is in other use by then.
+func (r *retrying) GetInto(ctx context.Context, key string, into []byte, offset int64) (n int, err error) {
+	err = r.try(ctx, func(ctx context.Context) (err error) {
+		n, err = GetInto(ctx, r.Store, key, into, offset)
+		return err
+	})
+	return n, err
+}
+
 func (r *retrying) Delete(ctx context.Context, key string) error {
 	return r.try(ctx, func(ctx context.Context) error { return r.Store.Delete(ctx, key) })
 }

@@ -77,6 +77,24 @@ type Store interface {
 	String() string
 }
 
+// IntoReader is a [Store] that can read into memory of the caller's. Reading much at a
+// time, that spares making, clearing and collecting a slice for each read.
+type IntoReader interface {
+	// GetInto fills into with the object's bytes from offset (0 or more) on, and returns how
+	// many there were: fewer than asked for only at the object's end. Errors are those of
+	// Get; into then holds anything.
+	GetInto(ctx context.Context, key string, into []byte, offset int64) (int, error)
+}
+
+// GetInto reads by the store's own GetInto, or by Get and a copy.
+func GetInto(ctx context.Context, s Store, key string, into []byte, offset int64) (int, error) {
+	if r, ok := s.(IntoReader); ok {
+		return r.GetInto(ctx, key, into, offset)
+	}
+	data, _, err := s.Get(ctx, key, offset, int64(len(into)))
+	return copy(into, data), err
+}
+
 // clusterKey names the object that says which cluster a bucket belongs to.
 const clusterKey = "cluster-id"
 

@@ -144,19 +144,49 @@ func (s *Store) Get(ctx context.Context, key string, offset, length int64) ([]by
 	return data, size, nil
 }
 
-func readFile(path string, offset, length int64) ([]byte, int64, error) {
+func openFile(path string) (*os.File, fs.FileInfo, error) {
 	f, err := os.Open(path)
+	if err != nil {
+		return nil, nil, err
+	}
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = segments.ErrNotFound
+	}
+	if err != nil {
+		f.Close()
+		return nil, nil, err
+	}
+	return f, info, nil
+}
+
+// GetInto implements [segments.IntoReader].
+func (s *Store) GetInto(ctx context.Context, key string, into []byte, offset int64) (int, error) {
+	err := segments.CheckCall(ctx, key)
+	if err == nil && offset < 0 {
+		err = fmt.Errorf("offset %d is negative", offset)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("get %s: %w", key, err)
+	}
+	f, _, err := openFile(s.path(key))
+	if err != nil {
+		return 0, fmt.Errorf("get %s: %w", key, s.explain(err))
+	}
+	defer f.Close()
+	n, err := f.ReadAt(into, offset)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return 0, fmt.Errorf("get %s: %w", key, s.explain(err))
+	}
+	return n, nil
+}
+
+func readFile(path string, offset, length int64) ([]byte, int64, error) {
+	f, info, err := openFile(path)
 	if err != nil {
 		return nil, 0, err
 	}
 	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, 0, err
-	}
-	if !info.Mode().IsRegular() {
-		return nil, 0, segments.ErrNotFound
-	}
 	start, count := segments.ResolveRange(offset, length, info.Size())
 	data := make([]byte, count)
 	if _, err := f.ReadAt(data, start); err != nil && !(errors.Is(err, io.EOF) && count == 0) {

@@ -68,10 +68,12 @@ func removeUnlocked(path string) error {
 	return os.Remove(path)
 }
 
-// What one system call takes at most; a cancelled write ends after the call.
+// What one system call takes at most; a cancelled write ends after the call. More bytes
+// at a time have Linux take memory for its cache in pieces that cost several times as
+// much CPU where that memory is used for the first time.
 const (
 	mostSlices = 1024
-	mostBytes  = 4 << 20
+	mostBytes  = 1 << 20
 )
 
 // writeBody writes a body as it lies in memory, many slices to a system call.

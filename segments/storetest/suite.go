@@ -129,6 +129,16 @@ func ranges(t *testing.T, store segments.Store) {
 			t.Errorf("%s: Get(%d, %d) = %q, size %d, %v; want %q, size %d",
 				test.name, test.offset, test.length, data, size, err, test.want, len(text))
 		}
+		if test.offset < 0 || test.offset > 1<<30 || test.length < 0 || test.length > 1<<20 {
+			continue
+		}
+		into := make([]byte, test.length)
+		if n, err := segments.GetInto(t.Context(), store, "range", into, test.offset); err != nil || string(into[:n]) != test.want {
+			t.Errorf("%s: GetInto(%d, %d) = %q, %v; want %q", test.name, test.offset, test.length, into[:n], err, test.want)
+		}
+	}
+	if _, err := segments.GetInto(t.Context(), store, "absent", make([]byte, 1), 0); !errors.Is(err, segments.ErrNotFound) {
+		t.Errorf("GetInto of an absent object: %v", err)
 	}
 }
 
