@@ -57,3 +57,11 @@ func (f *freshSegments) read(name segmentName, into []byte, position int64) bool
 	_, err := object.ReadAt(into, position)
 	return err == nil
 }
+
+// clear forgets all of them.
+func (f *freshSegments) clear() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	clear(f.list)
+	f.order, f.bytes = nil, 0
+}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime/debug"
 	"sync/atomic"
 	"time"
 
@@ -158,6 +159,13 @@ func (g *Gateway) Run(ctx context.Context, started func()) error {
 		err = nil
 	}
 	return errors.Join(err, drained)
+}
+
+// rest gives memory back to the system after work: an idle gateway should be small. The
+// runtime would do it too, but takes minutes.
+func (g *Gateway) rest() {
+	g.reader.fresh.clear()
+	debug.FreeOSMemory()
 }
 
 // errStopped and errDraining answer what a gateway that ends can no longer do.
