@@ -14,6 +14,8 @@ var (
 	// would make pages many, more would make lease rows, which each checkpoint
 	// writes whole, long.
 	pageAt = 64
+	// pagesInline is how many pages the lease row names at most.
+	pagesInline = 64
 	// inlineProducers is how many producer states, last used first, the lease row
 	// holds; the rest get rows of their own.
 	inlineProducers = 32
@@ -468,12 +470,22 @@ func (c *Checkpoint) put(key Key, value []byte) {
 	c.before = append(c.before, Row{Key: key, Stamp: c.stamp, Nonce: NewNonce(), Value: value})
 }
 
+// mostChildren is how many children of a level lie in the lease row before they become a
+// node. Each checkpoint writes the lease row whole, and pages come often: fewer of them
+// keep it to one or two KB, at the price of nodes that are less full.
+func mostChildren(level int) int {
+	if level == 0 {
+		return min(fanOut, pagesInline)
+	}
+	return fanOut
+}
+
 // push adds a child to a level; a level that is full becomes a node of the tree.
 func (c *Checkpoint) push(level int, child Child) {
 	if level == len(c.levels) {
 		c.levels = append(c.levels, nil)
 	}
-	if len(c.levels[level]) == fanOut {
+	if len(c.levels[level]) == mostChildren(level) {
 		full := c.levels[level]
 		c.put(treeKey(c.partition, level+1, full[0].First), encodeNode(full))
 		c.push(level+1, merge(full))
