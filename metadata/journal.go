@@ -45,11 +45,11 @@ func (j *Journal) Append(ctx context.Context, value []byte) (uint64, error) {
 			return j.next - 1, nil
 		case errors.Is(err, ErrConflict):
 			return 0, ErrFenced
-		case !errors.Is(err, ErrDenied) && !errors.Is(err, ErrNoTable):
+		case !errors.Is(err, ErrDenied) && !errors.Is(err, ErrNoTable) && !errors.Is(err, ErrUnknown):
 			return 0, err
 		}
-		// Somebody changes credentials or restores the table: it is the same put, with
-		// the same nonce, that goes on then.
+		// Somebody changes credentials or restores the table, maybe while a try was in
+		// doubt: it is the same put, with the same nonce, that goes on then.
 		select {
 		case <-ctx.Done():
 			return 0, fmt.Errorf("%w: append to the journal of %s: %w", ErrUnknown, j.id, context.Cause(ctx))
