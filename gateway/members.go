@@ -17,7 +17,7 @@ import (
 type members struct {
 	g *Gateway
 
-	own sync.Mutex // guards row
+	own chan struct{} // holds one while somebody uses row: whoever waits for it can give up
 	row *metadata.Gateway
 
 	mu   sync.Mutex
@@ -35,7 +35,7 @@ type sighting struct {
 }
 
 func newMembers(g *Gateway) *members {
-	return &members{g: g, seen: make(map[metadata.GatewayID]sighting), dead: make(map[metadata.GatewayID]bool)}
+	return &members{g: g, own: make(chan struct{}, 1), seen: make(map[metadata.GatewayID]sighting), dead: make(map[metadata.GatewayID]bool)}
 }
 
 // register writes the row of this gateway, and reads those of the others. Its folder in
@@ -179,6 +179,10 @@ func (m *members) awaitAlone(ctx context.Context) error {
 		if watch == 0 {
 			return nil
 		}
+		// Another one may be waiting, too, and watch this one meanwhile.
+		if err := m.write(ctx, ""); err != nil {
+			return err
+		}
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
@@ -228,8 +232,12 @@ func (m *members) run(ctx context.Context) error {
 
 // write writes the row, in a new state if one is given.
 func (m *members) write(ctx context.Context, state metadata.GatewayState) error {
-	m.own.Lock()
-	defer m.own.Unlock()
+	select {
+	case m.own <- struct{}{}:
+		defer func() { <-m.own }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 	if state != "" {
 		m.row.State = state
 	}

@@ -53,7 +53,10 @@ func (g *Gateway) join(ctx context.Context) error {
 		}
 	}
 	if err := g.members.awaitAlone(ctx); err != nil {
-		return errors.Join(err, metadata.MarkClosed(ctx, g.table, g.id))
+		// It has taken nothing: the next one need not wait for it.
+		limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainingTime)
+		defer cancel()
+		return errors.Join(err, metadata.MarkClosed(limit, g.table, g.id))
 	}
 	return g.members.look(ctx)
 }
@@ -64,8 +67,9 @@ func (g *Gateway) join(ctx context.Context) error {
 // whenever it could not finish.
 func (g *Gateway) recover(ctx context.Context) error {
 	pauses := metadata.DefaultBackOff()
+	kept := make(map[metadata.GatewayID]bool)
 	for {
-		err := g.recoverOnce(ctx)
+		err := g.recoverOnce(ctx, kept)
 		if err == nil {
 			close(g.caughtUp)
 			return nil
@@ -80,9 +84,16 @@ func (g *Gateway) recover(ctx context.Context) error {
 	}
 }
 
-func (g *Gateway) recoverOnce(ctx context.Context) error {
+// recoverOnce adds to kept the predecessors whose files must stay for another start.
+func (g *Gateway) recoverOnce(ctx context.Context, kept map[metadata.GatewayID]bool) error {
 	for len(g.recovered) > 0 {
-		if err := g.recoverFile(ctx, &g.recovered[0]); err != nil {
+		file := &g.recovered[0]
+		switch err := g.recoverFile(ctx, file); {
+		case lasting(err):
+			kept[metadata.GatewayID(file.Gateway)] = true
+			g.log.Error("what was acked as buffered cannot all be appended: the file stays, and the next start tries again",
+				"gateway", file.Gateway, "segment", file.Number, "error", err)
+		case err != nil:
 			return err
 		}
 		g.recovered = g.recovered[1:]
@@ -93,6 +104,9 @@ func (g *Gateway) recoverOnce(ctx context.Context) error {
 		}
 		if err := g.moveFrom(ctx, row.ID); err != nil {
 			return err
+		}
+		if kept[row.ID] {
+			continue // what it had appended must be known when the file comes again
 		}
 		if err := g.closePredecessor(ctx, row.ID); err != nil {
 			return err
@@ -156,7 +170,8 @@ func (g *Gateway) recoverFile(ctx context.Context, file *segments.RecoveredFile)
 }
 
 // recommit has the batches of a predecessor's segment judged that were acked as
-// buffered. The rest was never acked: its producers send it again.
+// buffered. The rest was never acked: its producers send it again. An error that is
+// lasting says that a partition cannot be sequenced; the other ones have theirs.
 func (g *Gateway) recommit(ctx context.Context, name string, d *segments.Directory) error {
 	var references []*metadata.Reference
 	for i := range d.Spans {
@@ -167,8 +182,11 @@ func (g *Gateway) recommit(ctx context.Context, name string, d *segments.Directo
 		}
 	}
 	batches, repeated := 0, 0
+	var broken error
 	err := g.refer(ctx, references, func(i int, v metadata.Verdict, err error) {
 		switch {
+		case lasting(err):
+			broken = err
 		case err != nil:
 			g.log.Error("what was acked as buffered cannot be appended: its topic was deleted", "buffer", name, "partition", references[i].Partition.String())
 		case v.Status == metadata.Repeated:
@@ -182,7 +200,7 @@ func (g *Gateway) recommit(ctx context.Context, name string, d *segments.Directo
 	}
 	g.meters.recovered(batches)
 	g.log.Info("recovered what was acked as buffered", "buffer", name, "appended", batches, "appended_before", repeated)
-	return nil
+	return broken
 }
 
 // moveFrom takes the partitions whose changes are only in a sealed journal.
