@@ -180,7 +180,12 @@ func (c *consumer) run(ctx context.Context, enough <-chan time.Time) error {
 		case !open:
 			return nil
 		case sent:
-			continue
+			select {
+			case <-enough: // a filter lets little through
+				return nil
+			default:
+				continue
+			}
 		}
 		select {
 		case <-c.wake:
@@ -241,8 +246,13 @@ func (c *consumer) advance(ctx context.Context, p *position) (sent bool, err err
 	return true, c.send(out)
 }
 
-// decodedTimes is how many times the bytes of a message its decoded records may take.
-const decodedTimes = 4
+const (
+	// decodedTimes is how many times the bytes of a message its decoded records may take.
+	decodedTimes = 4
+	// decodedBytes is what a decoded record or header takes beside its key and value:
+	// batches of empty ones inflate most.
+	decodedBytes = 32
+)
 
 // decodeRecords gives the records of batches one by one, those that were asked for. After
 // a batch with which they take more than limit bytes it stops, and says at which
@@ -263,7 +273,10 @@ func decodeRecords(data []byte, f filter, limit int) (out []*varvev1.ReadRecord,
 			if err != nil {
 				return nil, 0, err
 			}
-			limit -= len(r.Key) + len(r.Value)
+			limit -= decodedBytes + len(r.Key) + len(r.Value)
+			for _, h := range r.Headers {
+				limit -= decodedBytes + len(h.Key) + len(h.Value)
+			}
 			if r.Offset < f.from || r.Offset >= f.until || f.times != nil && (r.Timestamp < f.times.start || r.Timestamp >= f.times.end) {
 				continue
 			}
