@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"runtime/debug"
 	"sync/atomic"
 	"time"
 
@@ -37,6 +36,7 @@ type Gateway struct {
 	reader     *reader
 	members    *members
 	generation *generation
+	resting    *resting
 	recovered  []segments.RecoveredFile // what predecessors left in the buffer
 
 	producerIDs producerIDs
@@ -89,6 +89,7 @@ func New(config Config, d Dependencies) (*Gateway, error) {
 	g.intake = newIntake(g)
 	g.members = newMembers(g)
 	g.generation = &generation{gateway: g}
+	g.resting = newResting(g)
 	g.setState(false, "starting")
 	return g, nil
 }
@@ -135,6 +136,7 @@ func (g *Gateway) Run(ctx context.Context, started func()) error {
 	group.Go(func() error { return g.sequencer.run(work) })
 	group.Go(func() error { return g.intake.run(work) })
 	group.Go(func() error { return g.members.run(work) })
+	group.Go(func() error { return g.resting.run(work) })
 	group.Go(func() error { return g.recover(work) })
 	g.setState(true, "")
 	if started != nil {
@@ -159,13 +161,6 @@ func (g *Gateway) Run(ctx context.Context, started func()) error {
 		err = nil
 	}
 	return errors.Join(err, drained)
-}
-
-// rest gives memory back to the system after work: an idle gateway should be small. The
-// runtime would do it too, but takes minutes.
-func (g *Gateway) rest() {
-	g.reader.fresh.clear()
-	debug.FreeOSMemory()
 }
 
 // errStopped and errDraining answer what a gateway that ends can no longer do.

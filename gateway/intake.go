@@ -26,8 +26,6 @@ const (
 	// spanBatches seals a segment when one partition has so many batches in it: the
 	// verdicts on them must fit a row of the table, and the answers that are kept a lease row.
 	spanBatches = 1000
-	// restAfter is how long nothing was appended when memory is given back.
-	restAfter = 10 * time.Second
 	// stalled is for how long the store or the table may fail before appends are refused.
 	stalled = 5 * time.Second
 )
@@ -302,18 +300,13 @@ func (in *intake) run(ctx context.Context) error {
 	defer timer.Stop()
 	var uploads sync.WaitGroup
 	defer uploads.Wait()
-	worked := false // since the last rest
 	for {
 		segment, wait := in.next(time.Now())
 		if segment != nil {
-			worked = true
 			if err := in.start(ctx, &uploads, segment); err != nil {
 				return err
 			}
 			continue
-		}
-		if worked {
-			wait = min(wait, restAfter)
 		}
 		timer.Reset(wait)
 		select {
@@ -322,10 +315,6 @@ func (in *intake) run(ctx context.Context) error {
 			return context.Cause(ctx)
 		case <-in.wake:
 		case <-timer.C:
-			if worked && in.outstanding.Load() == 0 {
-				worked = false
-				in.g.rest()
-			}
 		}
 	}
 }

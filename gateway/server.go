@@ -108,6 +108,7 @@ func (g *Gateway) intercept(next connect.ServerFunc) connect.ServerFunc {
 				err = connect.NewError(connect.CodeInternal, internalMessage)
 			}
 		}()
+		g.resting.touch()
 		if s := g.state.Load(); !s.ready && s.reason != stateDraining {
 			return g.connectError(refuse(connect.CodeUnavailable, reasonDraining, "the gateway does not serve: %s", s.reason).withRetriable())
 		}

@@ -368,7 +368,7 @@ func TestSlowBody(t *testing.T) {
 
 func TestInterceptRecovers(t *testing.T) {
 	var log strings.Builder
-	g := &Gateway{meters: NewMeters(), log: slog.New(slog.NewTextHandler(&log, nil))}
+	g := &Gateway{meters: NewMeters(), log: slog.New(slog.NewTextHandler(&log, nil)), resting: newResting(nil)}
 	g.setState(true, "")
 	call := func(f connect.ServerFunc) error { return g.intercept(f)(t.Context(), connect.Spec{}, nil) }
 	err := call(func(context.Context, connect.Spec, connect.ServerStream) error { panic("hunter2") })
