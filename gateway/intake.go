@@ -523,6 +523,14 @@ func (in *intake) brokenOff(id metadata.PartitionID) error {
 	return in.broken[spanOf(id)]
 }
 
+// forget drops what is known of a partition that takes nothing more, for ever.
+func (in *intake) forget(id metadata.PartitionID) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	delete(in.previous, spanOf(id))
+	delete(in.broken, spanOf(id))
+}
+
 func spanOf(id metadata.PartitionID) segments.SpanID {
 	return segments.SpanID{Topic: segments.TopicID(id.Topic), Partition: id.Number}
 }

@@ -19,7 +19,7 @@ import (
 // TestManyBatchesOfOnePartition gathers more batches while uploads are held up than
 // the verdicts on one segment could hold; no two neighbours get the same verdict.
 func TestManyBatchesOfOnePartition(t *testing.T) {
-	const batches = 20_000
+	const batches = 49_000
 	d := memory()
 	g := startGateway(t, Config{Exclusive: true}, d)
 	topic := g.create(t, "a", 1, nil)

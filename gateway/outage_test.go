@@ -153,17 +153,19 @@ func TestBrokenPartition(t *testing.T) {
 		}
 		return nil
 	})
-	if err := appendOne(t.Context(), g.testGateway, 0, varvev1.Acks_ACKS_BUFFERED); err != nil {
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if err := appendOne(ctx, g.testGateway, 0, varvev1.Acks_ACKS_BUFFERED); err != nil {
 		t.Fatal(err)
 	}
-	if err := appendOne(t.Context(), g.testGateway, 0, varvev1.Acks_ACKS_COMMITTED); connect.CodeOf(classified(err)) != connect.CodeDataLoss {
+	if err := appendOne(ctx, g.testGateway, 0, varvev1.Acks_ACKS_COMMITTED); connect.CodeOf(classified(err)) != connect.CodeDataLoss {
 		t.Errorf("an append to it: %v", err)
 	}
 	for range 2 * uploadsAtOnce { // more than could be held up
-		if err := appendOne(t.Context(), g.testGateway, 1, varvev1.Acks_ACKS_COMMITTED); err != nil {
+		if err := appendOne(ctx, g.testGateway, 1, varvev1.Acks_ACKS_COMMITTED); err != nil {
 			t.Fatalf("an append to the other partition: %v", err)
 		}
-		if err := appendOne(t.Context(), g.testGateway, 0, varvev1.Acks_ACKS_COMMITTED); connect.CodeOf(classified(err)) != connect.CodeDataLoss {
+		if err := appendOne(ctx, g.testGateway, 0, varvev1.Acks_ACKS_COMMITTED); connect.CodeOf(classified(err)) != connect.CodeDataLoss {
 			t.Fatalf("an append to it: %v", err)
 		}
 	}

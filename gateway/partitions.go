@@ -16,6 +16,7 @@ type partitions struct {
 
 // partition is one of them. Its view is nil until it was read or taken.
 type partition struct {
+	all  *partitions
 	id   metadata.PartitionID
 	view atomic.Pointer[metadata.View]
 	// owned says that this gateway sequences it: its view is then the truth.
@@ -39,10 +40,29 @@ func (s *partitions) get(id metadata.PartitionID) *partition {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if p = s.list[id]; p == nil {
-		p = &partition{id: id}
+		p = &partition{all: s, id: id}
 		s.list[id] = p
 	}
 	return p
+}
+
+// release forgets a partition that is closed for ever, unless its sequencer still holds
+// it, or somebody waits for it: the last who does releases it.
+func (s *partitions) release(id metadata.PartitionID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := s.list[id]
+	if p == nil || p.owned.Load() {
+		return
+	}
+	if v := p.view.Load(); v == nil || !v.Closed {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.waiting) == 0 {
+		delete(s.list, id)
+	}
 }
 
 // publish shows a new view and wakes who waits for it.
@@ -69,7 +89,10 @@ func (p *partition) subscribe(wake chan struct{}) (cancel func()) {
 	p.waiting[wake] = struct{}{}
 	return func() {
 		p.mu.Lock()
-		defer p.mu.Unlock()
 		delete(p.waiting, wake)
+		p.mu.Unlock()
+		if v := p.view.Load(); v != nil && v.Closed {
+			p.all.release(p.id)
+		}
 	}
 }

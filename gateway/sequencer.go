@@ -265,6 +265,7 @@ type cycle struct {
 	rows    []*metadata.EntryBuilder
 	answers []pendingAnswer
 	dirty   []*held
+	closed  []*held // those that somebody asked about
 }
 
 func (s *sequencer) cycle(ctx context.Context) error {
@@ -314,6 +315,9 @@ func (s *sequencer) cycle(ctx context.Context) error {
 	}
 	for _, a := range c.answers {
 		a.ticket.done(a.verdict, a.err)
+	}
+	for _, h := range c.closed {
+		s.forget(h)
 	}
 	s.g.meters.cycled(len(c.answers), len(c.rows), int64(size))
 	if len(c.rows) > 0 {
@@ -392,6 +396,9 @@ func (c *cycle) decide(h *held, t *ticket) error {
 		}
 	}
 	c.answers = append(c.answers, pendingAnswer{t, verdict, err})
+	if h.state.Closed() {
+		c.closed = append(c.closed, h)
+	}
 	return nil
 }
 
@@ -583,7 +590,22 @@ func (s *sequencer) written(c checkpointed) error {
 	if h.state.Unfolded() != 0 {
 		s.unfolded.push(h)
 	}
+	s.forget(h)
 	return nil
+}
+
+// forget lets go of a partition that is closed for ever, once a checkpoint has all of it.
+// Should somebody ask again, it is read from there.
+func (s *sequencer) forget(h *held) {
+	id := h.state.ID()
+	if _, writing := s.writing[h]; writing || !h.state.Closed() || h.state.Unfolded() != 0 || len(h.parked) > 0 || s.parts[id] != h {
+		return
+	}
+	delete(s.parts, id)
+	delete(s.parked, h)
+	h.shared.owned.Store(false)
+	s.g.partitions.release(id)
+	s.g.intake.forget(id)
 }
 
 // trimJournal lets go of journal rows that every partition has checkpointed.
