@@ -5,10 +5,10 @@
 //
 // # The file
 //
-// A bbolt file with one bucket, "varve". Its sequence number is the version of what
-// follows (1). A row's key is the length of its partition key in two bytes, the
-// partition key, the sort key: so rows of a partition lie together, in order, and a
-// partition key costs nothing but its rows. A row's value, integers big-endian:
+// A bbolt file with two buckets. In "varve" are the rows. A row's key is the length of its
+// partition key in two bytes, the partition key, the sort key: so rows of a partition lie
+// together, in order, and a partition key costs nothing but its rows. A row's value, integers
+// big-endian:
 //
 //	offset  size  field
 //	0       1     version, 1
@@ -18,12 +18,31 @@
 //	21      8     nonce
 //	29      …     value
 //
+// In "varve.record", under the key "rows", is the record of the rows, which each transaction brings up to
+// date. It lies within the page that bbolt writes with each transaction anyway:
+//
+//	offset  size  field
+//	0       1     version of the file's format, 1
+//	1       4     CRC-32C of the key, the version and all that follows
+//	5       8     number of rows
+//	13      8     sum of the CRC-32C of all rows, modulo 2⁶⁴
+//
 // # Damage
 //
-// bbolt trusts its pages and panics on bad ones; every use of it here is guarded,
+// bbolt's pages have no checksums: a flipped bit can hide rows, or show older ones. So Open
+// reads the file by itself before it is used. Both head pages must be sound, though bbolt is content with
+// one (it would go on from the commit before the last); each page in use must be referred
+// to once and not be free; keys must be in order; and the rows must be sound and add up to
+// the record. Of a file with more than 256 MiB in use it reads the heads, the list of free
+// pages and the record only: there a row that is damaged is noticed when it is read, one that
+// vanished is not, nor is damage that comes about while the file is open until the
+// next Open. Damage is metadata.ErrCorrupt, and the file stays as it is. Open reads
+// 10,000 small rows in 2 ms, 100,000 in 20 ms.
+//
+// bbolt also panics on bad pages; every use of it here is guarded,
 // page faults of a file cut short included, and becomes metadata.ErrCorrupt. The list of free
 // pages is written with each commit, for two reasons: the file opens without a look at every
-// page, and without the goroutine that bbolt would scan them in, whose panics
+// page by bbolt, and without the goroutine that it would scan them in, whose panics
 // nobody could catch. The price is eight bytes a commit for each free page of 4 KB: nothing
 // until much was deleted, 2 MB a commit once a gigabyte is free.
 //

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
+
+	"github.com/varvelog/varve/metadata"
 )
 
 // errPanic is a panic of bbolt, which is how it meets a damaged page.
@@ -20,3 +22,12 @@ func guard(use func() error) (err error) {
 	}()
 	return use()
 }
+
+// damage is metadata.ErrCorrupt within this package, in words that do without its own: Table.corrupt
+// adds them, and what to do.
+type damage struct{ cause error }
+
+func damaged(format string, args ...any) error { return damage{fmt.Errorf(format, args...)} }
+
+func (d damage) Error() string   { return d.cause.Error() }
+func (d damage) Unwrap() []error { return []error{metadata.ErrCorrupt, d.cause} }

@@ -92,7 +92,7 @@ func (t *Table) view(ctx context.Context, read func(*bolt.Bucket) error) error {
 		return err
 	}
 	err := guard(func() error {
-		return t.db.View(func(tx *bolt.Tx) error { return read(tx.Bucket(bucketName)) })
+		return t.db.View(func(tx *bolt.Tx) error { return read(tx.Bucket(rowsName)) })
 	})
 	switch {
 	case errors.Is(err, errPanic), errors.Is(err, metadata.ErrCorrupt):

@@ -41,7 +41,7 @@ func encodeRow(key []byte, r metadata.Row) []byte {
 
 // decodeRow returns the row in stored bytes, its value copied out of them.
 func decodeRow(k metadata.Key, key, b []byte) (metadata.Row, error) {
-	stamp, err := checkRow(k, key, b)
+	stamp, err := checkRow(key, b)
 	if err != nil {
 		return metadata.Row{}, err
 	}
@@ -54,19 +54,29 @@ func decodeRow(k metadata.Key, key, b []byte) (metadata.Row, error) {
 }
 
 // checkRow returns the stamp of the row in stored bytes, or ErrCorrupt.
-func checkRow(k metadata.Key, key, b []byte) (metadata.Stamp, error) {
+func checkRow(key, b []byte) (metadata.Stamp, error) {
 	switch {
 	case len(b) == 0 || len(b) < headSize && b[0] == rowVersion:
-		return metadata.Stamp{}, fmt.Errorf("%w: row %s has %d bytes", metadata.ErrCorrupt, k, len(b))
+		return metadata.Stamp{}, damaged("row %s has %d bytes", rowName(key), len(b))
 	case b[0] != rowVersion:
-		return metadata.Stamp{}, fmt.Errorf("%w: row %s has version %d, not known to this program", metadata.ErrCorrupt, k, b[0])
+		return metadata.Stamp{}, damaged("row %s has version %d, not known to this program", rowName(key), b[0])
 	case sum(key, b) != binary.BigEndian.Uint32(b[1:]):
-		return metadata.Stamp{}, fmt.Errorf("%w: row %s has a wrong checksum", metadata.ErrCorrupt, k)
+		return metadata.Stamp{}, damaged("row %s has a wrong checksum", rowName(key))
 	}
 	return metadata.Stamp{
 		Epoch:    binary.BigEndian.Uint64(b[5:]),
 		Sequence: binary.BigEndian.Uint64(b[13:]),
 	}, nil
+}
+
+// rowName is for messages: a stored key may be damaged.
+func rowName(key []byte) string {
+	if len(key) > 2 {
+		if n := int(binary.BigEndian.Uint16(key)); n <= len(key)-2 {
+			return fmt.Sprintf("%q", metadata.Key{Partition: string(key[2 : 2+n]), Sort: string(key[2+n:])})
+		}
+	}
+	return fmt.Sprintf("%q", key)
 }
 
 func sum(key, b []byte) uint32 {

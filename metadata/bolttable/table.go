@@ -33,11 +33,7 @@ const (
 	// mapSize is how much address space is mapped at first, in bytes. Growing beyond what is mapped
 	// waits for all readers; a map of a gigabyte costs nothing until it is used.
 	mapSize = 1 << 30
-
-	formatVersion = 1
 )
-
-var bucketName = []byte("varve")
 
 // Table is a metadata.Table in one file. Strong and Eventual reads are the same.
 type Table struct {
@@ -58,7 +54,8 @@ type Table struct {
 var _ metadata.Table = (*Table)(nil)
 
 // Open opens the file, or makes it (its folder must exist), and starts the writer,
-// which Close ends. A file in use is ErrUnavailable, a damaged one ErrCorrupt.
+// which Close ends. A file in use is ErrUnavailable, a damaged one ErrCorrupt: all of a file is read,
+// if not more than 256 MiB of it are in use. A refused file is left as it is.
 func Open(path string, o Options) (*Table, error) {
 	info, statErr := os.Stat(path)
 	t := &Table{
@@ -101,38 +98,22 @@ func (t *Table) open(o Options) error {
 	if err != nil {
 		return err
 	}
-	version, err := t.format()
-	if err != nil || version == formatVersion {
+	info, err := t.file.Stat()
+	if err != nil {
 		return err
 	}
-	if version != 0 {
-		return fmt.Errorf("format version %d is not known to this program, which knows %d: use a newer one", version, formatVersion)
+	fresh, err := verify(t.file, info.Size(), t.db.Info().PageSize, verifyLimit)
+	if err != nil || !fresh {
+		return err
 	}
 	return t.db.Update(func(tx *bolt.Tx) error {
-		bucket, err := tx.CreateBucket(bucketName)
-		if err != nil {
-			return err
-		}
-		return bucket.SetSequence(formatVersion)
-	})
-}
-
-// format returns the version of the file, 0 of a new one.
-func (t *Table) format() (version uint64, err error) {
-	err = t.db.View(func(tx *bolt.Tx) error {
-		if bucket := tx.Bucket(bucketName); bucket != nil {
-			version = bucket.Sequence()
-			if version == 0 {
-				return fmt.Errorf("%w: no format version", metadata.ErrCorrupt)
+		for _, name := range [][]byte{rowsName, recordName} {
+			if _, err := tx.CreateBucket(name); err != nil {
+				return err
 			}
-			return nil
 		}
-		if other, _ := tx.Cursor().First(); other != nil {
-			return fmt.Errorf("the file belongs to another program: it has a bucket %q", other)
-		}
-		return nil
+		return tally{}.write(tx)
 	})
-	return version, err
 }
 
 func (t *Table) openError(err error) error {
@@ -141,7 +122,7 @@ func (t *Table) openError(err error) error {
 		return fmt.Errorf("%w: %s is in use by another process: stop that one, or use another file", metadata.ErrUnavailable, t.path)
 	case errors.Is(err, berrors.ErrInvalid), errors.Is(err, berrors.ErrChecksum), errors.Is(err, berrors.ErrVersionMismatch):
 		return t.corrupt(fmt.Errorf("neither of its two head pages is valid: %w", err))
-	case errors.Is(err, errPanic):
+	case errors.Is(err, errPanic), errors.Is(err, metadata.ErrCorrupt):
 		return t.corrupt(err)
 	}
 	return fmt.Errorf("open %s: %w", t.path, err)

@@ -113,12 +113,9 @@ func (t *Table) commit(group []*request) {
 		// Of no effect after a commit; after a panic it frees bbolt's locks.
 		defer func() { _ = tx.Rollback() }()
 		before = tx.ID() - 1
-		changed := false
-		for _, r := range group {
-			changed = r.apply(tx.Bucket(bucketName)) || changed
-		}
-		if !changed {
-			return nil
+		changed, err := t.apply(tx, group)
+		if err != nil || !changed {
+			return err
 		}
 		committing = true
 		return tx.Commit()
@@ -128,6 +125,25 @@ func (t *Table) commit(group []*request) {
 	}
 }
 
+// apply judges the group and brings the record of the rows up to date; it tells whether anything changed.
+func (t *Table) apply(tx *bolt.Tx, group []*request) (changed bool, err error) {
+	rows, err := readTally(tx)
+	if err != nil {
+		return false, err
+	}
+	bucket := tx.Bucket(rowsName)
+	for _, r := range group {
+		changed = r.apply(bucket, &rows) || changed
+		if errors.Is(r.outcome, metadata.ErrCorrupt) {
+			r.outcome = t.corrupt(r.outcome)
+		}
+	}
+	if !changed {
+		return false, nil
+	}
+	return true, rows.write(tx)
+}
+
 // commitError judges a failed transaction and breaks the table where it must. before
 // is the number of the last transaction that was committed.
 func (t *Table) commitError(err error, committing bool, before int) error {
@@ -135,7 +151,7 @@ func (t *Table) commitError(err error, committing bool, before int) error {
 		return fmt.Errorf("%w: %s: the disk or the file's limit is full: free some space (%w)", metadata.ErrUnavailable, t.path, err)
 	}
 	var broken error
-	if errors.Is(err, errPanic) {
+	if errors.Is(err, errPanic) || errors.Is(err, metadata.ErrCorrupt) {
 		broken = t.corrupt(err)
 	} else {
 		broken = fmt.Errorf("%w: %s takes no more reads or writes since a commit failed (%v): check the disk, then start again",
@@ -180,29 +196,34 @@ func setAll(group []*request, err error) {
 }
 
 // apply judges one request, sets its outcome and tells whether it changed anything.
-func (r *request) apply(bucket *bolt.Bucket) bool {
+func (r *request) apply(bucket *bolt.Bucket, rows *tally) bool {
 	b := bucket.Get(r.stored)
-	if r.outcome = r.judge(b); r.outcome != nil {
+	if r.outcome = r.judge(b); r.outcome != nil || b == nil && r.value == nil {
 		return false
 	}
-	switch {
-	case r.value != nil:
+	after := *rows
+	if b != nil {
+		after.remove(b)
+	}
+	if r.value != nil {
+		after.add(r.value)
 		r.outcome = bucket.Put(r.stored, r.value)
-	case b != nil:
+	} else {
 		r.outcome = bucket.Delete(r.stored)
-	default:
+	}
+	if r.outcome != nil {
 		return false
 	}
-	return r.outcome == nil
+	*rows = after
+	return true
 }
 
-// judge returns why the request must not happen where b is stored, or nil. A damaged row
-// is in nobody's way who overwrites or removes it without a condition.
-func (r *request) judge(b []byte) error {
+// judge returns why the request must not happen where b is stored, or nil. A damaged row is
+// in everybody's way: what it was is needed for the record of the rows.
+func (r *request) judge(b []byte) (err error) {
 	var stamp metadata.Stamp
-	if b != nil && r.cond.Kind != metadata.Always {
-		var err error
-		if stamp, err = checkRow(r.key, r.stored, b); err != nil {
+	if b != nil {
+		if stamp, err = checkRow(r.stored, b); err != nil {
 			return err
 		}
 	}
