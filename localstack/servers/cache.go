@@ -28,6 +28,8 @@ var (
 	packageJSON []byte
 	//go:embed package-lock.json
 	packageLock []byte
+	//go:embed survive.js
+	survive []byte
 )
 
 func fetchMinIO(ctx context.Context, notes io.Writer) ([]string, error) {
@@ -53,21 +55,22 @@ func fetchDynalite(ctx context.Context, notes io.Writer) ([]string, error) {
 		return nil, err
 	}
 	program := filepath.Join(folder, "node_modules", "dynalite", "cli.js")
+	files := map[string][]byte{"package.json": packageJSON, "package-lock.json": packageLock, "survive.js": survive}
 	present := func() bool {
-		lock, err := os.ReadFile(filepath.Join(folder, "package-lock.json"))
-		if err != nil || !bytes.Equal(lock, packageLock) {
-			return false
+		for name, content := range files {
+			if b, err := os.ReadFile(filepath.Join(folder, name)); err != nil || !bytes.Equal(b, content) {
+				return false
+			}
 		}
-		_, err = os.Stat(program)
+		_, err := os.Stat(program)
 		return err == nil
 	}
 	err = install(ctx, folder, present, func(folder string) error {
 		fmt.Fprintf(notes, "installing dynalite %s\n", DynaliteVersion)
-		err := errors.Join(
-			os.WriteFile(filepath.Join(folder, "package.json"), packageJSON, 0o644),
-			os.WriteFile(filepath.Join(folder, "package-lock.json"), packageLock, 0o644))
-		if err != nil {
-			return err
+		for name, content := range files {
+			if err := os.WriteFile(filepath.Join(folder, name), content, 0o644); err != nil {
+				return err
+			}
 		}
 		return command(ctx, notes, folder, nil,
 			"Node.js 18 or later with npm", "npm", "ci", "--no-audit", "--no-fund", "--loglevel=error")
@@ -79,7 +82,7 @@ func fetchDynalite(ctx context.Context, notes io.Writer) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("dynalite needs Node.js 18 or later on the PATH: %w", err)
 	}
-	return []string{node, program}, nil
+	return []string{node, "--require", filepath.Join(folder, "survive.js"), program}, nil
 }
 
 // cached returns a path below the folder in which programs are kept.

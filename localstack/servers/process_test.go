@@ -1,9 +1,11 @@
 package servers
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -162,6 +164,66 @@ func TestStopFreesThePort(t *testing.T) {
 	}
 	if err := p.Stop(t.Context()); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// Dynalite outlives clients that go away in the middle of a request, as one does that is killed.
+func TestDynaliteOutlivesItsClients(t *testing.T) {
+	o := options(t)
+	p, err := Dynalite.Start(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		connection, err := net.Dial("tcp", address(p.Port))
+		if err != nil {
+			t.Fatal(err)
+		}
+		// "100 Continue" says that the server waits for the body.
+		fmt.Fprint(connection, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\nExpect: 100-continue\r\n\r\n{")
+		if _, err := connection.Read(make([]byte, 25)); err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(connection.(*net.TCPConn).SetLinger(0), connection.Close()); err != nil { // a reset
+			t.Fatal(err)
+		}
+	}
+	deadline := time.Now().Add(readyWithin)
+	for text := []byte(nil); bytes.Count(text, []byte("went away")) < 3; time.Sleep(checkEvery) {
+		if text, err = os.ReadFile(o.Log); err != nil || time.Now().After(deadline) {
+			t.Fatalf("the log does not tell of the clients (%v):\n%s", err, text)
+		}
+		if running, err := p.Running(); !running || err != nil {
+			t.Fatalf("Running = %v, %v\n%s", running, err, text)
+		}
+	}
+	if !Dynalite.answers(t.Context(), p.URL()) {
+		t.Error("does not answer any more")
+	}
+	if err := p.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Nothing else that goes wrong in dynalite is passed over.
+func TestOtherFaultsEndIt(t *testing.T) {
+	node, err := exec.LookPath("node")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for fault, survives := range map[string]bool{
+		"Object.assign(new Error('aborted'), {code: 'ECONNRESET'})":     true,
+		"Object.assign(new Error('aborted'), {code: 'EIO'})":            false,
+		"Object.assign(new Error('read failed'), {code: 'ECONNRESET'})": false,
+		"new TypeError('a mistake')":                                    false,
+		"null":                                                          false,
+	} {
+		script := "setImmediate(() => console.log('goes on')); throw " + fault
+		cmd := exec.Command(node, "--require", "./survive.js", "--eval", script)
+		said, err := cmd.CombinedOutput()
+		if survived := err == nil && strings.Contains(string(said), "goes on"); survived != survives {
+			t.Errorf("%s: survived = %v (%v):\n%s", fault, survived, err, said)
+		}
 	}
 }
 

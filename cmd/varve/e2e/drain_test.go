@@ -143,12 +143,14 @@ func TestDrainThatCannotEnd(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			where := onMinIO(t).with(c.args...)
+			stack := shared.start(t)
+			table := newProxy(t, stack.dynalite.URL())
+			where := onMinIO(t).with("--metadata", tableURL(table.url, stack.newTable(t))).with(c.args...)
 			p := start(t, where)
 			l := newLoad(t, p.url())
 			makeTopic(t, l.client, topic, 1)
 			appendOne(t, l.client, topic, 0, "before")
-			where.table.hold()
+			table.hold()
 			produceBuffered(t, l, "kept")
 			answers := make(chan error, 1)
 			go func() {
@@ -171,7 +173,7 @@ func TestDrainThatCannotEnd(t *testing.T) {
 			if err := <-answers; outcomeOf(err) == confirmed {
 				t.Error("an append was acked as committed while the table did not answer")
 			}
-			where.table.release()
+			table.release()
 
 			again := launch(t, where, p.address).ready(t)
 			waitRecovered(t, l.client)

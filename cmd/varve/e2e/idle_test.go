@@ -40,7 +40,7 @@ func TestIdle(t *testing.T) {
 			if puts != 0 || lists != 0 || gets != 0 || writes != beats {
 				t.Error("an idle gateway works")
 			}
-			if alone := where.table == nil; alone != (beats == 0) {
+			if where.alone != (beats == 0) {
 				t.Errorf("%d heartbeats; on a table that is its own a gateway has none, else some", beats)
 			}
 			p.stop(t)

@@ -27,8 +27,8 @@ type place struct {
 	data string   // folder
 	args []string // of varve serve, besides --data and --listen
 	env  []string
-	// table stands before the table's server, if that is one.
-	table *proxy
+	// alone: no other gateway can use the table.
+	alone bool
 }
 
 // with returns the place with more arguments.
@@ -38,7 +38,7 @@ func (p place) with(args ...string) place {
 }
 
 // embedded is a folder and nothing else.
-func embedded(t *testing.T) place { return place{data: t.TempDir()} }
+func embedded(t *testing.T) place { return place{data: t.TempDir(), alone: true} }
 
 // onMinIO and onS3 are a bucket and a table of their own on the servers, with the two object
 // store clients there are.
@@ -53,13 +53,11 @@ func onS3(t *testing.T) place {
 }
 
 func onServers(t *testing.T, stack *stack, segments string) place {
-	table := newProxy(t, stack.dynalite.URL())
 	return place{
 		data: t.TempDir(),
 		// Spaced more closely than the default, so that more happens between two kills.
-		args:  []string{"--segments", segments, "--metadata", tableURL(table.url, stack.newTable(t)), "--flush-interval", "25ms"},
-		env:   stack.env(),
-		table: table,
+		args: []string{"--segments", segments, "--metadata", tableURL(stack.dynalite.URL(), stack.newTable(t)), "--flush-interval", "25ms"},
+		env:  stack.env(),
 	}
 }
 

@@ -11,9 +11,9 @@ import (
 	"testing"
 )
 
-// proxy stands between varve and an HTTP server. A request that has arrived whole goes on and takes
-// effect, even when who sent it is dead by then; of others the server never hears. (Dynalite ends
-// when a client breaks off in the middle of a request.)
+// proxy stands between varve and an HTTP server that others use too, and can keep requests back. One that
+// has arrived whole goes on and takes effect, even when who sent it is dead by then; of others the server
+// never hears.
 type proxy struct {
 	url     string
 	backend string
