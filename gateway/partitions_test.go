@@ -22,6 +22,8 @@ func TestDeletedTopicsAreForgotten(t *testing.T) {
 		kept := g.create(t, "kept", 1, nil)
 		g.produce(t, "kept", 0, batch.Record{Timestamp: 1})
 		var id metadata.PartitionID
+		var watched *partition
+		var unwatch func()
 		followed := make(chan error, 1)
 		for round := range 10 {
 			topic := g.create(t, "a", 5, nil)
@@ -34,11 +36,8 @@ func TestDeletedTopicsAreForgotten(t *testing.T) {
 				}
 				c := &consumer{g: g.Gateway, topic: topic, positions: []*position{pos}, maxBytes: 1 << 20, wake: make(chan struct{}, 1)}
 				c.send = func(*varvev1.ConsumeResponse) error { return nil }
-				cancel := pos.partition.subscribe(c.wake)
-				go func() {
-					defer cancel()
-					followed <- c.run(t.Context(), nil)
-				}()
+				watched, unwatch = pos.partition, pos.partition.subscribe(c.wake)
+				go func() { followed <- c.run(t.Context(), nil) }()
 				synctest.Wait()
 			}
 			if _, err := (&topicService{g.Gateway}).DeleteTopic(t.Context(), &varvev1.DeleteTopicRequest{Name: "a"}); err != nil {
@@ -48,12 +47,20 @@ func TestDeletedTopicsAreForgotten(t *testing.T) {
 		if err := <-followed; connect.CodeOf(classified(err)) != connect.CodeNotFound {
 			t.Errorf("the follower ended with %v", err)
 		}
-		left := func(when string) {
-			t.Helper()
+		settle := func() {
 			for range 50 { // each commit moves the journal on, and checkpoints with it
 				g.produce(t, "kept", 0, batch.Record{Timestamp: 1})
 			}
 			synctest.Wait()
+		}
+		settle()
+		if g.partitions.list[watched.id] != watched {
+			t.Error("a partition that somebody waits for is forgotten")
+		}
+		unwatch()
+		left := func(when string) {
+			t.Helper()
+			settle()
 			only := metadata.PartitionID{Topic: kept.ID}
 			if p := g.sequencer.parts; len(p) != 1 || p[only] == nil {
 				t.Errorf("%s the sequencer holds %d partitions", when, len(p))
