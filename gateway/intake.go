@@ -582,12 +582,18 @@ func (in *intake) answer(segment *openSegment, err error) {
 	}
 }
 
+// keep leaves the buffer file for the next start to try again. All of it is on disk
+// first: appends that still wait for that are acked, and found then.
+func (s *openSegment) keep() error {
+	return errors.Join(s.buffer.Sync(context.Background(), s.buffer.Bytes()), s.buffer.Close())
+}
+
 // settled ends a segment: every span of it has its verdict.
 func (in *intake) settled(segment *openSegment) {
 	if segment.buffer != nil {
 		end := segment.buffer.Remove
 		if segment.damaged {
-			end = segment.buffer.Close // the next start tries again what was acked as buffered
+			end = segment.keep
 		}
 		if err := end(); err != nil {
 			in.g.log.Warn("buffer file not removed; the next start finds it committed", "segment", segment.number, "error", err)
