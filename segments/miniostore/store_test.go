@@ -7,6 +7,7 @@ import (
 
 	"github.com/minio/minio-go/v7/pkg/credentials"
 
+	"github.com/varvelog/varve/localstack/servers"
 	"github.com/varvelog/varve/segments"
 	"github.com/varvelog/varve/segments/miniostore"
 	"github.com/varvelog/varve/segments/storetest"
@@ -55,7 +56,7 @@ func TestRefusals(t *testing.T) {
 	noBucket, wrongKey, wrongSecret := good, good, good
 	noBucket.Bucket = "no-such-bucket"
 	wrongKey.Credentials = credentials.NewStaticV4("nobody", "wrong-secret", "")
-	wrongSecret.Credentials = credentials.NewStaticV4("varvetest", "wrong-secret", "")
+	wrongSecret.Credentials = credentials.NewStaticV4(servers.AccessKey, "wrong-secret", "")
 	silent := good
 	silent.Endpoint = "127.0.0.1:1"
 	tests := []struct {

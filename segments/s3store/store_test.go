@@ -8,6 +8,7 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/credentials"
 
+	"github.com/varvelog/varve/localstack/servers"
 	"github.com/varvelog/varve/segments"
 	"github.com/varvelog/varve/segments/s3store"
 	"github.com/varvelog/varve/segments/storetest"
@@ -56,7 +57,7 @@ func TestRefusals(t *testing.T) {
 	noBucket, wrongKey, wrongSecret := good, good, good
 	noBucket.Bucket = "no-such-bucket"
 	wrongKey.Credentials = credentials.NewStaticCredentialsProvider("nobody", "wrong-secret", "")
-	wrongSecret.Credentials = credentials.NewStaticCredentialsProvider("varvetest", "wrong-secret", "")
+	wrongSecret.Credentials = credentials.NewStaticCredentialsProvider(servers.AccessKey, "wrong-secret", "")
 	silent := good
 	silent.Endpoint = "http://127.0.0.1:1"
 	tests := []struct {
