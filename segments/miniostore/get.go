@@ -18,7 +18,7 @@ func (s *Store) Get(ctx context.Context, key string, offset, length int64) ([]by
 	var data []byte
 	var size int64
 	if err == nil {
-		data, size, err = s.get(ctx, key, offset, length)
+		data, size, err = s.get(ctx, key, offset, length, nil)
 	}
 	if err != nil {
 		return nil, 0, fmt.Errorf("get %s: %w", key, err)
@@ -26,7 +26,24 @@ func (s *Store) Get(ctx context.Context, key string, offset, length int64) ([]by
 	return data, size, nil
 }
 
-func (s *Store) get(ctx context.Context, key string, offset, length int64) ([]byte, int64, error) {
+// GetInto implements [segments.IntoReader].
+func (s *Store) GetInto(ctx context.Context, key string, into []byte, offset int64) (int, error) {
+	err := segments.CheckCall(ctx, key)
+	if err == nil && offset < 0 {
+		err = fmt.Errorf("offset %d is negative", offset)
+	}
+	var data []byte
+	if err == nil {
+		data, _, err = s.get(ctx, key, offset, int64(len(into)), into)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("get %s: %w", key, err)
+	}
+	return len(data), nil
+}
+
+// get reads a range, into the memory given if it fits there.
+func (s *Store) get(ctx context.Context, key string, offset, length int64, into []byte) ([]byte, int64, error) {
 	if length == 0 && offset >= 0 {
 		// HTTP has no empty ranges.
 		size, err := s.size(ctx, key)
@@ -52,7 +69,11 @@ func (s *Store) get(ctx context.Context, key string, offset, length int64) ([]by
 			return nil, 0, err
 		}
 	}
-	data := make([]byte, count)
+	data := into
+	if int64(len(into)) < count {
+		data = make([]byte, count)
+	}
+	data = data[:count]
 	if n, err := io.ReadFull(body, data); err != nil {
 		if ended := segments.Interrupted(ctx); ended != nil {
 			return nil, 0, ended
