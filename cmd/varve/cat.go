@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"fmt"
+	"sync/atomic"
 
 	"github.com/spf13/cobra"
 
@@ -42,10 +43,12 @@ printed one a line; -f takes kcat's letters (` + formatLetters + `) and \n \t \r
 	flags.Int32SliceVarP(&f.partitions, "partition", "p", nil, "only this partition `N` (repeatable)")
 	flags.StringVar(&f.from, "from", "earliest", "first record: a `PLACE`")
 	flags.StringVar(&f.until, "until", "latest", "end, exclusive: a `PLACE`")
-	flags.StringVar(&f.between, "between", "", "only records with `T1,T2`: T1 <= timestamp < T2, whatever their order in the log")
+	flags.StringVar(&f.between, "between", "", "`T1,T2`: only records with T1 <= timestamp < T2, whatever their order in the log")
 	flags.Int64Var(&f.maxRecords, "max-records", 0, "end after `N` records (0: all)")
 	flags.Int64Var(&f.maxBytes, "max-bytes", 0, "end before keys and values pass `N` bytes, but after one record (0: all)")
 	flags.StringVarP(&f.format, "format", "f", "", "how to print a record")
+	completeWith(cmd, "from", "earliest", "latest")
+	completeWith(cmd, "until", "earliest", "latest")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		format, err := a.recordFormat(f.format, cmd.Flags().Changed("format"))
 		if err != nil {
@@ -67,11 +70,18 @@ type selection struct {
 	from, until int64
 	// Limits; 0 is none.
 	maxRecords, maxBytes int64
+	// arrived counts the records that came; printing is set while whoever reads the output holds cat up.
+	arrived  atomic.Int64
+	printing atomic.Bool
 }
 
-func (f *catFlags) parse(a *app, topic string) (selection, error) {
+func (s *selection) waiting() (arrived int64, waits bool) {
+	return s.arrived.Load(), !s.printing.Load()
+}
+
+func (f *catFlags) parse(a *app, topic string) (*selection, error) {
 	now := a.now()
-	s := selection{
+	s := &selection{
 		consumer:   client.ConsumerConfig{Topic: topic, Partitions: f.partitions, Order: client.ByTimestamp},
 		maxRecords: f.maxRecords, maxBytes: f.maxBytes,
 	}
@@ -108,13 +118,13 @@ func checkPartitions(partitions []int32) error {
 	return nil
 }
 
-func (a *app) cat(ctx context.Context, s selection, format recordFormat) error {
+func (a *app) cat(ctx context.Context, s *selection, format recordFormat) error {
 	c, err := a.connect()
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	if err := a.settle(ctx, c, &s); err != nil {
+	if err := a.settle(ctx, c, s); err != nil {
 		return err
 	}
 	k, err := c.NewConsumer(s.consumer)
@@ -122,7 +132,9 @@ func (a *app) cat(ctx context.Context, s selection, format recordFormat) error {
 		return err
 	}
 	out := bufio.NewWriterSize(a.stdout, outputBuffer)
+	stop := a.watchStalls(s.waiting)
 	printed, err := s.print(ctx, k, out, format)
+	stop()
 	if flushed := out.Flush(); flushed != nil {
 		return flushed
 	}
@@ -168,6 +180,7 @@ func (s *selection) print(ctx context.Context, k *client.Consumer, out *bufio.Wr
 		if err != nil {
 			return printed, err
 		}
+		s.arrived.Add(1)
 		if s.until >= 0 && r.Offset >= s.until {
 			continue
 		}
@@ -176,9 +189,11 @@ func (s *selection) print(ctx context.Context, k *client.Consumer, out *bufio.Wr
 			return printed, nil
 		}
 		line = format(line[:0], &r)
+		s.printing.Store(true)
 		if _, err := out.Write(line); err != nil {
 			return printed, err
 		}
+		s.printing.Store(false)
 		printed++
 		if printed == s.maxRecords {
 			return printed, nil

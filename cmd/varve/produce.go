@@ -59,8 +59,8 @@ output a line an ack. Ctrl-C sends what was read, waits for its acks, and tells 
 	flags.StringVarP(&f.codec, "codec", "z", "none", "compress with none, gzip, snappy, lz4 or zstd")
 	flags.BoolVarP(&f.emptyIsNull, "empty-is-null", "Z", false, "an empty key or value is null")
 	flags.BoolVar(&f.keepPartitions, "keep-partitions", false, "with --format json: the partitions that the records name")
-	cmd.MarkFlagsMutuallyExclusive("key", "key-separator")
-	cmd.MarkFlagsMutuallyExclusive("partition", "keep-partitions")
+	excludeEachOther(cmd, "key", "key-separator")
+	excludeEachOther(cmd, "partition", "keep-partitions")
 	completeWith(cmd, "format", "line", "json")
 	completeWith(cmd, "acks", "committed", "buffered")
 	completeWith(cmd, "codec", "none", "gzip", "snappy", "lz4", "zstd")
@@ -161,6 +161,7 @@ func (a *app) produce(ctx context.Context, cfg client.ProducerConfig, parser rec
 	if isJSON {
 		in.maxLine = maxJSONLine
 	}
+	stop := a.watchStalls(t.waiting)
 	failure := t.send(ctx, p, in, parser)
 	if err := in.close(); failure == nil {
 		failure = err
@@ -170,6 +171,7 @@ func (a *app) produce(ctx context.Context, cfg client.ProducerConfig, parser rec
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(closePatience, cancel) })()
 	unsent := p.Close(closing)
+	stop()
 	progress.done()
 	return t.conclude(ctx, cfg.Topic, failure, unsent)
 }
@@ -275,6 +277,14 @@ func (t *tally) onBatch(ack client.Ack, err error) {
 	}
 }
 
+// waiting returns how many records were answered for, and whether others were not yet.
+func (t *tally) waiting() (answered int64, waits bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	answered = t.acked + t.failed + t.unknown
+	return answered, answered < t.taken
+}
+
 // conclude writes the summary and returns what went wrong. When nobody reads the acks any more the
 // import goes on: half of one would be worse.
 func (t *tally) conclude(ctx context.Context, topic string, failure, unsent error) error {
@@ -300,7 +310,7 @@ func (t *tally) summary(topic string) string {
 	if len(t.partitions) > 0 {
 		fmt.Fprintf(&b, " in %s (%s)", count(int64(len(t.partitions)), "partition"), ranges(t.partitions))
 	}
-	fmt.Fprintf(&b, ", %s read, %.2f s", count(t.bytes, "byte"), time.Since(t.started).Seconds())
+	fmt.Fprintf(&b, ", %s, %.2f s", count(t.bytes, "byte"), time.Since(t.started).Seconds())
 	if t.failed > 0 {
 		fmt.Fprintf(&b, "; %d not written", t.failed)
 	}

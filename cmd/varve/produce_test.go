@@ -66,7 +66,7 @@ func TestProduceFiles(t *testing.T) {
 		}
 	}
 	r := s.run("in\n", "produce", "t", names[0], "-", names[1], "-p", "2", "-H", "h=1=2", "-H", "i=", "--timestamp", "1234")
-	summary := regexp.MustCompile(`^varve: 3 records acknowledged by t in 1 partition \(2\), 14 bytes read, \d+\.\d\d s\n$`)
+	summary := regexp.MustCompile(`^varve: 3 records acknowledged by t in 1 partition \(2\), 14 bytes, \d+\.\d\d s\n$`)
 	if r.status != statusDone || r.stdout != "" || !summary.MatchString(r.stderr) {
 		t.Errorf("status %d, %q, %q", r.status, r.stdout, r.stderr)
 	}
@@ -123,7 +123,7 @@ func TestInterruptedProduce(t *testing.T) {
 	p.expect(t, `{"topic":"t","partition":0,"base_offset":0,"last_offset":0,"acks":"committed"}`)
 	p.interrupt()
 	p.expectStatus(t, statusFailed)
-	want := regexp.MustCompile(`^varve: 1 record acknowledged by t in 1 partition \(0\), 1 byte read, .* s\nvarve: interrupted\n$`)
+	want := regexp.MustCompile(`^varve: 1 record acknowledged by t in 1 partition \(0\), 1 byte, .* s\nvarve: interrupted\n$`)
 	if got := p.stderr.String(); !want.MatchString(got) {
 		t.Errorf("%q", got)
 	}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
@@ -91,6 +92,9 @@ func (a *app) finish(cmd *cobra.Command) {
 			if check(cmd, args) != nil {
 				return usagef("want: %s, not %s", cmd.UseLine(), count(int64(len(args)), "argument"))
 			}
+			if strings.HasPrefix(cmd.Use, cmd.Name()+" TOPIC") && !utf8.ValidString(args[0]) {
+				return usagef("topic name %q is not UTF-8", args[0])
+			}
 			return nil
 		}
 	}
@@ -146,5 +150,19 @@ func completeWith(cmd *cobra.Command, flag string, values ...string) {
 	// It fails only for a flag that does not exist, which would be a mistake in this package.
 	if err := cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)); err != nil {
 		panic(err)
+	}
+}
+
+// excludeEachOther refuses two flags that were both given. (Cobra's own way says so in words of its own.)
+func excludeEachOther(cmd *cobra.Command, one, other string) {
+	before := cmd.PreRunE
+	cmd.PreRunE = func(cmd *cobra.Command, args []string) error {
+		if cmd.Flags().Changed(one) && cmd.Flags().Changed(other) {
+			return usagef("--%s and --%s exclude each other", one, other)
+		}
+		if before != nil {
+			return before(cmd, args)
+		}
+		return nil
 	}
 }

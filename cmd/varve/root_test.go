@@ -40,7 +40,7 @@ func TestUsage(t *testing.T) {
 		"cat t --server nonsense":       "want http://host:port",
 		"tail t -n -1":                  "want 0 to",
 		"offsets t --time x":            "--time: time",
-		"offsets t --time 1 --before 2": "before time",
+		"offsets t --time 1 --before 2": "--time and --before exclude each other",
 		"produce":                       "not 0 arguments",
 		"produce t --format xml":        "want line or json",
 		"produce t --acks all":          "want committed or buffered",
@@ -178,6 +178,25 @@ func TestInterruptedAtOnce(t *testing.T) {
 		status := execute(ctx, args, s.app(strings.NewReader(""), &stdout, &stderr))
 		if status != statusFailed || !strings.HasSuffix(stderr.String(), "varve: interrupted\n") {
 			t.Errorf("%v: status %d, %q", args, status, &stderr)
+		}
+	}
+}
+
+func TestFlagsThatExcludeEachOther(t *testing.T) {
+	s := &testShell{t: t}
+	for args, want := range map[string]string{
+		"offsets t --time 5 --before 6":         "varve: --time and --before exclude each other\n",
+		"produce t -k a -K b":                   "varve: --key and --key-separator exclude each other\n",
+		"produce t -p 1 --keep-partitions":      "varve: --partition and --keep-partitions exclude each other\n",
+		"dump t/0@0 --raw --records":            "varve: --raw and --records exclude each other\n",
+		"cat t\xff":                             "varve: topic name \"t\\xff\" is not UTF-8\n",
+		"topic create t\xff --partitions 3":     "varve: topic name \"t\\xff\" is not UTF-8\n",
+		"cat t --format %s -o json -p 1":        "varve: --format and --output json exclude each other\n",
+		"offsets t --time=2h --before 5 -p 0,1": "varve: --time and --before exclude each other\n",
+	} {
+		r := s.run("", strings.Fields(args)...)
+		if r.status != statusUsage || !strings.HasPrefix(r.stderr, want) {
+			t.Errorf("%q: status %d, %q, want %q", args, r.status, r.stderr, want)
 		}
 	}
 }

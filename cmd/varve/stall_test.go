@@ -1,0 +1,77 @@
+package main
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"strings"
+	"sync/atomic"
+	"testing"
+)
+
+// outage stands before a gateway and fails its streams and appends, until somebody asks why.
+func outage(t *testing.T, gateway string) (server string) {
+	t.Helper()
+	target, err := url.Parse(gateway)
+	if err != nil {
+		t.Fatal(err)
+	}
+	forward := httputil.NewSingleHostReverseProxy(target)
+	var over atomic.Bool
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case over.Load():
+			forward.ServeHTTP(w, r)
+		case r.URL.Path == "/readyz":
+			w.WriteHeader(http.StatusServiceUnavailable)
+			w.Write([]byte(`{"ready":false,"reason":"the bucket is on holiday"}`))
+			over.Store(true)
+		case strings.HasSuffix(r.URL.Path, "/Consume"), strings.HasSuffix(r.URL.Path, "/Produce"):
+			w.WriteHeader(http.StatusServiceUnavailable)
+		default:
+			forward.ServeHTTP(w, r)
+		}
+	}))
+	t.Cleanup(s.Close)
+	return s.URL
+}
+
+func TestStallsAreExplained(t *testing.T) {
+	s := newShell(t)
+	s.quakes()
+	gateway := s.url
+	for _, c := range []struct {
+		stdin, args, stdout string
+	}{
+		{"", "cat quakes -p 0", "a10\na30\na20\n"},
+		{"more\n", "produce quakes -p 0", ""},
+	} {
+		server := outage(t, gateway)
+		r := s.run(c.stdin, append(strings.Fields(c.args), "--server", server, "--timeout", "300ms")...)
+		want := "varve: nothing from the gateway for 300ms, still trying: " + server + " is not ready: the bucket is on holiday\n"
+		if r.status != statusDone || r.stdout != c.stdout || strings.Count(r.stderr, want) != 1 {
+			t.Errorf("%s: status %d, %q, %q, want %q", c.args, r.status, r.stdout, r.stderr, want)
+		}
+	}
+}
+
+// Somebody who types, or reads slowly, is no stall.
+func TestNobodyIsBlamedForWaiting(t *testing.T) {
+	s := newShell(t)
+	var looks atomic.Int64
+	looked := make(chan struct{})
+	a := s.app(strings.NewReader(""), nil, &lockedBuffer{})
+	a.timeout = 1
+	stop := a.watchStalls(func() (int64, bool) {
+		if looks.Add(1) == 5 {
+			close(looked)
+		}
+		return 3, false
+	})
+	<-looked
+	stop()
+	if notes := a.stderr.(*lockedBuffer).String(); notes != "" {
+		t.Errorf("noted: %q", notes)
+	}
+}
