@@ -56,7 +56,7 @@ Damage is named with its place, everything readable is shown, and the exit statu
 	flags.BoolVar(&f.raw, "raw", false, "write the batch's bytes, as any Kafka library reads them; for TOPIC/PARTITION@OFFSET")
 	flags.StringVar(&f.dataDir, "data", "", "read OBJECT from this `FOLDER` of a gateway (its --data)")
 	flags.StringVar(&f.segmentsPlace, "segments", "", "read OBJECT from this store: the `URL` that a gateway has as --segments")
-	cmd.MarkFlagsMutuallyExclusive("raw", "records")
+	excludeEachOther(cmd, "raw", "records")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		target, err := parseTarget(args[0])
 		if err != nil {

@@ -48,7 +48,7 @@ Partitions without an answer are left out, with a note on standard error; -o jso
 	flags.Int32SliceVarP(&partitions, "partition", "p", nil, "only this partition `N` (repeatable)")
 	flags.StringVar(&at, "time", "latest", "latest, earliest, max-timestamp, or a `TIME`")
 	flags.StringVar(&before, "before", "", "the offset just before this `TIME`")
-	cmd.MarkFlagsMutuallyExclusive("time", "before")
+	excludeEachOther(cmd, "time", "before")
 	completeWith(cmd, "time", "latest", "earliest", "max-timestamp")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		query, missing, err := a.offsetQuery(at, before)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -161,6 +162,14 @@ func decodeStrictly(line []byte, into any) error {
 		text := strings.TrimPrefix(err.Error(), "json: ")
 		if name, found := strings.CutPrefix(text, "unknown field "); found {
 			return fmt.Errorf("unknown field %s: there are topic, partition, offset, timestamp, key, key_base64, value, value_base64, headers", name)
+		}
+		var mistyped *json.UnmarshalTypeError
+		if errors.As(err, &mistyped) && mistyped.Field != "" {
+			return fmt.Errorf("not a record in JSON: %q cannot be a %s", mistyped.Field, mistyped.Value)
+		}
+		var encoding base64.CorruptInputError
+		if errors.As(err, &encoding) {
+			return fmt.Errorf("not a record in JSON: key_base64 or value_base64 is not base64 (byte %d of it)", int64(encoding))
 		}
 		return fmt.Errorf("not a record in JSON: %s", text)
 	}

@@ -132,9 +132,6 @@ func (o *serveOptions) plan(logs io.Writer) (*plan, error) {
 	}
 	p.log, err = newLogger(logs, o.logFormat, o.logLevel)
 	note(err)
-	if o.autoCreate < 0 {
-		note(fmt.Errorf("--auto-create %d: want 0 or more", o.autoCreate))
-	}
 	p.config = o.config(p)
 	note(p.config.Validate())
 	if len(faults) > 0 {
@@ -269,7 +266,7 @@ func (p *plan) announce(g *gateway.Gateway, b *backends, address net.Addr) {
 		buffered = "fsync of a buffer that goes with the process"
 	}
 	p.log.Info("varve serves", "version", version, "listen", address.String(), "cluster", g.ClusterID(), "gateway", string(g.ID()),
-		"segments", b.store.String(), "metadata", b.table.String(), "buffer", b.folder, "flush_interval", p.config.FlushInterval,
+		"segments", b.store.String(), "metadata", b.table.String(), "buffer", b.folder, "flush_interval", p.config.FlushInterval.String(),
 		"acks_committed", "segments and metadata", "acks_buffered", buffered, "exclusive", p.config.Exclusive)
 }
 

@@ -68,7 +68,7 @@ func TestServeUsage(t *testing.T) {
 		{[]string{"--segments", "mem://"}, "use --metadata mem:// too"},
 		{[]string{"--log-format", "xml"}, "text or json"},
 		{[]string{"--log-level", "loud"}, "debug, info, warn or error"},
-		{[]string{"--auto-create", "-1"}, "--auto-create"},
+		{[]string{"--auto-create", "-1"}, "auto-create with -1 partitions"},
 		{[]string{"--segment-bytes", "1"}, "segment size 1"},
 		{[]string{"--flush-interval", "1h"}, "flush interval"},
 		{[]string{"--lease-time", "1ms"}, "lease time"},

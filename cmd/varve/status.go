@@ -75,7 +75,7 @@ func (a *app) explain(err error) string {
 	switch {
 	case unreached != nil && (errors.Is(err, context.DeadlineExceeded) || isDial(err)):
 		return fmt.Sprintf("cannot reach a gateway (%v); start one with 'varve serve', or name one with --server or VARVE_SERVER", unreached)
-	case errors.Is(err, context.DeadlineExceeded):
+	case errors.Is(err, context.DeadlineExceeded) && a.dials != nil: // serve has limits of its own
 		return fmt.Sprintf("%s; no answer within %v (--timeout allows more)", text, a.timeout)
 	case errors.Is(err, client.ErrTopicNotFound):
 		return text + "; 'varve topic list' shows the topics there are"

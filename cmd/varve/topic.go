@@ -154,7 +154,7 @@ func newTopicListCommand(a *app) *cobra.Command {
 			table := newTable(a.stdout, "TOPIC", "PARTITIONS", "STATE", "CREATED", "CONFIG")
 			for t, err := range c.Topics(cmd.Context(), prefix) {
 				if err != nil {
-					return errors.Join(err, table.flushUnless(a.json()))
+					return err // half a list would look like a whole one
 				}
 				if a.json() {
 					if err := printJSON(a.stdout, topicJSONOf(t)); err != nil {
@@ -285,7 +285,8 @@ func newTopicTrimCommand(a *app) *cobra.Command {
 		ValidArgsFunction: a.completeTopic(cobra.ShellCompDirectiveNoFileComp),
 	}
 	cmd.Flags().Int32SliceVarP(&partitions, "partition", "p", nil, "only this partition `N` (repeatable)")
-	cmd.Flags().StringVar(&to, "to", "", "the first record to keep: an offset (with -p), -N, @TIME, or latest, a `PLACE`")
+	cmd.Flags().StringVar(&to, "to", "", "`PLACE` of the first record to keep: an offset (with -p), -N, @TIME or latest")
+	completeWith(cmd, "to", "latest")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		place, offset, err := parsePlace(to, a.now())
 		switch {
