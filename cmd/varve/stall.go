@@ -19,7 +19,8 @@ type stallWatch struct {
 	// Since when nothing has come, and what had come by then.
 	since time.Time
 	moves int64
-	told  bool
+	// told of this silence, and of why: a gateway takes a while to know itself.
+	told, explained bool
 }
 
 // watchStalls watches until stop is called.
@@ -54,13 +55,14 @@ func (w *stallWatch) look(ctx context.Context, now time.Time) {
 		if w.told {
 			w.a.notef("it goes on")
 		}
-		w.since, w.moves, w.told = now, moves, false
-	case !w.told && now.Sub(w.since) >= w.a.timeout:
-		w.told = true
+		w.since, w.moves, w.told, w.explained = now, moves, false, false
+	case !w.explained && now.Sub(w.since) >= w.a.timeout:
 		reason := w.a.notReady(ctx)
-		if ctx.Err() == nil {
-			w.a.notef("nothing from the gateway for %v, still trying%s", w.a.timeout, reason)
+		if ctx.Err() != nil || w.told && reason == "" {
+			return
 		}
+		w.a.notef("nothing from the gateway for %v, still trying%s", now.Sub(w.since).Round(w.a.timeout), reason)
+		w.told, w.explained = true, reason != ""
 	}
 }
 
