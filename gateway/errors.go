@@ -233,11 +233,14 @@ func (g *Gateway) connectError(err error) *connect.Error {
 	return classify(err).connectError()
 }
 
-// logInternal keeps what callers are not told.
+// logInternal keeps what callers are not told, and what an operator must know of.
 func (g *Gateway) logInternal(err error) {
-	if classify(err).code == connect.CodeInternal {
+	switch classify(err).code {
+	case connect.CodeInternal:
 		g.meters.internals.Add(1)
 		g.log.Error("internal error", "error", err)
+	case connect.CodeDataLoss:
+		g.log.Error("data is damaged or gone", "error", err)
 	}
 }
 

@@ -112,6 +112,9 @@ func (g *Gateway) Ready() (bool, string) {
 		if err := g.intake.healthy(); err != nil {
 			return false, err.Error()
 		}
+		if lasting := g.members.silent.lasting(); lasting > stalled {
+			return false, fmt.Sprintf("the table has not taken a heartbeat for %s", lasting.Round(time.Second))
+		}
 	}
 	return s.ready, s.reason
 }
@@ -173,7 +176,8 @@ var (
 func (g *Gateway) drain(ctx context.Context) error {
 	g.members.draining(ctx)
 	if err := g.intake.drain(ctx); err != nil {
-		return fmt.Errorf("drain: what is not committed stays in the buffer for the next start: %w", err)
+		return fmt.Errorf("drain: not everything could be committed: what was acked as buffered stays in the buffer for the next start, "+
+			"what was to be acked as committed is unknown to its producers: %w", err)
 	}
 	if err := g.sequencer.leave(ctx); err != nil {
 		return fmt.Errorf("drain: leave partitions: %w", err)

@@ -159,7 +159,7 @@ func (in *intake) release(size int64) {
 // healthy refuses appends while the store or the table has not taken anything for a while.
 func (in *intake) healthy() error {
 	if lasting := in.failing.lasting(); lasting > stalled {
-		return fmt.Errorf("%w: uploads have been failing for %s", segments.ErrUnavailable, lasting.Round(time.Second))
+		return fmt.Errorf("%w: uploads have been failing for %s: %s", segments.ErrUnavailable, lasting.Round(time.Second), in.failing.reason())
 	}
 	if lasting := in.g.sequencer.pending.lasting(); lasting > stalled {
 		return fmt.Errorf("%w: it has not taken a commit for %s", metadata.ErrUnavailable, lasting.Round(time.Second))
@@ -402,24 +402,32 @@ func (in *intake) put(ctx context.Context, object *segments.Object) (*segments.D
 		err := in.g.store.Put(ctx, object.Key(), object)
 		switch {
 		case err == nil:
-			in.failing.end()
+			in.uploaded()
 			return &object.Directory, nil
 		case errors.Is(err, segments.ErrExists):
 			var stored *segments.Directory
 			if stored, err = segments.ReadDirectory(ctx, in.g.store, object.Key()); err == nil {
-				in.failing.end()
+				in.uploaded()
 				return stored, nil
 			}
 		}
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
+		in.failing.because(err)
 		if in.failing.begin() {
 			in.g.log.Warn("upload failed; it is tried until it succeeds", "segment", object.Key(), "error", err)
 		}
 		if err := pause(ctx, pauses); err != nil {
 			return nil, err
 		}
+	}
+}
+
+// uploaded notes that the bucket takes objects.
+func (in *intake) uploaded() {
+	if lasted := in.failing.end(); lasted > 0 {
+		in.g.log.Info("uploads succeed again", "after", lasted.Round(time.Millisecond))
 	}
 }
 

@@ -299,8 +299,8 @@ func (g *Gateway) validate(t *metadata.Topic, data []byte) ([]byte, segments.Bat
 	}
 	if limit := t.Config.FutureMaxMillis; !t.Config.AppendTime && limit < math.MaxInt64-now && info.MaxTimestamp > now+limit {
 		return nil, segments.BatchInfo{}, refuse(connect.CodeInvalidArgument, reasonInvalidBatch,
-			"timestamp %d is %s in the future; the topic allows %s (timestamp.after.max.ms): check the producer's clock", info.MaxTimestamp,
-			time.Duration(info.MaxTimestamp-now)*time.Millisecond, time.Duration(limit)*time.Millisecond)
+			"timestamp %d lies %d ms in the future; the topic allows %d ms (timestamp.after.max.ms): check the producer's clock",
+			info.MaxTimestamp, info.MaxTimestamp-now, limit)
 	}
 	return data, segments.BatchInfo{
 		Size: int32(len(data)), Offsets: info.LastOffsetDelta + 1, Records: info.Count,

@@ -15,7 +15,8 @@ import (
 // of another host decides anything: a gateway is dead when its row did not change
 // for the lease time on our own monotonic clock.
 type members struct {
-	g *Gateway
+	g      *Gateway
+	silent since // heartbeats do not succeed
 
 	own chan struct{} // holds one while somebody uses row: whoever waits for it can give up
 	row *metadata.Gateway
@@ -222,9 +223,13 @@ func (m *members) run(ctx context.Context) error {
 		cancel()
 		switch {
 		case err == nil:
+			if lasted := m.silent.end(); lasted > 0 {
+				m.g.log.Info("heartbeats succeed again", "after", lasted.Round(time.Millisecond))
+			}
 		case errors.Is(err, metadata.ErrFenced):
 			return err
 		case ctx.Err() == nil:
+			m.silent.begin()
 			m.g.log.Warn("no heartbeat: the table does not answer", "error", err)
 		}
 	}

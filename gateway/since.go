@@ -6,7 +6,10 @@ import (
 )
 
 // since remembers when something began that is not over, on the monotonic clock.
-type since struct{ began atomic.Pointer[time.Time] }
+type since struct {
+	began atomic.Pointer[time.Time]
+	cause atomic.Value // the last error, as a string
+}
 
 // begin starts it, and says whether it had not begun before.
 func (s *since) begin() bool {
@@ -14,7 +17,21 @@ func (s *since) begin() bool {
 	return s.began.CompareAndSwap(nil, &now)
 }
 
-func (s *since) end() { s.began.Store(nil) }
+// end ends it, and says how long it lasted; 0: it had not begun.
+func (s *since) end() time.Duration {
+	if began := s.began.Swap(nil); began != nil {
+		return time.Since(*began)
+	}
+	return 0
+}
+
+// because notes why it goes on.
+func (s *since) because(err error) { s.cause.Store(err.Error()) }
+
+func (s *since) reason() string {
+	text, _ := s.cause.Load().(string)
+	return text
+}
 
 // lasting is how long it has been going on; 0: it is not.
 func (s *since) lasting() time.Duration {

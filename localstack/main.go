@@ -124,10 +124,10 @@ func up(ctx context.Context, s *stack, s3Port, dynamoPort int, out io.Writer) (e
 	}
 	fmt.Fprintf(s.notes, "bucket %q and table %q are ready; data and logs are in %s\n", bucket, table, s.folder)
 	fmt.Fprintf(out, `export AWS_ACCESS_KEY_ID=%s AWS_SECRET_ACCESS_KEY=%s
-bin/varve serve \
+bin/varve serve --data '%s' \
   --segments 's3://%s/dev?endpoint=%s&region=%s' \
   --metadata 'dynamodb://%s?endpoint=%s&region=%s'
-`, servers.AccessKey, servers.SecretKey, bucket, minio.URL(), region, table, dynalite.URL(), region)
+`, servers.AccessKey, servers.SecretKey, filepath.Join(s.folder, "gateway"), bucket, minio.URL(), region, table, dynalite.URL(), region)
 	fmt.Fprint(s.notes, "make localstack-down stops both; the data stays\n")
 	return nil
 }

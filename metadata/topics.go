@@ -12,8 +12,9 @@ import (
 	"golang.org/x/sync/singleflight"
 )
 
-// MaxPartitions bounds the partitions of a topic.
-const MaxPartitions = 1_000_000
+// MaxPartitions bounds the partitions of a topic: what is asked of all of them, and its
+// deletion, which writes a row for each, must end.
+const MaxPartitions = 100_000
 
 const (
 	// topicFresh is how old a topic in the cache may be before it is read again:

@@ -126,6 +126,9 @@ func (o *serveOptions) plan(logs io.Writer) (*plan, error) {
 	if p.segments.scheme == schemeMemory && p.metadata.scheme != schemeMemory {
 		note(errors.New("--segments mem:// forgets everything at the end, and the table would name objects that are gone: use --metadata mem:// too"))
 	}
+	if p.metadata.scheme == schemeMemory && p.segments.scheme != schemeMemory {
+		note(errors.New("--metadata mem:// forgets everything at the end, and the segments would be of a table that is gone: use --segments mem:// too"))
+	}
 	note(checkListen("--listen", o.listen, o.insecure))
 	if o.debugListen != "" {
 		note(checkListen("--debug-listen", o.debugListen, false))
