@@ -1,0 +1,125 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/varvelog/varve/metadata"
+)
+
+// foldLimits say when partitions are checkpointed: when the journal holds more rows and
+// more bytes than this that no checkpoint has, those whose changes are oldest are. trim
+// is how many rows the journal sheds at a time.
+type foldLimits struct {
+	rows, bytes int
+	trim        uint64
+}
+
+type checkpointed struct {
+	held *held
+	plan *metadata.Checkpoint
+	err  error
+}
+
+// checkpoint starts checkpoints of the partitions whose changes are oldest while
+// the journal holds too much that no checkpoint has.
+func (s *sequencer) checkpoint(ctx context.Context) {
+	if time.Since(s.failed) < checkpointPause {
+		return
+	}
+	for s.rows.count() > s.fold.rows && s.rows.bytes > s.fold.bytes && len(s.writing) < 2*checkpointsAtOnce {
+		h := s.oldestUnfolded()
+		if h == nil || h.state.Unfolded() > s.rows.first+uint64(s.rows.count())/4 {
+			return // the oldest quarter is under way already
+		}
+		s.write(ctx, h)
+	}
+}
+
+// oldestUnfolded is the partition whose first change that no checkpoint has is the
+// oldest, of those whose checkpoint is not being written; nil without one.
+func (s *sequencer) oldestUnfolded() *held {
+	return s.unfolded.oldest(func(h *held) bool {
+		_, writing := s.writing[h]
+		return !writing
+	})
+}
+
+// write plans a checkpoint and writes it in the background.
+func (s *sequencer) write(ctx context.Context, h *held) {
+	s.writing[h] = h.state.Unfolded()
+	s.outstanding++
+	s.forgetClosed(h)
+	plan := h.state.Checkpoint(h.lease, s.journal.Next()-1, false)
+	go func() {
+		done := checkpointed{held: h, plan: plan}
+		select {
+		case s.writers <- struct{}{}:
+			done.err = plan.Write(ctx, s.g.table, h.lease)
+			<-s.writers
+		case <-ctx.Done():
+			done.err = context.Cause(ctx)
+		}
+		select {
+		case s.checkpointed <- done:
+		case <-ctx.Done():
+			return
+		}
+		if done.err == nil {
+			// Readers know by now that these rows are no longer part of the index.
+			if err := plan.Clean(ctx, s.g.table); err != nil && ctx.Err() == nil {
+				s.g.log.Warn("rows that an index no longer needs were left behind", "error", err)
+			}
+		}
+	}()
+}
+
+// written takes a checkpoint into the state.
+func (s *sequencer) written(c checkpointed) error {
+	h := c.held
+	delete(s.writing, h)
+	if c.err != nil {
+		h.state.Undone(c.plan)
+		s.failed = time.Now()
+		if errors.Is(c.err, metadata.ErrConflict) {
+			return fmt.Errorf("%w (%w)", metadata.ErrFenced, c.err)
+		}
+		s.g.log.Warn("checkpoint not written; the journal keeps its entries", "partition", h.state.ID().String(), "error", c.err)
+	} else {
+		h.state.Done(c.plan)
+		s.g.meters.checkpointed(c.plan.Writes(), int64(c.plan.Bytes()))
+		h.shared.publish(h.state.View())
+	}
+	if h.state.Unfolded() != 0 {
+		s.unfolded.push(h)
+	}
+	s.forget(h)
+	return nil
+}
+
+// trimJournal lets go of journal rows that every partition has checkpointed.
+func (s *sequencer) trimJournal(ctx context.Context) {
+	oldest := s.journal.Next()
+	if h := s.oldestUnfolded(); h != nil {
+		oldest = h.state.Unfolded()
+	}
+	for _, since := range s.writing {
+		oldest = min(oldest, since)
+	}
+	s.rows.dropBelow(oldest)
+	through := min(oldest-1, s.journal.Next()-2)
+	if s.trimming || s.journal.Next() < 3 || through < s.trimmedTo+s.fold.trim {
+		return
+	}
+	s.trimming, s.trimmedTo = true, through
+	s.outstanding++
+	go func() {
+		err := metadata.TrimJournal(ctx, s.g.table, s.g.id, through)
+		select {
+		case s.trimmed <- err:
+		case <-ctx.Done():
+		}
+	}()
+}
