@@ -238,14 +238,14 @@ func (s *sequencer) pace(ctx context.Context) error {
 	}
 }
 
-// answer is a verdict that waits for its cycle to be settled.
+// pendingAnswer is a verdict that waits for its cycle to be settled.
 type pendingAnswer struct {
 	ticket  *ticket
 	verdict metadata.Verdict
 	err     error
 }
 
-// cycle judges what waits and commits it.
+// cycle is one round: what was judged, the rows that will hold it, and who waits.
 type cycle struct {
 	s       *sequencer
 	rows    []*metadata.EntryBuilder
@@ -254,6 +254,7 @@ type cycle struct {
 	closed  []*held // those that somebody asked about
 }
 
+// cycle judges what waits, commits it, and answers.
 func (s *sequencer) cycle(ctx context.Context) error {
 	s.mu.Lock()
 	tickets := s.queue
