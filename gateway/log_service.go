@@ -418,3 +418,8 @@ func (g *Gateway) withView(ctx context.Context, id metadata.PartitionID, read fu
 		}
 	}
 }
+
+// Fence implements varvev1connect.LogServiceHandler.
+func (s *logService) Fence(context.Context, *varvev1.FenceRequest) (*varvev1.FenceResponse, error) {
+	return nil, refuse(connect.CodeUnimplemented, reasonInvalid, "not there yet")
+}

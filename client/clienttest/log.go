@@ -331,3 +331,8 @@ func (s *Server) sendAll(messages []*varvev1.ConsumeResponse, stream varvev1conn
 	}
 	return nil
 }
+
+// Fence implements varvev1connect.LogServiceHandler.
+func (s *Server) Fence(context.Context, *varvev1.FenceRequest) (*varvev1.FenceResponse, error) {
+	return nil, connect.Errorf(connect.CodeUnimplemented, "not there yet")
+}

@@ -1,4 +1,4 @@
-// Command gen compiles api/varve/v1/*.proto and runs the two protoc plugins that
+// Command gen compiles api/varve/**/*.proto and runs the two protoc plugins that
 // go.mod pins, so that nobody needs protoc. Run it by `go generate ./api`.
 package main
 
@@ -31,7 +31,12 @@ func main() {
 }
 
 func run(root string) error {
-	names, err := filepath.Glob(filepath.Join(root, "varve/v1/*.proto"))
+	public, err := filepath.Glob(filepath.Join(root, "varve/v1/*.proto"))
+	if err != nil {
+		return err
+	}
+	peers, err := filepath.Glob(filepath.Join(root, "varve/peer/v1/*.proto"))
+	names := append(public, peers...)
 	if err != nil || len(names) == 0 {
 		return fmt.Errorf("no .proto files below %s (run it from the folder api): %w", root, err)
 	}

@@ -30,10 +30,16 @@ type Gateway struct {
 	State string `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"`
 	Beat  uint64 `protobuf:"varint,5,opt,name=beat,proto3" json:"beat,omitempty"`
 	// Lowest segment number that is not settled.
-	Floor         uint64 `protobuf:"varint,6,opt,name=floor,proto3" json:"floor,omitempty"`
-	Version       string `protobuf:"bytes,7,opt,name=version,proto3" json:"version,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Floor   uint64 `protobuf:"varint,6,opt,name=floor,proto3" json:"floor,omitempty"`
+	Version string `protobuf:"bytes,7,opt,name=version,proto3" json:"version,omitempty"`
+	// host:port where other gateways reach it; empty when it serves alone.
+	PeerAddress string `protobuf:"bytes,8,opt,name=peer_address,json=peerAddress,proto3" json:"peer_address,omitempty"`
+	// Partitions that it sequences, as of its last beat.
+	Partitions uint64 `protobuf:"varint,9,opt,name=partitions,proto3" json:"partitions,omitempty"`
+	// Records that it acked as buffered and that were not committed, as of its last beat.
+	BufferedRecords uint64 `protobuf:"varint,10,opt,name=buffered_records,json=bufferedRecords,proto3" json:"buffered_records,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Gateway) Reset() {
@@ -113,6 +119,27 @@ func (x *Gateway) GetVersion() string {
 		return x.Version
 	}
 	return ""
+}
+
+func (x *Gateway) GetPeerAddress() string {
+	if x != nil {
+		return x.PeerAddress
+	}
+	return ""
+}
+
+func (x *Gateway) GetPartitions() uint64 {
+	if x != nil {
+		return x.Partitions
+	}
+	return 0
+}
+
+func (x *Gateway) GetBufferedRecords() uint64 {
+	if x != nil {
+		return x.BufferedRecords
+	}
+	return 0
 }
 
 type ListGatewaysRequest struct {
@@ -570,11 +597,367 @@ func (x *UsageResponse) GetHeapBytes() uint64 {
 	return 0
 }
 
+type VerifyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Also read every object whole, and check each batch's CRC and content.
+	Deep bool `protobuf:"varint,1,opt,name=deep,proto3" json:"deep,omitempty"`
+	// Remove what is provably garbage. Nothing else is ever changed.
+	Repair bool `protobuf:"varint,2,opt,name=repair,proto3" json:"repair,omitempty"`
+	// How long an object that nothing names must have been there to count as an orphan,
+	// in seconds. 0: the default of an hour.
+	GraceSeconds  int64 `protobuf:"varint,3,opt,name=grace_seconds,json=graceSeconds,proto3" json:"grace_seconds,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VerifyRequest) Reset() {
+	*x = VerifyRequest{}
+	mi := &file_varve_v1_cluster_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VerifyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VerifyRequest) ProtoMessage() {}
+
+func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_varve_v1_cluster_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VerifyRequest.ProtoReflect.Descriptor instead.
+func (*VerifyRequest) Descriptor() ([]byte, []int) {
+	return file_varve_v1_cluster_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *VerifyRequest) GetDeep() bool {
+	if x != nil {
+		return x.Deep
+	}
+	return false
+}
+
+func (x *VerifyRequest) GetRepair() bool {
+	if x != nil {
+		return x.Repair
+	}
+	return false
+}
+
+func (x *VerifyRequest) GetGraceSeconds() int64 {
+	if x != nil {
+		return x.GraceSeconds
+	}
+	return 0
+}
+
+type VerifyResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// One of them is set.
+	Finding *VerifyFinding `protobuf:"bytes,1,opt,name=finding,proto3" json:"finding,omitempty"`
+	// Comes last.
+	Summary       *VerifySummary `protobuf:"bytes,2,opt,name=summary,proto3" json:"summary,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VerifyResponse) Reset() {
+	*x = VerifyResponse{}
+	mi := &file_varve_v1_cluster_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VerifyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VerifyResponse) ProtoMessage() {}
+
+func (x *VerifyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_varve_v1_cluster_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VerifyResponse.ProtoReflect.Descriptor instead.
+func (*VerifyResponse) Descriptor() ([]byte, []int) {
+	return file_varve_v1_cluster_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *VerifyResponse) GetFinding() *VerifyFinding {
+	if x != nil {
+		return x.Finding
+	}
+	return nil
+}
+
+func (x *VerifyResponse) GetSummary() *VerifySummary {
+	if x != nil {
+		return x.Summary
+	}
+	return nil
+}
+
+// VerifyFinding is one break of an invariant, or one piece of garbage.
+type VerifyFinding struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Stable and machine-readable: e.g. "INDEX_GAP".
+	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	// A break of an invariant; false: garbage, which costs space and nothing else.
+	Break bool `protobuf:"varint,2,opt,name=break,proto3" json:"break,omitempty"`
+	// Topic name, or id when its row is gone, and partition, where the finding is about one.
+	Topic     string `protobuf:"bytes,3,opt,name=topic,proto3" json:"topic,omitempty"`
+	Partition *int32 `protobuf:"varint,4,opt,name=partition,proto3,oneof" json:"partition,omitempty"`
+	// Object key or row key, where the finding is about one.
+	Object  string `protobuf:"bytes,5,opt,name=object,proto3" json:"object,omitempty"`
+	Row     string `protobuf:"bytes,6,opt,name=row,proto3" json:"row,omitempty"`
+	Message string `protobuf:"bytes,7,opt,name=message,proto3" json:"message,omitempty"`
+	// It was removed (repair).
+	Repaired      bool `protobuf:"varint,8,opt,name=repaired,proto3" json:"repaired,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VerifyFinding) Reset() {
+	*x = VerifyFinding{}
+	mi := &file_varve_v1_cluster_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VerifyFinding) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VerifyFinding) ProtoMessage() {}
+
+func (x *VerifyFinding) ProtoReflect() protoreflect.Message {
+	mi := &file_varve_v1_cluster_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VerifyFinding.ProtoReflect.Descriptor instead.
+func (*VerifyFinding) Descriptor() ([]byte, []int) {
+	return file_varve_v1_cluster_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *VerifyFinding) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *VerifyFinding) GetBreak() bool {
+	if x != nil {
+		return x.Break
+	}
+	return false
+}
+
+func (x *VerifyFinding) GetTopic() string {
+	if x != nil {
+		return x.Topic
+	}
+	return ""
+}
+
+func (x *VerifyFinding) GetPartition() int32 {
+	if x != nil && x.Partition != nil {
+		return *x.Partition
+	}
+	return 0
+}
+
+func (x *VerifyFinding) GetObject() string {
+	if x != nil {
+		return x.Object
+	}
+	return ""
+}
+
+func (x *VerifyFinding) GetRow() string {
+	if x != nil {
+		return x.Row
+	}
+	return ""
+}
+
+func (x *VerifyFinding) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *VerifyFinding) GetRepaired() bool {
+	if x != nil {
+		return x.Repaired
+	}
+	return false
+}
+
+type VerifySummary struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ClusterId     string                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	Topics        int64                  `protobuf:"varint,2,opt,name=topics,proto3" json:"topics,omitempty"`
+	Partitions    int64                  `protobuf:"varint,3,opt,name=partitions,proto3" json:"partitions,omitempty"`
+	Entries       int64                  `protobuf:"varint,4,opt,name=entries,proto3" json:"entries,omitempty"`
+	Objects       int64                  `protobuf:"varint,5,opt,name=objects,proto3" json:"objects,omitempty"`
+	ObjectBytes   int64                  `protobuf:"varint,6,opt,name=object_bytes,json=objectBytes,proto3" json:"object_bytes,omitempty"`
+	Batches       int64                  `protobuf:"varint,7,opt,name=batches,proto3" json:"batches,omitempty"`
+	Records       int64                  `protobuf:"varint,8,opt,name=records,proto3" json:"records,omitempty"`
+	Journals      int64                  `protobuf:"varint,9,opt,name=journals,proto3" json:"journals,omitempty"`
+	Breaks        int64                  `protobuf:"varint,10,opt,name=breaks,proto3" json:"breaks,omitempty"`
+	Garbage       int64                  `protobuf:"varint,11,opt,name=garbage,proto3" json:"garbage,omitempty"`
+	Repaired      int64                  `protobuf:"varint,12,opt,name=repaired,proto3" json:"repaired,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VerifySummary) Reset() {
+	*x = VerifySummary{}
+	mi := &file_varve_v1_cluster_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VerifySummary) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VerifySummary) ProtoMessage() {}
+
+func (x *VerifySummary) ProtoReflect() protoreflect.Message {
+	mi := &file_varve_v1_cluster_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VerifySummary.ProtoReflect.Descriptor instead.
+func (*VerifySummary) Descriptor() ([]byte, []int) {
+	return file_varve_v1_cluster_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *VerifySummary) GetClusterId() string {
+	if x != nil {
+		return x.ClusterId
+	}
+	return ""
+}
+
+func (x *VerifySummary) GetTopics() int64 {
+	if x != nil {
+		return x.Topics
+	}
+	return 0
+}
+
+func (x *VerifySummary) GetPartitions() int64 {
+	if x != nil {
+		return x.Partitions
+	}
+	return 0
+}
+
+func (x *VerifySummary) GetEntries() int64 {
+	if x != nil {
+		return x.Entries
+	}
+	return 0
+}
+
+func (x *VerifySummary) GetObjects() int64 {
+	if x != nil {
+		return x.Objects
+	}
+	return 0
+}
+
+func (x *VerifySummary) GetObjectBytes() int64 {
+	if x != nil {
+		return x.ObjectBytes
+	}
+	return 0
+}
+
+func (x *VerifySummary) GetBatches() int64 {
+	if x != nil {
+		return x.Batches
+	}
+	return 0
+}
+
+func (x *VerifySummary) GetRecords() int64 {
+	if x != nil {
+		return x.Records
+	}
+	return 0
+}
+
+func (x *VerifySummary) GetJournals() int64 {
+	if x != nil {
+		return x.Journals
+	}
+	return 0
+}
+
+func (x *VerifySummary) GetBreaks() int64 {
+	if x != nil {
+		return x.Breaks
+	}
+	return 0
+}
+
+func (x *VerifySummary) GetGarbage() int64 {
+	if x != nil {
+		return x.Garbage
+	}
+	return 0
+}
+
+func (x *VerifySummary) GetRepaired() int64 {
+	if x != nil {
+		return x.Repaired
+	}
+	return 0
+}
+
 var File_varve_v1_cluster_proto protoreflect.FileDescriptor
 
 const file_varve_v1_cluster_proto_rawDesc = "" +
 	"\n" +
-	"\x16varve/v1/cluster.proto\x12\bvarve.v1\"\xa1\x01\n" +
+	"\x16varve/v1/cluster.proto\x12\bvarve.v1\"\x8f\x02\n" +
 	"\aGateway\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x12\n" +
@@ -582,7 +965,13 @@ const file_varve_v1_cluster_proto_rawDesc = "" +
 	"\x05state\x18\x04 \x01(\tR\x05state\x12\x12\n" +
 	"\x04beat\x18\x05 \x01(\x04R\x04beat\x12\x14\n" +
 	"\x05floor\x18\x06 \x01(\x04R\x05floor\x12\x18\n" +
-	"\aversion\x18\a \x01(\tR\aversion\"\x15\n" +
+	"\aversion\x18\a \x01(\tR\aversion\x12!\n" +
+	"\fpeer_address\x18\b \x01(\tR\vpeerAddress\x12\x1e\n" +
+	"\n" +
+	"partitions\x18\t \x01(\x04R\n" +
+	"partitions\x12)\n" +
+	"\x10buffered_records\x18\n" +
+	" \x01(\x04R\x0fbufferedRecords\"\x15\n" +
 	"\x13ListGatewaysRequest\"d\n" +
 	"\x14ListGatewaysResponse\x12-\n" +
 	"\bgateways\x18\x01 \x03(\v2\x11.varve.v1.GatewayR\bgateways\x12\x1d\n" +
@@ -626,11 +1015,47 @@ const file_varve_v1_cluster_proto_rawDesc = "" +
 	"\x0eresident_bytes\x18\x14 \x01(\x04R\rresidentBytes\x12.\n" +
 	"\x13peak_resident_bytes\x18\x15 \x01(\x04R\x11peakResidentBytes\x12\x1d\n" +
 	"\n" +
-	"heap_bytes\x18\x16 \x01(\x04R\theapBytes2\xd8\x01\n" +
+	"heap_bytes\x18\x16 \x01(\x04R\theapBytes\"`\n" +
+	"\rVerifyRequest\x12\x12\n" +
+	"\x04deep\x18\x01 \x01(\bR\x04deep\x12\x16\n" +
+	"\x06repair\x18\x02 \x01(\bR\x06repair\x12#\n" +
+	"\rgrace_seconds\x18\x03 \x01(\x03R\fgraceSeconds\"v\n" +
+	"\x0eVerifyResponse\x121\n" +
+	"\afinding\x18\x01 \x01(\v2\x17.varve.v1.VerifyFindingR\afinding\x121\n" +
+	"\asummary\x18\x02 \x01(\v2\x17.varve.v1.VerifySummaryR\asummary\"\xe0\x01\n" +
+	"\rVerifyFinding\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x14\n" +
+	"\x05break\x18\x02 \x01(\bR\x05break\x12\x14\n" +
+	"\x05topic\x18\x03 \x01(\tR\x05topic\x12!\n" +
+	"\tpartition\x18\x04 \x01(\x05H\x00R\tpartition\x88\x01\x01\x12\x16\n" +
+	"\x06object\x18\x05 \x01(\tR\x06object\x12\x10\n" +
+	"\x03row\x18\x06 \x01(\tR\x03row\x12\x18\n" +
+	"\amessage\x18\a \x01(\tR\amessage\x12\x1a\n" +
+	"\brepaired\x18\b \x01(\bR\brepairedB\f\n" +
+	"\n" +
+	"_partition\"\xdb\x02\n" +
+	"\rVerifySummary\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12\x16\n" +
+	"\x06topics\x18\x02 \x01(\x03R\x06topics\x12\x1e\n" +
+	"\n" +
+	"partitions\x18\x03 \x01(\x03R\n" +
+	"partitions\x12\x18\n" +
+	"\aentries\x18\x04 \x01(\x03R\aentries\x12\x18\n" +
+	"\aobjects\x18\x05 \x01(\x03R\aobjects\x12!\n" +
+	"\fobject_bytes\x18\x06 \x01(\x03R\vobjectBytes\x12\x18\n" +
+	"\abatches\x18\a \x01(\x03R\abatches\x12\x18\n" +
+	"\arecords\x18\b \x01(\x03R\arecords\x12\x1a\n" +
+	"\bjournals\x18\t \x01(\x03R\bjournals\x12\x16\n" +
+	"\x06breaks\x18\n" +
+	" \x01(\x03R\x06breaks\x12\x18\n" +
+	"\agarbage\x18\v \x01(\x03R\agarbage\x12\x1a\n" +
+	"\brepaired\x18\f \x01(\x03R\brepaired2\x99\x02\n" +
 	"\x0eClusterService\x12O\n" +
 	"\fListGateways\x12\x1d.varve.v1.ListGatewaysRequest\x1a\x1e.varve.v1.ListGatewaysResponse\"\x00\x129\n" +
 	"\x04Dump\x12\x15.varve.v1.DumpRequest\x1a\x16.varve.v1.DumpResponse\"\x000\x01\x12:\n" +
-	"\x05Usage\x12\x16.varve.v1.UsageRequest\x1a\x17.varve.v1.UsageResponse\"\x00B0Z.github.com/varvelog/varve/api/varve/v1;varvev1b\x06proto3"
+	"\x05Usage\x12\x16.varve.v1.UsageRequest\x1a\x17.varve.v1.UsageResponse\"\x00\x12?\n" +
+	"\x06Verify\x12\x17.varve.v1.VerifyRequest\x1a\x18.varve.v1.VerifyResponse\"\x000\x01B0Z.github.com/varvelog/varve/api/varve/v1;varvev1b\x06proto3"
 
 var (
 	file_varve_v1_cluster_proto_rawDescOnce sync.Once
@@ -644,7 +1069,7 @@ func file_varve_v1_cluster_proto_rawDescGZIP() []byte {
 	return file_varve_v1_cluster_proto_rawDescData
 }
 
-var file_varve_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_varve_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_varve_v1_cluster_proto_goTypes = []any{
 	(*Gateway)(nil),              // 0: varve.v1.Gateway
 	(*ListGatewaysRequest)(nil),  // 1: varve.v1.ListGatewaysRequest
@@ -653,20 +1078,28 @@ var file_varve_v1_cluster_proto_goTypes = []any{
 	(*DumpResponse)(nil),         // 4: varve.v1.DumpResponse
 	(*UsageRequest)(nil),         // 5: varve.v1.UsageRequest
 	(*UsageResponse)(nil),        // 6: varve.v1.UsageResponse
+	(*VerifyRequest)(nil),        // 7: varve.v1.VerifyRequest
+	(*VerifyResponse)(nil),       // 8: varve.v1.VerifyResponse
+	(*VerifyFinding)(nil),        // 9: varve.v1.VerifyFinding
+	(*VerifySummary)(nil),        // 10: varve.v1.VerifySummary
 }
 var file_varve_v1_cluster_proto_depIdxs = []int32{
-	0, // 0: varve.v1.ListGatewaysResponse.gateways:type_name -> varve.v1.Gateway
-	1, // 1: varve.v1.ClusterService.ListGateways:input_type -> varve.v1.ListGatewaysRequest
-	3, // 2: varve.v1.ClusterService.Dump:input_type -> varve.v1.DumpRequest
-	5, // 3: varve.v1.ClusterService.Usage:input_type -> varve.v1.UsageRequest
-	2, // 4: varve.v1.ClusterService.ListGateways:output_type -> varve.v1.ListGatewaysResponse
-	4, // 5: varve.v1.ClusterService.Dump:output_type -> varve.v1.DumpResponse
-	6, // 6: varve.v1.ClusterService.Usage:output_type -> varve.v1.UsageResponse
-	4, // [4:7] is the sub-list for method output_type
-	1, // [1:4] is the sub-list for method input_type
-	1, // [1:1] is the sub-list for extension type_name
-	1, // [1:1] is the sub-list for extension extendee
-	0, // [0:1] is the sub-list for field type_name
+	0,  // 0: varve.v1.ListGatewaysResponse.gateways:type_name -> varve.v1.Gateway
+	9,  // 1: varve.v1.VerifyResponse.finding:type_name -> varve.v1.VerifyFinding
+	10, // 2: varve.v1.VerifyResponse.summary:type_name -> varve.v1.VerifySummary
+	1,  // 3: varve.v1.ClusterService.ListGateways:input_type -> varve.v1.ListGatewaysRequest
+	3,  // 4: varve.v1.ClusterService.Dump:input_type -> varve.v1.DumpRequest
+	5,  // 5: varve.v1.ClusterService.Usage:input_type -> varve.v1.UsageRequest
+	7,  // 6: varve.v1.ClusterService.Verify:input_type -> varve.v1.VerifyRequest
+	2,  // 7: varve.v1.ClusterService.ListGateways:output_type -> varve.v1.ListGatewaysResponse
+	4,  // 8: varve.v1.ClusterService.Dump:output_type -> varve.v1.DumpResponse
+	6,  // 9: varve.v1.ClusterService.Usage:output_type -> varve.v1.UsageResponse
+	8,  // 10: varve.v1.ClusterService.Verify:output_type -> varve.v1.VerifyResponse
+	7,  // [7:11] is the sub-list for method output_type
+	3,  // [3:7] is the sub-list for method input_type
+	3,  // [3:3] is the sub-list for extension type_name
+	3,  // [3:3] is the sub-list for extension extendee
+	0,  // [0:3] is the sub-list for field type_name
 }
 
 func init() { file_varve_v1_cluster_proto_init() }
@@ -674,13 +1107,14 @@ func file_varve_v1_cluster_proto_init() {
 	if File_varve_v1_cluster_proto != nil {
 		return
 	}
+	file_varve_v1_cluster_proto_msgTypes[9].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_varve_v1_cluster_proto_rawDesc), len(file_varve_v1_cluster_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   7,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

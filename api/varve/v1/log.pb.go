@@ -782,9 +782,11 @@ type PartitionRange struct {
 	// Absent: earliest.
 	Start *Place `protobuf:"bytes,2,opt,name=start,proto3" json:"start,omitempty"`
 	// Exclusive. Absent: follow for ever.
-	End           *Place `protobuf:"bytes,3,opt,name=end,proto3" json:"end,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	End *Place `protobuf:"bytes,3,opt,name=end,proto3" json:"end,omitempty"`
+	// The highest high_watermark that the reader was told by any gateway; 0: none. No answer falls behind it.
+	SeenHighWatermark int64 `protobuf:"varint,4,opt,name=seen_high_watermark,json=seenHighWatermark,proto3" json:"seen_high_watermark,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *PartitionRange) Reset() {
@@ -836,6 +838,13 @@ func (x *PartitionRange) GetEnd() *Place {
 		return x.End
 	}
 	return nil
+}
+
+func (x *PartitionRange) GetSeenHighWatermark() int64 {
+	if x != nil {
+		return x.SeenHighWatermark
+	}
+	return 0
 }
 
 type TimeRange struct {
@@ -1162,11 +1171,16 @@ type FetchRequest struct {
 	// At least one batch is returned if there is one. 0: 1 MiB.
 	MaxBytes int32 `protobuf:"varint,4,opt,name=max_bytes,json=maxBytes,proto3" json:"max_bytes,omitempty"`
 	// Wait so long for data when there is none. Capped at 30,000.
-	MaxWaitMs     int32      `protobuf:"varint,5,opt,name=max_wait_ms,json=maxWaitMs,proto3" json:"max_wait_ms,omitempty"`
-	Decode        bool       `protobuf:"varint,6,opt,name=decode,proto3" json:"decode,omitempty"`
-	TimeRange     *TimeRange `protobuf:"bytes,7,opt,name=time_range,json=timeRange,proto3,oneof" json:"time_range,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	MaxWaitMs int32      `protobuf:"varint,5,opt,name=max_wait_ms,json=maxWaitMs,proto3" json:"max_wait_ms,omitempty"`
+	Decode    bool       `protobuf:"varint,6,opt,name=decode,proto3" json:"decode,omitempty"`
+	TimeRange *TimeRange `protobuf:"bytes,7,opt,name=time_range,json=timeRange,proto3,oneof" json:"time_range,omitempty"`
+	// Read as of a moment after the request came, by one consistent table read: no append that
+	// was acked before it is missing. Otherwise a gateway may answer milliseconds late.
+	Linearizable bool `protobuf:"varint,8,opt,name=linearizable,proto3" json:"linearizable,omitempty"`
+	// The highest high_watermark that the reader was told by any gateway; 0: none. No answer falls behind it.
+	SeenHighWatermark int64 `protobuf:"varint,9,opt,name=seen_high_watermark,json=seenHighWatermark,proto3" json:"seen_high_watermark,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *FetchRequest) Reset() {
@@ -1248,6 +1262,20 @@ func (x *FetchRequest) GetTimeRange() *TimeRange {
 	return nil
 }
 
+func (x *FetchRequest) GetLinearizable() bool {
+	if x != nil {
+		return x.Linearizable
+	}
+	return false
+}
+
+func (x *FetchRequest) GetSeenHighWatermark() int64 {
+	if x != nil {
+		return x.SeenHighWatermark
+	}
+	return 0
+}
+
 type FetchResponse struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	RecordBatches  []byte                 `protobuf:"bytes,1,opt,name=record_batches,json=recordBatches,proto3" json:"record_batches,omitempty"`
@@ -1256,8 +1284,10 @@ type FetchResponse struct {
 	HighWatermark  int64                  `protobuf:"varint,4,opt,name=high_watermark,json=highWatermark,proto3" json:"high_watermark,omitempty"`
 	Records        []*ReadRecord          `protobuf:"bytes,5,rep,name=records,proto3" json:"records,omitempty"`
 	StartOffset    int64                  `protobuf:"varint,6,opt,name=start_offset,json=startOffset,proto3" json:"start_offset,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// The answer is linearizable: the request asked for it.
+	Linearizable  bool `protobuf:"varint,7,opt,name=linearizable,proto3" json:"linearizable,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *FetchResponse) Reset() {
@@ -1332,6 +1362,13 @@ func (x *FetchResponse) GetStartOffset() int64 {
 	return 0
 }
 
+func (x *FetchResponse) GetLinearizable() bool {
+	if x != nil {
+		return x.Linearizable
+	}
+	return false
+}
+
 type ListOffsetsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Topic string                 `protobuf:"bytes,1,opt,name=topic,proto3" json:"topic,omitempty"`
@@ -1344,7 +1381,9 @@ type ListOffsetsRequest struct {
 	//	*ListOffsetsRequest_Earliest
 	//	*ListOffsetsRequest_Latest
 	//	*ListOffsetsRequest_MaxTimestamp
-	Query         isListOffsetsRequest_Query `protobuf_oneof:"query"`
+	Query isListOffsetsRequest_Query `protobuf_oneof:"query"`
+	// As of FetchRequest.
+	Linearizable  bool `protobuf:"varint,8,opt,name=linearizable,proto3" json:"linearizable,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1445,6 +1484,13 @@ func (x *ListOffsetsRequest) GetMaxTimestamp() bool {
 	return false
 }
 
+func (x *ListOffsetsRequest) GetLinearizable() bool {
+	if x != nil {
+		return x.Linearizable
+	}
+	return false
+}
+
 type isListOffsetsRequest_Query interface {
 	isListOffsetsRequest_Query()
 }
@@ -1484,8 +1530,10 @@ func (*ListOffsetsRequest_Latest) isListOffsetsRequest_Query() {}
 func (*ListOffsetsRequest_MaxTimestamp) isListOffsetsRequest_Query() {}
 
 type ListOffsetsResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Offsets       []*PartitionOffset     `protobuf:"bytes,1,rep,name=offsets,proto3" json:"offsets,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Offsets []*PartitionOffset     `protobuf:"bytes,1,rep,name=offsets,proto3" json:"offsets,omitempty"`
+	// The answer is linearizable: the request asked for it.
+	Linearizable  bool `protobuf:"varint,2,opt,name=linearizable,proto3" json:"linearizable,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1525,6 +1573,13 @@ func (x *ListOffsetsResponse) GetOffsets() []*PartitionOffset {
 		return x.Offsets
 	}
 	return nil
+}
+
+func (x *ListOffsetsResponse) GetLinearizable() bool {
+	if x != nil {
+		return x.Linearizable
+	}
+	return false
 }
 
 type PartitionOffset struct {
@@ -1703,6 +1758,138 @@ func (x *InitProducerResponse) GetProducerEpoch() int32 {
 	return 0
 }
 
+type FenceRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Topic     string                 `protobuf:"bytes,1,opt,name=topic,proto3" json:"topic,omitempty"`
+	Partition int32                  `protobuf:"varint,2,opt,name=partition,proto3" json:"partition,omitempty"`
+	// At most 36 bytes; empty: no token, which every append without one and those with an empty one match.
+	Token string `protobuf:"bytes,3,opt,name=token,proto3" json:"token,omitempty"`
+	// Set it only if the token is this now. Setting the token that is there succeeds whatever it was before.
+	CurrentToken *string `protobuf:"bytes,4,opt,name=current_token,json=currentToken,proto3,oneof" json:"current_token,omitempty"`
+	// Set it only if the partition's next offset is this.
+	ExpectedOffset *int64 `protobuf:"varint,5,opt,name=expected_offset,json=expectedOffset,proto3,oneof" json:"expected_offset,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *FenceRequest) Reset() {
+	*x = FenceRequest{}
+	mi := &file_varve_v1_log_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FenceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FenceRequest) ProtoMessage() {}
+
+func (x *FenceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_varve_v1_log_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FenceRequest.ProtoReflect.Descriptor instead.
+func (*FenceRequest) Descriptor() ([]byte, []int) {
+	return file_varve_v1_log_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *FenceRequest) GetTopic() string {
+	if x != nil {
+		return x.Topic
+	}
+	return ""
+}
+
+func (x *FenceRequest) GetPartition() int32 {
+	if x != nil {
+		return x.Partition
+	}
+	return 0
+}
+
+func (x *FenceRequest) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+func (x *FenceRequest) GetCurrentToken() string {
+	if x != nil && x.CurrentToken != nil {
+		return *x.CurrentToken
+	}
+	return ""
+}
+
+func (x *FenceRequest) GetExpectedOffset() int64 {
+	if x != nil && x.ExpectedOffset != nil {
+		return *x.ExpectedOffset
+	}
+	return 0
+}
+
+type FenceResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Token string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	// Offset of the next append when the token was set: who set it knows all that lies below.
+	NextOffset    int64 `protobuf:"varint,2,opt,name=next_offset,json=nextOffset,proto3" json:"next_offset,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FenceResponse) Reset() {
+	*x = FenceResponse{}
+	mi := &file_varve_v1_log_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FenceResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FenceResponse) ProtoMessage() {}
+
+func (x *FenceResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_varve_v1_log_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FenceResponse.ProtoReflect.Descriptor instead.
+func (*FenceResponse) Descriptor() ([]byte, []int) {
+	return file_varve_v1_log_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *FenceResponse) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+func (x *FenceResponse) GetNextOffset() int64 {
+	if x != nil {
+		return x.NextOffset
+	}
+	return 0
+}
+
 var File_varve_v1_log_proto protoreflect.FileDescriptor
 
 const file_varve_v1_log_proto_rawDesc = "" +
@@ -1778,11 +1965,12 @@ const file_varve_v1_log_proto_rawDesc = "" +
 	"\x06latest\x18\x04 \x01(\bH\x00R\x06latest\x12\x1f\n" +
 	"\n" +
 	"before_end\x18\x05 \x01(\x03H\x00R\tbeforeEndB\x04\n" +
-	"\x02at\"x\n" +
+	"\x02at\"\xa8\x01\n" +
 	"\x0ePartitionRange\x12\x1c\n" +
 	"\tpartition\x18\x01 \x01(\x05R\tpartition\x12%\n" +
 	"\x05start\x18\x02 \x01(\v2\x0f.varve.v1.PlaceR\x05start\x12!\n" +
-	"\x03end\x18\x03 \x01(\v2\x0f.varve.v1.PlaceR\x03end\"3\n" +
+	"\x03end\x18\x03 \x01(\v2\x0f.varve.v1.PlaceR\x03end\x12.\n" +
+	"\x13seen_high_watermark\x18\x04 \x01(\x03R\x11seenHighWatermark\"3\n" +
 	"\tTimeRange\x12\x14\n" +
 	"\x05start\x18\x01 \x01(\x03R\x05start\x12\x10\n" +
 	"\x03end\x18\x02 \x01(\x03R\x03end\"\xec\x01\n" +
@@ -1814,7 +2002,7 @@ const file_varve_v1_log_proto_rawDesc = "" +
 	"\x05value\x18\x04 \x01(\fH\x01R\x05value\x88\x01\x01\x12*\n" +
 	"\aheaders\x18\x05 \x03(\v2\x10.varve.v1.HeaderR\aheadersB\x06\n" +
 	"\x04_keyB\b\n" +
-	"\x06_value\"\x86\x02\n" +
+	"\x06_value\"\xda\x02\n" +
 	"\fFetchRequest\x12\x14\n" +
 	"\x05topic\x18\x01 \x01(\tR\x05topic\x12\x1c\n" +
 	"\tpartition\x18\x02 \x01(\x05R\tpartition\x12%\n" +
@@ -1823,8 +2011,10 @@ const file_varve_v1_log_proto_rawDesc = "" +
 	"\vmax_wait_ms\x18\x05 \x01(\x05R\tmaxWaitMs\x12\x16\n" +
 	"\x06decode\x18\x06 \x01(\bR\x06decode\x127\n" +
 	"\n" +
-	"time_range\x18\a \x01(\v2\x13.varve.v1.TimeRangeH\x00R\ttimeRange\x88\x01\x01B\r\n" +
-	"\v_time_range\"\xfb\x01\n" +
+	"time_range\x18\a \x01(\v2\x13.varve.v1.TimeRangeH\x00R\ttimeRange\x88\x01\x01\x12\"\n" +
+	"\flinearizable\x18\b \x01(\bR\flinearizable\x12.\n" +
+	"\x13seen_high_watermark\x18\t \x01(\x03R\x11seenHighWatermarkB\r\n" +
+	"\v_time_range\"\x9f\x02\n" +
 	"\rFetchResponse\x12%\n" +
 	"\x0erecord_batches\x18\x01 \x01(\fR\rrecordBatches\x12\x1f\n" +
 	"\vnext_offset\x18\x02 \x01(\x03R\n" +
@@ -1832,7 +2022,8 @@ const file_varve_v1_log_proto_rawDesc = "" +
 	"\x10log_start_offset\x18\x03 \x01(\x03R\x0elogStartOffset\x12%\n" +
 	"\x0ehigh_watermark\x18\x04 \x01(\x03R\rhighWatermark\x12.\n" +
 	"\arecords\x18\x05 \x03(\v2\x14.varve.v1.ReadRecordR\arecords\x12!\n" +
-	"\fstart_offset\x18\x06 \x01(\x03R\vstartOffset\"\xee\x01\n" +
+	"\fstart_offset\x18\x06 \x01(\x03R\vstartOffset\x12\"\n" +
+	"\flinearizable\x18\a \x01(\bR\flinearizable\"\x92\x02\n" +
 	"\x12ListOffsetsRequest\x12\x14\n" +
 	"\x05topic\x18\x01 \x01(\tR\x05topic\x12\x1e\n" +
 	"\n" +
@@ -1842,10 +2033,12 @@ const file_varve_v1_log_proto_rawDesc = "" +
 	"\x06before\x18\x04 \x01(\x03H\x00R\x06before\x12\x1c\n" +
 	"\bearliest\x18\x05 \x01(\bH\x00R\bearliest\x12\x18\n" +
 	"\x06latest\x18\x06 \x01(\bH\x00R\x06latest\x12%\n" +
-	"\rmax_timestamp\x18\a \x01(\bH\x00R\fmaxTimestampB\a\n" +
-	"\x05query\"J\n" +
+	"\rmax_timestamp\x18\a \x01(\bH\x00R\fmaxTimestamp\x12\"\n" +
+	"\flinearizable\x18\b \x01(\bR\flinearizableB\a\n" +
+	"\x05query\"n\n" +
 	"\x13ListOffsetsResponse\x123\n" +
-	"\aoffsets\x18\x01 \x03(\v2\x19.varve.v1.PartitionOffsetR\aoffsets\"\xbd\x01\n" +
+	"\aoffsets\x18\x01 \x03(\v2\x19.varve.v1.PartitionOffsetR\aoffsets\x12\"\n" +
+	"\flinearizable\x18\x02 \x01(\bR\flinearizable\"\xbd\x01\n" +
 	"\x0fPartitionOffset\x12\x1c\n" +
 	"\tpartition\x18\x01 \x01(\x05R\tpartition\x12\x14\n" +
 	"\x05found\x18\x02 \x01(\bR\x05found\x12\x16\n" +
@@ -1858,18 +2051,31 @@ const file_varve_v1_log_proto_rawDesc = "" +
 	"\x14InitProducerResponse\x12\x1f\n" +
 	"\vproducer_id\x18\x01 \x01(\x03R\n" +
 	"producerId\x12%\n" +
-	"\x0eproducer_epoch\x18\x02 \x01(\x05R\rproducerEpoch*C\n" +
+	"\x0eproducer_epoch\x18\x02 \x01(\x05R\rproducerEpoch\"\xd6\x01\n" +
+	"\fFenceRequest\x12\x14\n" +
+	"\x05topic\x18\x01 \x01(\tR\x05topic\x12\x1c\n" +
+	"\tpartition\x18\x02 \x01(\x05R\tpartition\x12\x14\n" +
+	"\x05token\x18\x03 \x01(\tR\x05token\x12(\n" +
+	"\rcurrent_token\x18\x04 \x01(\tH\x00R\fcurrentToken\x88\x01\x01\x12,\n" +
+	"\x0fexpected_offset\x18\x05 \x01(\x03H\x01R\x0eexpectedOffset\x88\x01\x01B\x10\n" +
+	"\x0e_current_tokenB\x12\n" +
+	"\x10_expected_offset\"F\n" +
+	"\rFenceResponse\x12\x14\n" +
+	"\x05token\x18\x01 \x01(\tR\x05token\x12\x1f\n" +
+	"\vnext_offset\x18\x02 \x01(\x03R\n" +
+	"nextOffset*C\n" +
 	"\x04Acks\x12\x14\n" +
 	"\x10ACKS_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eACKS_COMMITTED\x10\x01\x12\x11\n" +
-	"\rACKS_BUFFERED\x10\x022\xed\x02\n" +
+	"\rACKS_BUFFERED\x10\x022\xa9\x03\n" +
 	"\n" +
 	"LogService\x12@\n" +
 	"\aProduce\x12\x18.varve.v1.ProduceRequest\x1a\x19.varve.v1.ProduceResponse\"\x00\x12B\n" +
 	"\aConsume\x12\x18.varve.v1.ConsumeRequest\x1a\x19.varve.v1.ConsumeResponse\"\x000\x01\x12:\n" +
 	"\x05Fetch\x12\x16.varve.v1.FetchRequest\x1a\x17.varve.v1.FetchResponse\"\x00\x12L\n" +
 	"\vListOffsets\x12\x1c.varve.v1.ListOffsetsRequest\x1a\x1d.varve.v1.ListOffsetsResponse\"\x00\x12O\n" +
-	"\fInitProducer\x12\x1d.varve.v1.InitProducerRequest\x1a\x1e.varve.v1.InitProducerResponse\"\x00B0Z.github.com/varvelog/varve/api/varve/v1;varvev1b\x06proto3"
+	"\fInitProducer\x12\x1d.varve.v1.InitProducerRequest\x1a\x1e.varve.v1.InitProducerResponse\"\x00\x12:\n" +
+	"\x05Fence\x12\x16.varve.v1.FenceRequest\x1a\x17.varve.v1.FenceResponse\"\x00B0Z.github.com/varvelog/varve/api/varve/v1;varvev1b\x06proto3"
 
 var (
 	file_varve_v1_log_proto_rawDescOnce sync.Once
@@ -1884,7 +2090,7 @@ func file_varve_v1_log_proto_rawDescGZIP() []byte {
 }
 
 var file_varve_v1_log_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_varve_v1_log_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_varve_v1_log_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_varve_v1_log_proto_goTypes = []any{
 	(Acks)(0),                    // 0: varve.v1.Acks
 	(*Header)(nil),               // 1: varve.v1.Header
@@ -1907,6 +2113,8 @@ var file_varve_v1_log_proto_goTypes = []any{
 	(*PartitionOffset)(nil),      // 18: varve.v1.PartitionOffset
 	(*InitProducerRequest)(nil),  // 19: varve.v1.InitProducerRequest
 	(*InitProducerResponse)(nil), // 20: varve.v1.InitProducerResponse
+	(*FenceRequest)(nil),         // 21: varve.v1.FenceRequest
+	(*FenceResponse)(nil),        // 22: varve.v1.FenceResponse
 }
 var file_varve_v1_log_proto_depIdxs = []int32{
 	1,  // 0: varve.v1.Record.headers:type_name -> varve.v1.Header
@@ -1931,13 +2139,15 @@ var file_varve_v1_log_proto_depIdxs = []int32{
 	14, // 19: varve.v1.LogService.Fetch:input_type -> varve.v1.FetchRequest
 	16, // 20: varve.v1.LogService.ListOffsets:input_type -> varve.v1.ListOffsetsRequest
 	19, // 21: varve.v1.LogService.InitProducer:input_type -> varve.v1.InitProducerRequest
-	4,  // 22: varve.v1.LogService.Produce:output_type -> varve.v1.ProduceResponse
-	12, // 23: varve.v1.LogService.Consume:output_type -> varve.v1.ConsumeResponse
-	15, // 24: varve.v1.LogService.Fetch:output_type -> varve.v1.FetchResponse
-	17, // 25: varve.v1.LogService.ListOffsets:output_type -> varve.v1.ListOffsetsResponse
-	20, // 26: varve.v1.LogService.InitProducer:output_type -> varve.v1.InitProducerResponse
-	22, // [22:27] is the sub-list for method output_type
-	17, // [17:22] is the sub-list for method input_type
+	21, // 22: varve.v1.LogService.Fence:input_type -> varve.v1.FenceRequest
+	4,  // 23: varve.v1.LogService.Produce:output_type -> varve.v1.ProduceResponse
+	12, // 24: varve.v1.LogService.Consume:output_type -> varve.v1.ConsumeResponse
+	15, // 25: varve.v1.LogService.Fetch:output_type -> varve.v1.FetchResponse
+	17, // 26: varve.v1.LogService.ListOffsets:output_type -> varve.v1.ListOffsetsResponse
+	20, // 27: varve.v1.LogService.InitProducer:output_type -> varve.v1.InitProducerResponse
+	22, // 28: varve.v1.LogService.Fence:output_type -> varve.v1.FenceResponse
+	23, // [23:29] is the sub-list for method output_type
+	17, // [17:23] is the sub-list for method input_type
 	17, // [17:17] is the sub-list for extension type_name
 	17, // [17:17] is the sub-list for extension extendee
 	0,  // [0:17] is the sub-list for field type_name
@@ -1969,13 +2179,14 @@ func file_varve_v1_log_proto_init() {
 		(*ListOffsetsRequest_Latest)(nil),
 		(*ListOffsetsRequest_MaxTimestamp)(nil),
 	}
+	file_varve_v1_log_proto_msgTypes[20].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_varve_v1_log_proto_rawDesc), len(file_varve_v1_log_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   20,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

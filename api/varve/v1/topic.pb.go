@@ -472,7 +472,9 @@ type PartitionInfo struct {
 	Gateway string `protobuf:"bytes,5,opt,name=gateway,proto3" json:"gateway,omitempty"`
 	Epoch   uint64 `protobuf:"varint,6,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	// -1 when empty.
-	MaxTimestamp  int64 `protobuf:"varint,7,opt,name=max_timestamp,json=maxTimestamp,proto3" json:"max_timestamp,omitempty"`
+	MaxTimestamp int64 `protobuf:"varint,7,opt,name=max_timestamp,json=maxTimestamp,proto3" json:"max_timestamp,omitempty"`
+	// Empty: none.
+	FencingToken  string `protobuf:"bytes,8,opt,name=fencing_token,json=fencingToken,proto3" json:"fencing_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -554,6 +556,13 @@ func (x *PartitionInfo) GetMaxTimestamp() int64 {
 		return x.MaxTimestamp
 	}
 	return 0
+}
+
+func (x *PartitionInfo) GetFencingToken() string {
+	if x != nil {
+		return x.FencingToken
+	}
+	return ""
 }
 
 type DescribeTopicResponse struct {
@@ -1366,7 +1375,7 @@ const file_varve_v1_topic_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value\x12\x1d\n" +
 	"\n" +
 	"is_default\x18\x03 \x01(\bR\tisDefault\x12\x10\n" +
-	"\x03doc\x18\x04 \x01(\tR\x03doc\"\xda\x01\n" +
+	"\x03doc\x18\x04 \x01(\tR\x03doc\"\xff\x01\n" +
 	"\rPartitionInfo\x12\x1c\n" +
 	"\tpartition\x18\x01 \x01(\x05R\tpartition\x12!\n" +
 	"\fstart_offset\x18\x02 \x01(\x03R\vstartOffset\x12\x1d\n" +
@@ -1375,7 +1384,8 @@ const file_varve_v1_topic_proto_rawDesc = "" +
 	"\x05bytes\x18\x04 \x01(\x03R\x05bytes\x12\x18\n" +
 	"\agateway\x18\x05 \x01(\tR\agateway\x12\x14\n" +
 	"\x05epoch\x18\x06 \x01(\x04R\x05epoch\x12#\n" +
-	"\rmax_timestamp\x18\a \x01(\x03R\fmaxTimestamp\"\xa6\x01\n" +
+	"\rmax_timestamp\x18\a \x01(\x03R\fmaxTimestamp\x12#\n" +
+	"\rfencing_token\x18\b \x01(\tR\ffencingToken\"\xa6\x01\n" +
 	"\x15DescribeTopicResponse\x12%\n" +
 	"\x05topic\x18\x01 \x01(\v2\x0f.varve.v1.TopicR\x05topic\x12-\n" +
 	"\x06config\x18\x02 \x03(\v2\x15.varve.v1.ConfigEntryR\x06config\x127\n" +

@@ -31,6 +31,8 @@ const (
 	ClusterServiceDumpProcedure = "/varve.v1.ClusterService/Dump"
 	// ClusterServiceUsageProcedure is the procedure name of the ClusterService's Usage RPC.
 	ClusterServiceUsageProcedure = "/varve.v1.ClusterService/Usage"
+	// ClusterServiceVerifyProcedure is the procedure name of the ClusterService's Verify RPC.
+	ClusterServiceVerifyProcedure = "/varve.v1.ClusterService/Verify"
 )
 
 var (
@@ -55,6 +57,13 @@ var (
 			Procedure:  ClusterServiceUsageProcedure,
 		}
 	})
+	clusterServiceVerifySpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeServer,
+			Schema:     v1.File_varve_v1_cluster_proto.Services().ByName("ClusterService").Methods().ByName("Verify"),
+			Procedure:  ClusterServiceVerifyProcedure,
+		}
+	})
 )
 
 // ClusterServiceClient is a client for the varve.v1.ClusterService service.
@@ -64,6 +73,8 @@ type ClusterServiceClient interface {
 	Dump(context.Context, *v1.DumpRequest) (ClusterServiceDumpClientStream, error)
 	// Usage returns what this gateway has used since its start, for benchmarks.
 	Usage(context.Context, *v1.UsageRequest) (*v1.UsageResponse, error)
+	// Verify checks bucket and table against the invariants, while gateways work on them.
+	Verify(context.Context, *v1.VerifyRequest) (ClusterServiceVerifyClientStream, error)
 }
 
 // NewClusterServiceClient constructs a client for the varve.v1.ClusterService service. Multiple
@@ -92,6 +103,26 @@ func (s ClusterServiceDumpClientStream) Close() error {
 	return s.stream.Close()
 }
 
+// ClusterServiceVerifyClientStream is the client stream for the ClusterService's Verify RPC.
+type ClusterServiceVerifyClientStream struct {
+	stream connect.ClientStream
+}
+
+// Receive returns the next response message from the server.
+func (s ClusterServiceVerifyClientStream) Receive() (*v1.VerifyResponse, error) {
+	var res v1.VerifyResponse
+	if err := s.stream.Receive(&res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+// Close releases the stream's resources. It is idempotent and is typically deferred to clean up a
+// stream abandoned before io.EOF.
+func (s ClusterServiceVerifyClientStream) Close() error {
+	return s.stream.Close()
+}
+
 // ClusterServiceHandler is an implementation of the varve.v1.ClusterService service.
 type ClusterServiceHandler interface {
 	ListGateways(context.Context, *v1.ListGatewaysRequest) (*v1.ListGatewaysResponse, error)
@@ -99,6 +130,8 @@ type ClusterServiceHandler interface {
 	Dump(context.Context, *v1.DumpRequest, ClusterServiceDumpServerStream) error
 	// Usage returns what this gateway has used since its start, for benchmarks.
 	Usage(context.Context, *v1.UsageRequest) (*v1.UsageResponse, error)
+	// Verify checks bucket and table against the invariants, while gateways work on them.
+	Verify(context.Context, *v1.VerifyRequest, ClusterServiceVerifyServerStream) error
 }
 
 // RegisterClusterServiceHandler registers svc as the varve.v1.ClusterService implementation on
@@ -109,6 +142,7 @@ func RegisterClusterServiceHandler(server *connect.Server, svc ClusterServiceHan
 		connect.Method{Spec: clusterServiceListGatewaysSpec(), Handler: adapter.listGateways},
 		connect.Method{Spec: clusterServiceDumpSpec(), Handler: adapter.dump},
 		connect.Method{Spec: clusterServiceUsageSpec(), Handler: adapter.usage},
+		connect.Method{Spec: clusterServiceVerifySpec(), Handler: adapter.verify},
 	)
 }
 
@@ -127,6 +161,21 @@ func (s ClusterServiceDumpServerStream) Send(res *v1.DumpResponse) error {
 	return s.stream.Send(res)
 }
 
+// ClusterServiceVerifyServerStream is the server stream for the ClusterService's Verify RPC.
+type ClusterServiceVerifyServerStream struct {
+	stream connect.ServerStream
+}
+
+// SendHeaders flushes the response headers without a message. The first Send does this implicitly.
+func (s ClusterServiceVerifyServerStream) SendHeaders() error {
+	return s.stream.SendHeaders()
+}
+
+// Send sends a response message to the client.
+func (s ClusterServiceVerifyServerStream) Send(res *v1.VerifyResponse) error {
+	return s.stream.Send(res)
+}
+
 // UnimplementedClusterServiceHandler returns CodeUnimplemented from all methods.
 type UnimplementedClusterServiceHandler struct{}
 
@@ -140,6 +189,10 @@ func (UnimplementedClusterServiceHandler) Dump(context.Context, *v1.DumpRequest,
 
 func (UnimplementedClusterServiceHandler) Usage(context.Context, *v1.UsageRequest) (*v1.UsageResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "varve.v1.ClusterService.Usage is not implemented")
+}
+
+func (UnimplementedClusterServiceHandler) Verify(context.Context, *v1.VerifyRequest, ClusterServiceVerifyServerStream) error {
+	return connect.NewError(connect.CodeUnimplemented, "varve.v1.ClusterService.Verify is not implemented")
 }
 
 type clusterServiceClient struct {
@@ -168,6 +221,14 @@ func (c *clusterServiceClient) Usage(ctx context.Context, req *v1.UsageRequest) 
 		return nil, err
 	}
 	return &res, nil
+}
+
+func (c *clusterServiceClient) Verify(ctx context.Context, req *v1.VerifyRequest) (ClusterServiceVerifyClientStream, error) {
+	stream, err := c.client.CallServerStream(ctx, clusterServiceVerifySpec(), req)
+	if err != nil {
+		return ClusterServiceVerifyClientStream{}, err
+	}
+	return ClusterServiceVerifyClientStream{stream: stream}, nil
 }
 
 type clusterServiceHandler struct{ svc ClusterServiceHandler }
@@ -202,4 +263,12 @@ func (h clusterServiceHandler) usage(ctx context.Context, _ connect.Spec, stream
 		return err
 	}
 	return stream.Send(res)
+}
+
+func (h clusterServiceHandler) verify(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.VerifyRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	return h.svc.Verify(ctx, &req, ClusterServiceVerifyServerStream{stream: stream})
 }

@@ -36,6 +36,8 @@ const (
 	LogServiceListOffsetsProcedure = "/varve.v1.LogService/ListOffsets"
 	// LogServiceInitProducerProcedure is the procedure name of the LogService's InitProducer RPC.
 	LogServiceInitProducerProcedure = "/varve.v1.LogService/InitProducer"
+	// LogServiceFenceProcedure is the procedure name of the LogService's Fence RPC.
+	LogServiceFenceProcedure = "/varve.v1.LogService/Fence"
 )
 
 var (
@@ -74,6 +76,13 @@ var (
 			Procedure:  LogServiceInitProducerProcedure,
 		}
 	})
+	logServiceFenceSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_varve_v1_log_proto.Services().ByName("LogService").Methods().ByName("Fence"),
+			Procedure:  LogServiceFenceProcedure,
+		}
+	})
 )
 
 // LogServiceClient is a client for the varve.v1.LogService service.
@@ -89,6 +98,8 @@ type LogServiceClient interface {
 	ListOffsets(context.Context, *v1.ListOffsetsRequest) (*v1.ListOffsetsResponse, error)
 	// InitProducer gives out a producer id for idempotent appends.
 	InitProducer(context.Context, *v1.InitProducerRequest) (*v1.InitProducerResponse, error)
+	// Fence sets a partition's fencing token. Appends that name a token succeed only with this one.
+	Fence(context.Context, *v1.FenceRequest) (*v1.FenceResponse, error)
 }
 
 // NewLogServiceClient constructs a client for the varve.v1.LogService service. Multiple service
@@ -130,6 +141,8 @@ type LogServiceHandler interface {
 	ListOffsets(context.Context, *v1.ListOffsetsRequest) (*v1.ListOffsetsResponse, error)
 	// InitProducer gives out a producer id for idempotent appends.
 	InitProducer(context.Context, *v1.InitProducerRequest) (*v1.InitProducerResponse, error)
+	// Fence sets a partition's fencing token. Appends that name a token succeed only with this one.
+	Fence(context.Context, *v1.FenceRequest) (*v1.FenceResponse, error)
 }
 
 // RegisterLogServiceHandler registers svc as the varve.v1.LogService implementation on server.
@@ -141,6 +154,7 @@ func RegisterLogServiceHandler(server *connect.Server, svc LogServiceHandler) {
 		connect.Method{Spec: logServiceFetchSpec(), Handler: adapter.fetch},
 		connect.Method{Spec: logServiceListOffsetsSpec(), Handler: adapter.listOffsets},
 		connect.Method{Spec: logServiceInitProducerSpec(), Handler: adapter.initProducer},
+		connect.Method{Spec: logServiceFenceSpec(), Handler: adapter.fence},
 	)
 }
 
@@ -182,6 +196,10 @@ func (UnimplementedLogServiceHandler) InitProducer(context.Context, *v1.InitProd
 	return nil, connect.NewError(connect.CodeUnimplemented, "varve.v1.LogService.InitProducer is not implemented")
 }
 
+func (UnimplementedLogServiceHandler) Fence(context.Context, *v1.FenceRequest) (*v1.FenceResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "varve.v1.LogService.Fence is not implemented")
+}
+
 type logServiceClient struct {
 	client *connect.Client
 }
@@ -221,6 +239,14 @@ func (c *logServiceClient) ListOffsets(ctx context.Context, req *v1.ListOffsetsR
 func (c *logServiceClient) InitProducer(ctx context.Context, req *v1.InitProducerRequest) (*v1.InitProducerResponse, error) {
 	var res v1.InitProducerResponse
 	if err := c.client.CallUnary(ctx, logServiceInitProducerSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *logServiceClient) Fence(ctx context.Context, req *v1.FenceRequest) (*v1.FenceResponse, error) {
+	var res v1.FenceResponse
+	if err := c.client.CallUnary(ctx, logServiceFenceSpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -278,6 +304,18 @@ func (h logServiceHandler) initProducer(ctx context.Context, _ connect.Spec, str
 		return err
 	}
 	res, err := h.svc.InitProducer(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h logServiceHandler) fence(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.FenceRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.Fence(ctx, &req)
 	if err != nil {
 		return err
 	}
