@@ -207,8 +207,17 @@ func (l *Lease) View() *View { return l.state.View() }
 // ErrHeld when that gateway lives. On success the state is that of all committed
 // entries, and the row says so. ErrConflict: somebody was quicker; try again.
 func Acquire(ctx context.Context, t Table, id PartitionID, journal *Journal, sealed func(context.Context, GatewayID) (*SealedJournal, error)) (*Partition, *Lease, error) {
+	return AcquireIf(ctx, t, id, journal, func(*Lease) error { return nil }, sealed)
+}
+
+// AcquireIf is [Acquire] with a say: may is asked once the row was read (nil: there is
+// none), unless it names the journal's gateway already. Its error ends the attempt.
+func AcquireIf(ctx context.Context, t Table, id PartitionID, journal *Journal, may func(*Lease) error, sealed func(context.Context, GatewayID) (*SealedJournal, error)) (*Partition, *Lease, error) {
 	row, err := t.Get(ctx, leaseKey(id), Strong)
 	if errors.Is(err, ErrNotFound) {
+		if err := may(nil); err != nil {
+			return nil, nil, err
+		}
 		return takeLease(ctx, t, NewPartition(id), journal, Stamp{})
 	}
 	if err != nil {
@@ -217,6 +226,11 @@ func Acquire(ctx context.Context, t Table, id PartitionID, journal *Journal, sea
 	was, err := decodeLease(id, row)
 	if err != nil {
 		return nil, nil, err
+	}
+	if was.Journal != journal.id {
+		if err := may(was); err != nil {
+			return nil, nil, err
+		}
 	}
 	p := was.state
 	if err := loadProducers(ctx, t, p); err != nil {
