@@ -3,6 +3,7 @@ package metadata
 import (
 	"encoding/binary"
 	"fmt"
+	"math"
 )
 
 // Rows that are written often are encoded by hand: a format byte, then unsigned
@@ -96,6 +97,29 @@ func (d *decoder) text() string {
 		return ""
 	}
 	return string(d.raw(int(n)))
+}
+
+// int32 reads a number from 0 to 2^31-1, offset one from 0 to 2^63-1.
+func (d *decoder) int32() int32  { return int32(d.below(math.MaxInt32)) }
+func (d *decoder) offset() int64 { return int64(d.below(math.MaxInt64)) }
+
+func (d *decoder) below(limit uint64) uint64 {
+	v := d.uint()
+	if v > limit {
+		d.fail(fmt.Sprintf("%d where %d is the most", v, limit))
+		return 0
+	}
+	return v
+}
+
+// within reads a signed number between low and high.
+func (d *decoder) within(low, high int64) int64 {
+	v := d.int()
+	if v < low || v > high {
+		d.fail(fmt.Sprintf("%d where only %d to %d can be", v, low, high))
+		return 0
+	}
+	return v
 }
 
 // count reads how many items follow, each of at least size bytes.

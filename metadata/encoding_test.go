@@ -50,7 +50,8 @@ func goldenChanges() (*Partition, []*Change) {
 	apply(c)
 	_, c = p.Judge(&Reference{Partition: goldenPartition, Uploader: goldenGateway, Number: 1})
 	apply(c)
-	apply(p.JudgeFence("token"))
+	c, _ = p.JudgeFence("token", nil, nil)
+	apply(c)
 	c, _ = p.JudgeTrim(4)
 	apply(c)
 	apply(p.JudgeClose())
@@ -120,7 +121,8 @@ var rowKinds = []struct {
 		return fmt.Sprintf("%+v\n", *t), nil
 	}},
 	{"gateway", func() []byte {
-		g := Gateway{Address: "127.0.0.1:7481", Zone: "a", Version: "v1", Beat: 9, Floor: 4, State: GatewayDraining}
+		g := Gateway{Address: "127.0.0.1:7481", Peer: "127.0.0.1:7482", Protocol: 1, Zone: "a", Version: "v1", Beat: 9, Floor: 4,
+			Partitions: 12, Buffered: 34, State: GatewaySealed, SealedAt: goldenTime.UnixMilli()}
 		return encodeJSON(g.row())
 	}, func(b []byte) (string, error) {
 		g, err := decodeGateway(Row{Key: gatewayKey("g"), Value: b})
@@ -207,6 +209,20 @@ func TestGolden(t *testing.T) {
 				t.Errorf("the row is read otherwise (-golden +now):\n%s", diff)
 			}
 		})
+	}
+}
+
+// TestGatewayRowBeforePeers: rows of the first version have no peer service.
+func TestGatewayRowBeforePeers(t *testing.T) {
+	dump, err := os.ReadFile(filepath.Join("testdata", "gateway-before-peers.hex"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := decodeGateway(Row{Key: gatewayKey("g"), Value: undump(t, string(dump))})
+	want := Gateway{ID: "g", Address: "127.0.0.1:7481", Zone: "a", Version: "v1", Beat: 9, Floor: 4, State: GatewayDraining}
+	if diff := cmp.Diff(want, got); err != nil || diff != "" {
+		t.Errorf("%v
+%s", err, diff)
 	}
 }
 

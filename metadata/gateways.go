@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 )
 
 // GatewayState says where in its life a gateway is. The texts are stored.
@@ -33,29 +34,46 @@ func (s GatewayState) known() bool {
 // or closed.
 type Gateway struct {
 	ID      GatewayID
-	Address string // host:port where other gateways reach it
+	Address string // host:port of its API
 	Zone    string
 	Version string
 	Beat    uint64 // counts writes: who sees no change for the lease time calls it dead
 	Floor   uint64 // lowest of its segment numbers that is not settled yet
 	State   GatewayState
-	Stamp   Stamp // of the row
+	// Peer is the host:port of its peer service; empty: it has none.
+	Peer string
+	// Protocol is that of its peer service: those of different ones do not work together.
+	Protocol uint32
+	// Partitions counts those that it sequences, Buffered the records that it acked as
+	// buffered and has not committed, both as of the beat.
+	Partitions uint64
+	Buffered   uint64
+	// SealedAt is when it was marked sealed (ms, wall clock of who did it), or 0: for people,
+	// and for closing it after days.
+	SealedAt int64
+	Stamp    Stamp // of the row
 }
 
 type gatewayRow struct {
-	Format  int          `json:"format"`
-	Address string       `json:"address"`
-	Zone    string       `json:"zone,omitempty"`
-	Version string       `json:"version"`
-	Beat    uint64       `json:"beat"`
-	Floor   uint64       `json:"floor"`
-	State   GatewayState `json:"state"`
+	Format     int          `json:"format"`
+	Address    string       `json:"address"`
+	Peer       string       `json:"peer"`
+	Protocol   uint32       `json:"protocol"`
+	Zone       string       `json:"zone,omitempty"`
+	Version    string       `json:"version"`
+	Beat       uint64       `json:"beat"`
+	Floor      uint64       `json:"floor"`
+	Partitions uint64       `json:"partitions"`
+	Buffered   uint64       `json:"buffered"`
+	State      GatewayState `json:"state"`
+	SealedAt   int64        `json:"sealed_at"`
 }
 
 func gatewayKey(id GatewayID) Key { return Key{gatewaysPartition, string(id)} }
 
 func (g *Gateway) row() gatewayRow {
-	return gatewayRow{formatV1, g.Address, g.Zone, g.Version, g.Beat, g.Floor, g.State}
+	return gatewayRow{Format: formatV1, Address: g.Address, Peer: g.Peer, Protocol: g.Protocol, Zone: g.Zone, Version: g.Version,
+		Beat: g.Beat, Floor: g.Floor, Partitions: g.Partitions, Buffered: g.Buffered, State: g.State, SealedAt: g.SealedAt}
 }
 
 func decodeGateway(row Row) (Gateway, error) {
@@ -66,14 +84,14 @@ func decodeGateway(row Row) (Gateway, error) {
 	if !r.State.known() {
 		return Gateway{}, fmt.Errorf("%w: row %s: unknown state %q", ErrCorrupt, row.Key, r.State)
 	}
-	return Gateway{ID: GatewayID(row.Sort), Address: r.Address, Zone: r.Zone, Version: r.Version,
-		Beat: r.Beat, Floor: r.Floor, State: r.State, Stamp: row.Stamp}, nil
+	return Gateway{ID: GatewayID(row.Sort), Address: r.Address, Peer: r.Peer, Protocol: r.Protocol, Zone: r.Zone, Version: r.Version,
+		Beat: r.Beat, Floor: r.Floor, Partitions: r.Partitions, Buffered: r.Buffered, State: r.State, SealedAt: r.SealedAt, Stamp: row.Stamp}, nil
 }
 
 // RegisterGateway makes the row of a gateway that just minted its id, live and with
 // its first beat. ErrConflict: there is one.
 func RegisterGateway(ctx context.Context, t Table, g Gateway) (*Gateway, error) {
-	g.Beat, g.State, g.Stamp = 1, GatewayLive, Stamp{1, 1}
+	g.Beat, g.State, g.SealedAt, g.Stamp = 1, GatewayLive, 0, Stamp{1, 1}
 	row := Row{Key: gatewayKey(g.ID), Stamp: g.Stamp, Nonce: NewNonce(), Value: encodeJSON(g.row())}
 	if err := PutSettled(ctx, t, row, IfAbsent(), nil); err != nil {
 		return nil, fmt.Errorf("register gateway %s: %w", g.ID, err)
@@ -81,8 +99,7 @@ func RegisterGateway(ctx context.Context, t Table, g Gateway) (*Gateway, error) 
 	return &g, nil
 }
 
-// Write writes the row with the next beat, and with the State and Floor that its owner
-// has set. ErrFenced: somebody marked it sealed or closed, or the row is gone; State says so then.
+// Write writes the row with the next beat, and with what its owner has set in it. ErrFenced: somebody marked it sealed or closed, or the row is gone; State says so then.
 // After any other error the write may have happened; the next one takes that up. Not
 // for concurrent use.
 func (g *Gateway) Write(ctx context.Context, t Table) error {
@@ -121,7 +138,7 @@ func (g *Gateway) catchUp(ctx context.Context, t Table) error {
 		return err
 	}
 	if stored.State != g.State && (stored.State == GatewaySealed || stored.State == GatewayClosed) {
-		g.State, g.Stamp = stored.State, stored.Stamp
+		g.State, g.SealedAt, g.Stamp = stored.State, stored.SealedAt, stored.Stamp
 		return fmt.Errorf("%w: gateway %s was marked %s", ErrFenced, g.ID, stored.State)
 	}
 	g.Beat, g.Stamp = stored.Beat, stored.Stamp
@@ -145,7 +162,8 @@ func ListGateways(ctx context.Context, t Table, c Consistency) ([]Gateway, error
 }
 
 // MarkSealed tells a gateway, by its next beat, that its journal is sealed: seal the journal
-// first. It is no error when it was marked before, or closed. ErrNotFound without a row.
+// first. SealedAt becomes the wall clock's now. It is no error when it was marked before,
+// or closed; that changes nothing. ErrNotFound without a row.
 func MarkSealed(ctx context.Context, t Table, id GatewayID) error {
 	return mark(ctx, t, id, GatewaySealed)
 }
@@ -165,7 +183,9 @@ func mark(ctx context.Context, t Table, id GatewayID, state GatewayState) error 
 		if err != nil || g.State == state || g.State == GatewayClosed {
 			return nil, err
 		}
-		g.State = state
+		if g.State = state; state == GatewaySealed {
+			g.SealedAt = time.Now().UnixMilli()
+		}
 		return g.row(), nil
 	})
 	if err != nil {

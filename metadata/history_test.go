@@ -225,7 +225,11 @@ func (h *history) trim(rt *rapid.T) {
 func (h *history) fence(rt *rapid.T) {
 	h.model.fence = rapid.SampledFrom([]string{"", "a", "b"}).Draw(rt, "fence")
 	entry := metadata.NewEntryBuilder(time.Now())
-	h.apply(rt, entry, h.owner.state.JudgeFence(h.model.fence))
+	change, err := h.owner.state.JudgeFence(h.model.fence, nil, nil)
+	if err != nil {
+		rt.Fatalf("fence: %v", err)
+	}
+	h.apply(rt, entry, change)
 	h.commit(rt, entry)
 }
 

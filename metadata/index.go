@@ -89,29 +89,6 @@ type Child struct {
 	Sum           uint64
 }
 
-// View is an immutable picture of a partition as readers may see it. The index is
-// Levels, highest level first in offset order, then Tail: Levels[0] are pages,
-// Levels[n] are nodes of tree/n, whose children are those of the level below.
-type View struct {
-	Partition PartitionID
-	Epoch     uint64
-	Start     int64 // log start offset
-	Next      int64 // high watermark: offset after the last committed record
-	Levels    [][]Child
-	Tail      []Entry
-	Bytes     int64 // of batches between Start and Next, whole entries counted
-	Fence     string
-	Closed    bool
-}
-
-// paged is the offset at which Tail begins.
-func (v *View) paged() int64 {
-	if len(v.Tail) > 0 {
-		return v.Tail[0].First
-	}
-	return v.Next
-}
-
 // summarize describes entries as one child.
 func summarize(entries []Entry) Child {
 	c := Child{First: entries[0].First, MinTimestamp: entries[0].MinTimestamp, MaxTimestamp: entries[0].MaxTimestamp,

@@ -193,15 +193,27 @@ func readTrimmedTo(ctx context.Context, t Table, id GatewayID) (uint64, error) {
 }
 
 func readSealedFrom(ctx context.Context, t Table, id GatewayID, trimmedTo uint64) (*SealedJournal, error) {
-	s := &SealedJournal{ID: id, TrimmedTo: trimmedTo}
-	from := trimmedTo + 1
+	s, err := readJournalFrom(ctx, t, id, trimmedTo+1)
+	if err != nil {
+		return nil, err
+	}
+	if s.TrimmedTo = trimmedTo; s.Seal == 0 {
+		return nil, fmt.Errorf("%w: journal of %s ends before number %d without a seal", ErrHole, id, trimmedTo+1+uint64(len(s.Rows)))
+	}
+	return s, nil
+}
+
+// readJournalFrom reads the rows of a journal from a number on, up to its seal, or to
+// its end as of a moment after the call. ErrHole when they are not contiguous.
+func readJournalFrom(ctx context.Context, t Table, id GatewayID, from uint64) (*SealedJournal, error) {
+	s := &SealedJournal{ID: id}
 	for s.Seal == 0 {
 		rows, err := t.Range(ctx, Range{Partition: journalPartition(id), From: sequenceSort(from), Limit: 100, Consistency: Strong})
 		if err != nil {
 			return nil, fmt.Errorf("read journal of %s: %w", id, err)
 		}
 		if len(rows) == 0 {
-			return nil, fmt.Errorf("%w: journal of %s ends before number %d without a seal", ErrHole, id, from)
+			return s, nil
 		}
 		for _, r := range rows {
 			sequence, err := parseSequence(r.Sort)

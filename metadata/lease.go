@@ -155,6 +155,7 @@ func decodeLease(id PartitionID, row Row) (*Lease, error) {
 		l.base, p.epoch = lookupGateway(d, gates), d.uint()
 	}
 	l.Through = d.uint()
+	p.through = l.Through
 	p.start, p.next = int64(d.uint()), int64(d.uint())
 	p.sum, p.gone = d.fixed64(), d.fixed64()
 	p.bytes = int64(d.uint())
@@ -237,7 +238,6 @@ func AcquireIf(ctx context.Context, t Table, id PartitionID, journal *Journal, m
 		return nil, nil, err
 	}
 	if was.Journal == journal.id && !was.Released && was.base == "" {
-		p.through = was.Through
 		p.capProducers()
 		return p, was, nil // ours: forgotten after a checkpoint that had all of it
 	}
@@ -601,7 +601,8 @@ func (p *Partition) Done(c *Checkpoint) {
 	p.dropped = p.dropped && !c.dropped
 	p.drop() // the log start may lie inside what just became a page
 	if p.through <= c.through {
-		p.since = 0
+		// Readers of the lease row see its through: the owner's views are not older.
+		p.since, p.through = 0, c.through
 	} else {
 		p.since = c.through + 1
 	}

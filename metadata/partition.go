@@ -79,7 +79,7 @@ type Partition struct {
 	// dropped since: sum - gone is the content sum of the index as it stands.
 	sum, gone uint64
 	bytes     int64 // of batches in the index
-	// through is the journal sequence (in epoch) of the last change applied, and
+	// through is the journal sequence (in epoch) up to which all changes are applied, and
 	// since that of the first one that no checkpoint has; 0 when all are in one.
 	through, since uint64
 	// checkpointing: a checkpoint is being written; dropped: rows became garbage
@@ -118,10 +118,11 @@ func (p *Partition) Due() bool { return !p.checkpointing && len(p.tail) >= fanOu
 // ContentSum is the sum of all index entries, mod 2^64.
 func (p *Partition) ContentSum() uint64 { return p.sum - p.gone }
 
-// View returns what readers may see now. It shares memory with the state, which
-// never changes what a view shows.
+// View returns what readers may see now: take it between journal entries, so that one
+// stamp shows one state. It shares memory with the state, which never changes what a
+// view shows.
 func (p *Partition) View() *View {
-	return &View{Partition: p.id, Epoch: p.epoch, Start: p.start, Next: p.next, Levels: p.levels,
+	return &View{Partition: p.id, Epoch: p.epoch, Stamp: Stamp{p.epoch, p.through}, Start: p.start, Next: p.next, Levels: p.levels,
 		Tail: p.tail[:len(p.tail):len(p.tail)], Bytes: p.bytes, Fence: p.fence, Closed: p.closed}
 }
 
@@ -395,12 +396,33 @@ func (p *Partition) JudgeClose() *Change {
 	return &Change{Partition: p.id, Epoch: p.epoch, Kind: ChangeClose}
 }
 
-// JudgeFence decides to set the fencing token.
-func (p *Partition) JudgeFence(token string) *Change {
-	if p.closed || p.fence == token {
-		return nil
+// Fence is the fencing token; empty at first.
+func (p *Partition) Fence() string { return p.fence }
+
+// FenceConflict says that the fencing token was not set, and what stood against it.
+type FenceConflict struct {
+	Token string // that is set
+	Next  int64  // the next offset
+}
+
+func (c *FenceConflict) Error() string {
+	return fmt.Sprintf("the fencing token is %q and the next offset %d", c.Token, c.Next)
+}
+
+// JudgeFence decides to set the fencing token: if current is given and is the token
+// now, and if expected is given and is the next offset; else *FenceConflict. Nil when
+// the token is there already, whatever was demanded: it may be the caller's own earlier try.
+// ErrClosed when the partition is closed.
+func (p *Partition) JudgeFence(token string, current *string, expected *int64) (*Change, error) {
+	switch {
+	case p.closed:
+		return nil, ErrClosed
+	case p.fence == token:
+		return nil, nil
+	case current != nil && *current != p.fence, expected != nil && *expected != p.next:
+		return nil, &FenceConflict{Token: p.fence, Next: p.next}
 	}
-	return &Change{Partition: p.id, Epoch: p.epoch, Kind: ChangeFence, Fence: token}
+	return &Change{Partition: p.id, Epoch: p.epoch, Kind: ChangeFence, Fence: token}, nil
 }
 
 // Apply makes the change that the journal of this epoch holds at sequence. It

@@ -93,8 +93,8 @@ func TestClosedPartition(t *testing.T) {
 	if change := l.state.JudgeClose(); change != nil {
 		t.Errorf("closed twice: %v", change)
 	}
-	if change := l.state.JudgeFence("x"); change != nil {
-		t.Errorf("fenced: %v", change)
+	if change, err := l.state.JudgeFence("x", nil, nil); change != nil || !errors.Is(err, metadata.ErrClosed) {
+		t.Errorf("fenced: %v %v", change, err)
 	}
 	if _, err := l.state.JudgeTrim(1); !errors.Is(err, metadata.ErrClosed) {
 		t.Errorf("trim: %v", err)

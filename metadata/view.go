@@ -1,0 +1,98 @@
+package metadata
+
+import (
+	"context"
+	"errors"
+	"fmt"
+)
+
+// View is an immutable picture of a partition as readers may see it. The index is
+// Levels, highest level first in offset order, then Tail: Levels[0] are pages,
+// Levels[n] are nodes of tree/n, whose children are those of the level below.
+type View struct {
+	Partition PartitionID
+	Epoch     uint64
+	// Stamp orders views of a partition: (epoch, number of the epoch's journal up to which
+	// the view shows all changes). Zero before the first append.
+	Stamp  Stamp
+	Start  int64 // log start offset
+	Next   int64 // high watermark: offset after the last committed record
+	Levels [][]Child
+	Tail   []Entry
+	Bytes  int64 // of batches between Start and Next, whole entries counted
+	Fence  string
+	Closed bool
+}
+
+// paged is the offset at which Tail begins.
+func (v *View) paged() int64 {
+	if len(v.Tail) > 0 {
+		return v.Tail[0].First
+	}
+	return v.Next
+}
+
+// Newer says that v may replace than: it shows as much or more. With equal stamps both show
+// the same, and v may have moved entries into pages. The nil view is older than any.
+func (v *View) Newer(than *View) bool {
+	return than == nil || v.Stamp.Compare(than.Stamp) >= 0
+}
+
+// ReadView returns what readers may see of a partition as of a moment after the call, by
+// strong reads of the table alone, whether its owner lives or not. It writes nothing. A
+// partition that nobody has appended to is empty. ErrHole when its journal lost a row.
+func ReadView(ctx context.Context, t Table, id PartitionID) (*View, error) {
+	for {
+		row, err := getOrNone(ctx, t, leaseKey(id))
+		if err != nil {
+			return nil, fmt.Errorf("read %s: %w", id, err)
+		}
+		if row.Stamp == (Stamp{}) {
+			return NewPartition(id).View(), nil
+		}
+		lease, err := decodeLease(id, row)
+		if err != nil {
+			return nil, err
+		}
+		if lease.Released {
+			return lease.View(), nil
+		}
+		trimmedTo, readErr := readTrimmedTo(ctx, t, lease.Source())
+		var view *View
+		if readErr == nil {
+			view, readErr = lease.readOn(ctx, t, trimmedTo)
+		}
+		// Whatever was found, or not, is about this partition only if the lease row
+		// stood all the while.
+		switch stands, err := lease.stands(ctx, t, trimmedTo, readErr); {
+		case err != nil:
+			return nil, fmt.Errorf("read %s: %w", id, err)
+		case stands:
+			return view, readErr
+		}
+	}
+}
+
+// readOn folds what the journal of the lease's source holds after the checkpoint. Of what was
+// trimmed nothing is missing: every partition had checkpointed it.
+func (l *Lease) readOn(ctx context.Context, t Table, trimmedTo uint64) (*View, error) {
+	from, err := readJournalFrom(ctx, t, l.Source(), max(l.Through, trimmedTo)+1)
+	if err != nil {
+		return nil, err
+	}
+	return l.Folded(from)
+}
+
+// stands says whether nothing that was read beside the lease row moved under the reader.
+func (l *Lease) stands(ctx context.Context, t Table, trimmedTo uint64, readErr error) (bool, error) {
+	row, err := getOrNone(ctx, t, leaseKey(l.state.id))
+	if err != nil || row.Stamp != l.Stamp {
+		return false, err
+	}
+	if !errors.Is(readErr, ErrHole) {
+		return true, nil
+	}
+	// Other partitions let the journal be trimmed just now: trimmed-to says so then.
+	now, err := readTrimmedTo(ctx, t, l.Source())
+	return now == trimmedTo, err
+}
