@@ -221,8 +221,7 @@ func TestGatewayRowBeforePeers(t *testing.T) {
 	got, err := decodeGateway(Row{Key: gatewayKey("g"), Value: undump(t, string(dump))})
 	want := Gateway{ID: "g", Address: "127.0.0.1:7481", Zone: "a", Version: "v1", Beat: 9, Floor: 4, State: GatewayDraining}
 	if diff := cmp.Diff(want, got); err != nil || diff != "" {
-		t.Errorf("%v
-%s", err, diff)
+		t.Errorf("%v\n%s", err, diff)
 	}
 }
 
