@@ -74,7 +74,8 @@ func goldenLease(base GatewayID) []byte {
 	return encodeLease(l, p, p.byAge(), levels, p.tail)
 }
 
-// rowKinds has each kind of row: a sample, and how it is read into text.
+// rowKinds has each kind of row, and of message between gateways (of several versions,
+// maybe): a sample, and how it is read into text.
 var rowKinds = []struct {
 	name   string
 	sample func() []byte
@@ -128,10 +129,93 @@ var rowKinds = []struct {
 		g, err := decodeGateway(Row{Key: gatewayKey("g"), Value: b})
 		return fmt.Sprintf("%+v\n", g), err
 	}},
+	{"references", func() []byte { return EncodeReferences(goldenReferences()) }, func(b []byte) (string, error) {
+		refs, err := DecodeReferences(b)
+		var out strings.Builder
+		for _, ref := range refs {
+			fmt.Fprintf(&out, "%s segment %d of %s after %d by number %v\n", ref.Partition, ref.Number, ref.Uploader, ref.Previous, ref.ByNumber)
+			for _, b := range ref.Batches {
+				fmt.Fprintf(&out, "  %+v\n", b)
+			}
+		}
+		return out.String(), err
+	}},
+	{"verdict", func() []byte {
+		p := NewPartition(goldenPartition)
+		v, _ := p.Judge(goldenReferences()[0])
+		return EncodeVerdict(v)
+	}, func(b []byte) (string, error) {
+		v, err := DecodeVerdict(b)
+		return fmt.Sprintf("%+v\n", v), err
+	}},
+	{"view", func() []byte { _, v, _ := goldenViews(); return v.Encode() }, func(b []byte) (string, error) {
+		v, err := DecodeView(goldenPartition, b)
+		return viewText(v), err
+	}},
+	{"view-delta", func() []byte { _, _, delta := goldenViews(); return delta }, func(b []byte) (string, error) {
+		was, _, _ := goldenViews()
+		v, err := was.Follow(b)
+		if errors.Is(err, ErrIndexMoved) {
+			return err.Error(), nil
+		}
+		return viewText(v), err
+	}},
 	{"generation", func() []byte { return encodeJSON(generationRow{formatV1, 12}) }, func(b []byte) (string, error) {
 		r, err := decodeGeneration(Row{Key: generationKey, Stamp: Stamp{1, 1}, Value: b})
 		return fmt.Sprintf("%+v\n", r), err
 	}},
+}
+
+func goldenReferences() []*Reference {
+	other := PartitionID{Topic: TopicID{0xab, 0xce}, Number: 1}
+	batch := func(position int64) Batch {
+		return Batch{Position: position, Size: 500, Offsets: 10, Records: 10, MinTimestamp: goldenTime.UnixMilli() - 500, MaxTimestamp: goldenTime.UnixMilli() - 3,
+			LastTimestamp: goldenTime.UnixMilli() - 40, CRC: 0xdeadbeef, ProducerID: NoProducer, ProducerEpoch: -1, BaseSequence: -1, ExpectedOffset: NoOffset}
+	}
+	produced := func(b Batch) Batch { b.ProducerID, b.ProducerEpoch, b.BaseSequence = 1000, 2, 0; return b }
+	expected := func(b Batch) Batch { b.ExpectedOffset = 7; return b }
+	fenced := func(b Batch) Batch { b.FencingToken, b.HasFencingToken = "token", true; return b }
+	sparse := func(b Batch) Batch { b.Records = 3; return b }
+	return []*Reference{
+		{Partition: goldenPartition, Uploader: goldenUploader, Number: 41, Batches: []Batch{produced(batch(64)), produced(batch(564)), expected(batch(1064)), batch(1564)}},
+		{Partition: other, Uploader: goldenUploader, Number: 41, Previous: 38, Batches: []Batch{fenced(batch(2064)), fenced(sparse(batch(2600)))}},
+		{Partition: other, Uploader: goldenGateway, Number: 7, ByNumber: true},
+	}
+}
+
+// goldenViews are two views, and what leads from one to the other.
+func goldenViews() (was, v *View, delta []byte) {
+	p := NewPartition(goldenPartition)
+	p.epoch, p.fence = 3, "old"
+	batch := goldenReferences()[0].Batches[3]
+	for number := uint64(1); number <= 2; number++ {
+		was = p.View()
+		_, c := p.Judge(&Reference{Partition: goldenPartition, Uploader: goldenUploader, Number: number, Previous: number - 1, Batches: []Batch{batch}})
+		if err := p.Apply(c, 10*number); err != nil {
+			panic(err)
+		}
+	}
+	p.fence, p.start, p.closed = "new", 5, true
+	v = p.View()
+	delta, ok := v.Since(was)
+	if !ok {
+		panic("no delta")
+	}
+	v.Levels = [][]Child{{{First: 0, MaxTimestamp: 9, LastTimestamp: 5, Entries: 1, Bytes: 1, Sum: 1}}}
+	v.Tail = v.Tail[1:]
+	return was, v, delta
+}
+
+func viewText(v *View) string {
+	if v == nil {
+		return ""
+	}
+	var out strings.Builder
+	fmt.Fprintf(&out, "%s epoch %d at %s: %d to %d, %d bytes, fence %q closed %v\n", v.Partition, v.Epoch, v.Stamp, v.Start, v.Next, v.Bytes, v.Fence, v.Closed)
+	for i, children := range v.Levels {
+		fmt.Fprintf(&out, "level %d\n%s", i, childrenText(children))
+	}
+	return out.String() + entriesText(v.Tail)
 }
 
 func readJournalRow(b []byte) (string, error) {

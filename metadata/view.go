@@ -22,6 +22,7 @@ type View struct {
 	Bytes  int64 // of batches between Start and Next, whole entries counted
 	Fence  string
 	Closed bool
+	room   *room // of a view that another follows on: see Follow
 }
 
 // paged is the offset at which Tail begins.

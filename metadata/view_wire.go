@@ -1,6 +1,10 @@
 package metadata
 
-import "fmt"
+import (
+	"fmt"
+	"slices"
+	"sync"
+)
 
 const (
 	viewClosed byte = 1 << iota
@@ -130,9 +134,9 @@ func (v *View) Since(was *View) (delta []byte, ok bool) {
 	return assemble(&y, &body), true
 }
 
-// Follow returns the view that a delta makes of v, which stays as it is. Levels and old
-// tail are those of v, so that Tail grows until a whole view comes. ErrIndexMoved when the
-// delta follows on another view, ErrCorrupt when it cannot be read.
+// Follow returns the view that a delta makes of v, which stays as it is. Levels are those of
+// v, and so is Tail from the log start on: it grows until a whole view comes. ErrIndexMoved
+// when the delta follows on another view, ErrCorrupt when it cannot be read.
 func (v *View) Follow(delta []byte) (*View, error) {
 	d := &decoder{b: delta}
 	d.format()
@@ -160,7 +164,38 @@ func (v *View) Follow(delta []byte) (*View, error) {
 	if err := d.end(); err != nil {
 		return nil, fmt.Errorf("change of %s: %w", v.Partition, err)
 	}
-	next.Tail = append(v.Tail[:len(v.Tail):len(v.Tail)], entries...)
-	next.Tail = next.Tail[:len(next.Tail):len(next.Tail)]
+	next.Tail, next.room = v.room.extend(v.Tail, entries)
+	next.Tail = next.Tail[findEntry(next.Tail, next.Start):]
 	return &next, nil
+}
+
+// room is the array that the tails of views which follow on each other share, so that
+// not each of them copies all of it.
+type room struct {
+	mu      sync.Mutex
+	entries []Entry
+}
+
+// extend returns a tail with more behind it. The array is written only behind its last
+// entry, which no view shows yet: a second view that follows on the same one gets its own.
+func (r *room) extend(tail, more []Entry) ([]Entry, *room) {
+	if len(more) == 0 {
+		return tail, r
+	}
+	if len(tail) == 0 || r == nil {
+		return newRoom(tail, more)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n := len(r.entries)
+	if &r.entries[n-1] != &tail[len(tail)-1] {
+		return newRoom(tail, more)
+	}
+	r.entries = append(r.entries[n-len(tail):], more...)
+	return slices.Clip(r.entries), r
+}
+
+func newRoom(tail, more []Entry) ([]Entry, *room) {
+	r := &room{entries: slices.Concat(tail, more)}
+	return slices.Clip(r.entries), r
 }
