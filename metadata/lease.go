@@ -212,7 +212,7 @@ func Acquire(ctx context.Context, t Table, id PartitionID, journal *Journal, sea
 }
 
 // AcquireIf is [Acquire] with a say: may is asked once the row was read (nil: there is
-// none), unless it names the journal's gateway already. Its error ends the attempt.
+// none), unless the journal's gateway holds the partition already. Its error ends the attempt.
 func AcquireIf(ctx context.Context, t Table, id PartitionID, journal *Journal, may func(*Lease) error, sealed func(context.Context, GatewayID) (*SealedJournal, error)) (*Partition, *Lease, error) {
 	row, err := t.Get(ctx, leaseKey(id), Strong)
 	if errors.Is(err, ErrNotFound) {
@@ -228,7 +228,7 @@ func AcquireIf(ctx context.Context, t Table, id PartitionID, journal *Journal, m
 	if err != nil {
 		return nil, nil, err
 	}
-	if was.Journal != journal.id {
+	if was.Journal != journal.id || was.Released {
 		if err := may(was); err != nil {
 			return nil, nil, err
 		}
