@@ -114,7 +114,7 @@ func (w *referenceWriter) batch(b *Batch) {
 		w.last.producer = b.ProducerID
 	}
 	if flags&batchExpected != 0 {
-		e.uint(uint64(b.ExpectedOffset))
+		e.int(b.ExpectedOffset)
 	}
 	if flags&batchToken != 0 {
 		e.text(b.FencingToken)
@@ -210,12 +210,12 @@ func (r *referenceReader) batch(b *Batch) {
 	b.ProducerID, b.ProducerEpoch, b.BaseSequence = NoProducer, -1, -1
 	if flags&batchProducer != 0 {
 		b.ProducerID = r.last.producer + d.int()
-		b.ProducerEpoch = int16(d.within(-1, math.MaxInt16))
-		b.BaseSequence = int32(d.within(-1, math.MaxInt32))
+		b.ProducerEpoch = int16(d.within(math.MinInt16, math.MaxInt16))
+		b.BaseSequence = int32(d.within(math.MinInt32, math.MaxInt32))
 		r.last.producer = b.ProducerID
 	}
 	if flags&batchExpected != 0 {
-		b.ExpectedOffset = d.offset()
+		b.ExpectedOffset = d.int()
 	}
 	if flags&batchToken != 0 {
 		r.last.token = d.text()
