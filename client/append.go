@@ -79,7 +79,7 @@ func (c *Client) appender(where topicPartition) *appender {
 
 // appendOnce tries until it knows.
 func (c *Client) appendOnce(ctx context.Context, a *appender, where topicPartition, builder *batch.Builder, opts AppendOptions) (Ack, error) {
-	wait := c.newBackOff()
+	t := c.newTries()
 	doubtful := false
 	for {
 		if err := c.identify(ctx, a, builder.Count()); err != nil {
@@ -89,17 +89,19 @@ func (c *Client) appendOnce(ctx context.Context, a *appender, where topicPartiti
 		if err != nil {
 			return Ack{}, invalidf("%v", err)
 		}
-		ack, failure := c.append(ctx, where, AcksCommitted, data, opts.conditions)
+		ack, failure := c.append(ctx, t.next(), where, AcksCommitted, data, opts.conditions)
 		if failure == nil {
+			c.servers.succeeded(t.last)
 			a.next.BaseSequence += int32(builder.Count())
 			return ack, nil
 		}
+		t.failed(failure)
 		doubtful = doubtful || failure.UnknownOutcome
 		if failure.Reason == reasonUnknownProducer && !doubtful && a.next.BaseSequence > 0 {
 			a.known = false // Forgotten since the last append; this one was not taken.
 			continue
 		}
-		if !failure.Retriable || !pause(ctx, c.done, wait.NextBackOff()) {
+		if !failure.Retriable || !t.pause(ctx, failure) {
 			// Whatever it was, the next append must not be taken for a repetition of this one.
 			a.known = a.known && !doubtful
 			failure.UnknownOutcome = doubtful

@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"connectrpc.com/connect/v2"
@@ -25,8 +24,9 @@ const DefaultServer = "http://127.0.0.1:7480"
 
 // Config says how to reach a cluster. The zero value reaches a server on this machine.
 type Config struct {
-	// Servers are base URLs such as "http://host:7480", tried in turn when one cannot be reached or is
-	// not ready. Default: DefaultServer.
+	// Servers are base URLs such as "http://host:7480" of gateways of one cluster. A client draws one of them, and
+	// goes on with another when that one cannot be reached, is not ready or leaves; a server that failed is left alone
+	// for a second or more. Default: DefaultServer.
 	Servers []string
 	// HTTPClient replaces the default one: HTTP/1.1 over as many connections as there are requests in
 	// flight, kept open. (Bulk costs two thirds of the CPU that one HTTP/2 connection costs.)
@@ -84,13 +84,11 @@ type Client struct {
 	cfg Config
 	// firstPause is what backing off begins with.
 	firstPause time.Duration
-	endpoints  []*endpoint
-	// current counts moves from one server to the next; the server in use is current modulo their number.
-	current atomic.Uint64
+	servers    servers
 	// idle is the HTTP client to close with us, nil when the caller brought one.
 	idle *http.Client
-	done chan struct{}
-	once sync.Once
+	done <-chan struct{}
+	end  context.CancelFunc
 
 	appendersMu sync.Mutex
 	appenders   map[topicPartition]*appender
@@ -101,27 +99,14 @@ type topicPartition struct {
 	partition int32
 }
 
-// endpoint is one server.
-type endpoint struct {
-	name    string
-	log     varvev1connect.LogServiceClient
-	topics  varvev1connect.TopicServiceClient
-	cluster varvev1connect.ClusterServiceClient
-}
-
 // New returns a client. It connects at the first call, so that it succeeds without a server.
 func New(cfg Config) (*Client, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	c := &Client{
-		cfg:        cfg.withDefaults(),
-		firstPause: 20 * time.Millisecond,
-		done:       make(chan struct{}),
-		appenders:  make(map[topicPartition]*appender),
-	}
+	c := newClient(cfg.withDefaults())
 	if c.cfg.Transport != nil {
-		c.endpoints = []*endpoint{newEndpoint("transport", c.cfg.Transport, c.cfg.UserAgent)}
+		c.start(newEndpoint("transport", c.cfg.Transport, c.cfg.UserAgent))
 		return c, nil
 	}
 	hc := c.cfg.HTTPClient
@@ -129,16 +114,41 @@ func New(cfg Config) (*Client, error) {
 		hc = newHTTPClient()
 		c.idle = hc
 	}
+	c.servers.dropIdle = hc.CloseIdleConnections
+	var endpoints []*endpoint
 	for _, server := range c.cfg.Servers {
 		transport := connecthttp.NewTransport(hc, strings.TrimSuffix(server, "/"),
 			// Batches carry their own compression.
 			connecthttp.WithCompressors(),
 			connecthttp.WithReadMaxBytes(c.cfg.MaxMessageBytes),
 		)
-		c.endpoints = append(c.endpoints, newEndpoint(server, transport, c.cfg.UserAgent))
+		endpoints = append(endpoints, newEndpoint(server, transport, c.cfg.UserAgent))
 	}
+	c.start(endpoints...)
 	return c, nil
 }
+
+func newClient(cfg Config) *Client {
+	ctx, cancel := context.WithCancel(context.Background())
+	return &Client{
+		cfg:        cfg,
+		firstPause: 20 * time.Millisecond,
+		servers:    servers{ctx: ctx},
+		done:       ctx.Done(),
+		end:        cancel,
+		appenders:  make(map[topicPartition]*appender),
+	}
+}
+
+func (c *Client) start(endpoints ...*endpoint) {
+	c.servers.all = endpoints
+	c.servers.skip = skipPauses * c.firstPause
+	c.servers.slow = c.cfg.RequestTimeout / 8
+	c.servers.start(time.Now())
+}
+
+// skipPauses is for how many first pauses a server that failed is left alone: a second.
+const skipPauses = 50
 
 func newHTTPClient() *http.Client {
 	return &http.Client{Transport: &http.Transport{
@@ -174,12 +184,11 @@ func newEndpoint(name string, transport connect.Transport, userAgent string) *en
 // Close frees connections and makes later calls fail with ErrClosed. Close producers first: what
 // they still hold is lost otherwise.
 func (c *Client) Close() error {
-	c.once.Do(func() {
-		close(c.done)
-		if c.idle != nil {
-			c.idle.CloseIdleConnections()
-		}
-	})
+	c.end()
+	c.servers.wait()
+	if c.idle != nil {
+		c.idle.CloseIdleConnections()
+	}
 	return nil
 }
 
@@ -194,19 +203,6 @@ func (c *Client) closed() bool {
 	}
 }
 
-// endpoint returns the server in use, with the number to give to advance.
-func (c *Client) endpoint() (*endpoint, uint64) {
-	n := c.current.Load()
-	return c.endpoints[n%uint64(len(c.endpoints))], n
-}
-
-// advance moves on from a server that could not be reached, once for all who found out together.
-func (c *Client) advance(from uint64, err *Error) {
-	if len(c.endpoints) > 1 && (err.Code == connect.CodeUnavailable || !err.informed && err.Retriable) {
-		c.current.CompareAndSwap(from, from+1)
-	}
-}
-
 // retryPolicy says which failures of a call may be tried again.
 type retryPolicy uint8
 
@@ -215,6 +211,8 @@ const (
 	anyOutcome retryPolicy = iota
 	// onlyDefinite: repeat only what certainly had no effect.
 	onlyDefinite
+	// untilSettled: repeating changes nothing, but the caller wants to know whether it took effect.
+	untilSettled
 )
 
 // repeatable is the policy for a call that says what it wants to be, or else what it wants done.
@@ -226,7 +224,7 @@ func repeatable(idempotent bool) retryPolicy {
 }
 
 func (p retryPolicy) allows(err *Error) bool {
-	return err.Retriable && (p == anyOutcome || !err.UnknownOutcome)
+	return err.Retriable && (p != onlyDefinite || !err.UnknownOutcome)
 }
 
 // call makes a unary call within the request timeout, with retries.
@@ -245,32 +243,86 @@ func callStream[T any](ctx context.Context, c *Client, do func(context.Context, 
 }
 
 func attempt[T any](ctx context.Context, c *Client, policy retryPolicy, do func(context.Context, *endpoint) (T, error)) (T, error) {
-	wait := c.newBackOff()
-	for failures := 1; ; failures++ {
+	t := c.newTries()
+	doubtful := false
+	for {
 		if c.closed() {
 			var zero T
 			return zero, errClientClosed
 		}
-		e, n := c.endpoint()
-		res, err := do(ctx, e)
+		e := t.next()
+		res, err := tryOnce(ctx, c, policy, e, do)
 		if err == nil {
+			c.servers.succeeded(e)
 			return res, nil
 		}
 		failure := errorOf(err)
-		c.advance(n, failure)
-		if policy == anyOutcome {
-			failure.UnknownOutcome = false // Nobody has to care.
-		}
-		if !policy.allows(failure) {
-			return res, failure
-		}
-		if failures%len(c.endpoints) != 0 {
-			continue // Each server once before any pause.
-		}
-		if !pause(ctx, c.done, wait.NextBackOff()) {
+		t.failed(failure)
+		again := policy.allows(failure)
+		doubtful = doubtful || failure.UnknownOutcome
+		failure.UnknownOutcome = doubtful && policy != anyOutcome
+		if !again || !t.pause(ctx, failure) {
 			return res, failure
 		}
 	}
+}
+
+// tryOnce makes one attempt. With other servers to ask it takes half of the time that is left at most, if it can
+// be repeated then: a server may be stopped without its connections knowing.
+func tryOnce[T any](ctx context.Context, c *Client, policy retryPolicy, e *endpoint, do func(context.Context, *endpoint) (T, error)) (T, error) {
+	if deadline, ok := ctx.Deadline(); ok && policy != onlyDefinite && len(c.servers.all) > 1 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, time.Until(deadline)/2)
+		defer cancel()
+	}
+	return do(ctx, e)
+}
+
+// tries is the way of one call through the servers: each once before any pause.
+type tries struct {
+	c       *Client
+	wait    *backoff.ExponentialBackOff
+	last    *endpoint
+	started time.Time
+	// avoid is the last one, if another one may do better.
+	avoid    *endpoint
+	failures int // in a row
+}
+
+func (c *Client) newTries() *tries { return &tries{c: c, wait: c.newBackOff()} }
+
+// next returns the server for the next try.
+func (t *tries) next() *endpoint {
+	t.last, t.started = t.c.servers.pick(t.avoid), time.Now()
+	return t.last
+}
+
+// failed takes note of the try's failure.
+func (t *tries) failed(err *Error) {
+	t.failures++
+	t.avoid = nil
+	if t.c.servers.failed(t.last, err, t.started); err.elsewhere {
+		t.avoid = t.last
+	}
+}
+
+// reset forgets the failures: something was achieved.
+func (t *tries) reset() {
+	t.failures, t.avoid = 0, nil
+	t.wait.Reset()
+}
+
+// delay is how long to wait before the next try.
+func (t *tries) delay(err *Error) time.Duration {
+	if err.elsewhere && t.failures%len(t.c.servers.all) != 0 {
+		return 0
+	}
+	return t.wait.NextBackOff()
+}
+
+// pause waits before the next try. It returns false when there is no time for one.
+func (t *tries) pause(ctx context.Context, err *Error) bool {
+	return pause(ctx, t.c.done, t.delay(err))
 }
 
 // newBackOff starts at 20 ms and doubles to 2 s, with jitter, for ever.
@@ -284,8 +336,11 @@ func (c *Client) newBackOff() *backoff.ExponentialBackOff {
 
 // pause waits, unless ctx or done end before: then, or if ctx would end while waiting, it returns false.
 func pause(ctx context.Context, done <-chan struct{}, d time.Duration) bool {
-	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) <= d {
+	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) <= d || ctx.Err() != nil {
 		return false
+	}
+	if d == 0 {
+		return true
 	}
 	t := time.NewTimer(d)
 	defer t.Stop()
@@ -299,5 +354,5 @@ func pause(ctx context.Context, done <-chan struct{}, d time.Duration) bool {
 	}
 }
 
-// Servers returns the servers in the order in which they are tried.
+// Servers returns the servers that the client knows.
 func (c *Client) Servers() []string { return slices.Clone(c.cfg.Servers) }

@@ -18,6 +18,11 @@ type Gateway struct {
 	// Floor is the lowest segment number that is not settled.
 	Floor   uint64
 	Version string
+	// PeerAddress is where other gateways reach it; empty when it serves alone.
+	PeerAddress string
+	// Partitions that it sequences, and BufferedRecords that it acked as buffered and that were not committed, as
+	// of its last beat.
+	Partitions, BufferedRecords uint64
 }
 
 // Gateways lists the cluster's gateways and names the cluster.
@@ -32,6 +37,7 @@ func (c *Client) Gateways(ctx context.Context) (clusterID string, gateways []Gat
 		gateways = append(gateways, Gateway{
 			ID: g.GetId(), Address: g.GetAddress(), Zone: g.GetZone(), State: g.GetState(),
 			Beat: g.GetBeat(), Floor: g.GetFloor(), Version: g.GetVersion(),
+			PeerAddress: g.GetPeerAddress(), Partitions: g.GetPartitions(), BufferedRecords: g.GetBufferedRecords(),
 		})
 	}
 	return res.GetClusterId(), gateways, nil

@@ -34,6 +34,9 @@ type ConsumerConfig struct {
 	Starts map[int32]Place
 	// End is exclusive. Unset: follow for ever.
 	End Place
+	// Linearizable: places that depend on the end are as of a moment after reading began, so that no record that was
+	// acknowledged before is missing, through whichever gateway. It costs a read of the table.
+	Linearizable bool
 	// Between, if set, leaves out all records outside.
 	Between *TimeRange
 	// Order is AsTheyCome by default.
@@ -98,6 +101,8 @@ func (c *Client) NewConsumer(cfg ConsumerConfig) (*Consumer, error) {
 // or after one error: ctx's, ErrTopicNotFound, ErrOutOfRange, ErrDataLoss. Lost connections are made
 // again, without an error, for as long as ctx lasts, and reading goes on where it was. A record's bytes
 // stay valid and are the caller's, but share memory with the rest of their batch.
+//
+// Whichever gateways it reads from, the high watermark never falls.
 //
 // Each call of Records begins at Start anew.
 func (k *Consumer) Records(ctx context.Context) iter.Seq2[Record, error] {
@@ -258,7 +263,9 @@ func (k *Consumer) watchGrowth(ctx context.Context, known int, read func([]curso
 		}
 		var added []cursor
 		for _, o := range offsets[known:] {
-			added = append(added, cursor{partition: o.Partition, next: fromEarliest, end: withoutEnd})
+			added = append(added, cursor{
+				partition: o.Partition, next: fromEarliest, end: withoutEnd, seen: o.EndOffset,
+			})
 		}
 		known = len(offsets)
 		read(added)

@@ -51,6 +51,10 @@ const (
 	reasonProducerFenced    = "PRODUCER_FENCED"
 	reasonObjectNotFound    = "OBJECT_NOT_FOUND"
 	reasonPartitionNotFound = "PARTITION_NOT_FOUND"
+	reasonDraining          = "DRAINING"
+	reasonGatewayFenced     = "GATEWAY_FENCED"
+	reasonHeld              = "HELD_ELSEWHERE"
+	reasonBusy              = "BUSY"
 )
 
 // Error is why a call failed, in the words of the API.
@@ -75,6 +79,8 @@ type Error struct {
 	cause error
 	// informed: a gateway said so with details, so that Retriable and UnknownOutcome are its words.
 	informed bool
+	// elsewhere: another server may be asked at once.
+	elsewhere bool
 }
 
 // Error names what failed and where.
@@ -125,6 +131,18 @@ var sentinelOfCode = map[connect.Code]error{
 	connect.CodeOutOfRange:      ErrOutOfRange,
 	connect.CodeDataLoss:        ErrDataLoss,
 	connect.CodeUnavailable:     ErrUnavailable,
+}
+
+// ofServer reports whether a failure says something of the server that was asked, so that another one may do
+// better, rather than of the partition, the request or the cluster.
+func (e *Error) ofServer() bool {
+	switch {
+	case !e.Retriable || e.Reason == reasonHeld || e.Reason == reasonBusy:
+		return false
+	case !e.informed || e.Reason == reasonGatewayFenced:
+		return true
+	}
+	return e.Code == connect.CodeUnavailable || e.Code == connect.CodeResourceExhausted
 }
 
 // errorOf translates what a call returned. It never returns nil for an error.

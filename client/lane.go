@@ -42,6 +42,8 @@ type lane struct {
 	handing *pending
 	// probing: one batch at a time, until one succeeds.
 	probing bool
+	// moving: what follows goes to another server, when nothing is in flight any more.
+	moving bool
 	// lost: a batch failed that had a sequence, so that those after it need to be given anew.
 	lost bool
 	// forgotten: the server no longer knows the producer id.
@@ -115,7 +117,7 @@ func (l *lane) next(now time.Time) step {
 	if l.lost && l.sending == 0 {
 		l.renumber()
 	}
-	if l.lost || l.handing != nil || l.sending > 0 && (l.probing || !l.idempotent) {
+	if l.lost || l.handing != nil || l.sending > 0 && (l.probing || l.moving || !l.idempotent) {
 		return step{}
 	}
 	if l.firstWaiting() == nil && l.open != nil && l.open.ready {

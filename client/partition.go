@@ -5,8 +5,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/cenkalti/backoff/v5"
-
 	"github.com/varvelog/varve/segments/batch"
 )
 
@@ -23,7 +21,10 @@ type partition struct {
 
 	mu   sync.Mutex
 	lane lane
-	wait *backoff.ExponentialBackOff
+	// tries has the server that gets the batches which are under way: all of them the same one, since two would make
+	// a batch overtake the one before it. detour: it is not the one that the client uses, which has failed us.
+	tries  *tries
+	detour bool
 	// delivering: somebody is calling back; others leave what is finished to him, for the sake of order.
 	delivering bool
 	finished   []*pending
@@ -31,7 +32,7 @@ type partition struct {
 
 func newPartition(p *Producer, t *producerTopic, number int32) *partition {
 	return &partition{
-		p: p, topic: t, number: number, wait: p.c.newBackOff(),
+		p: p, topic: t, number: number, tries: p.c.newTries(),
 		lane: lane{
 			where:         topicPartition{t.name, number},
 			idempotent:    !p.cfg.DisableIdempotence,
@@ -131,14 +132,16 @@ func (part *partition) hurry() []<-chan struct{} {
 	return all
 }
 
-// next is the lane's next step; when the producer was abandoned it ends what is left.
-func (part *partition) next() step {
+// next is the lane's next step, and the server to send to; when the producer was abandoned it ends what is left.
+func (part *partition) next() (step, *endpoint) {
 	part.mu.Lock()
 	defer part.mu.Unlock()
 	if part.p.ctx.Err() != nil {
 		part.lane.abandon()
-		return step{}
+		return step{}, nil
 	}
+	inUse := &part.p.c.servers.current
+	part.lane.moving = !part.detour && part.tries.last != inUse.Load()
 	open := part.lane.open
 	s := part.lane.next(time.Now())
 	if open != nil && part.lane.open == nil {
@@ -147,7 +150,10 @@ func (part *partition) next() step {
 	if s.wait > 0 {
 		time.AfterFunc(s.wait, func() { part.p.ready.push(part) })
 	}
-	return s
+	if s.send != nil && part.lane.sending == 1 {
+		part.detour = part.tries.next() != inUse.Load()
+	}
+	return s, part.tries.last
 }
 
 func (part *partition) handedOver(b *pending) {
@@ -162,9 +168,11 @@ func (part *partition) result(b *pending, ack Ack, err *Error) {
 	defer part.mu.Unlock()
 	var delay time.Duration
 	if err == nil {
-		part.wait.Reset()
+		part.tries.reset()
+		part.p.c.servers.succeeded(part.tries.last)
 	} else {
-		delay = part.wait.NextBackOff()
+		part.tries.failed(err)
+		delay = part.tries.delay(err)
 	}
 	part.lane.result(b, ack, err, time.Now(), delay)
 }
@@ -176,7 +184,7 @@ func (part *partition) identified(id producerID, err error) {
 		return // next abandons what is left.
 	}
 	if err != nil {
-		part.lane.unidentified(errorOf(err), time.Now(), part.wait.NextBackOff())
+		part.lane.unidentified(errorOf(err), time.Now(), part.tries.wait.NextBackOff())
 		return
 	}
 	part.lane.identified(id.id, id.epoch)

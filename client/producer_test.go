@@ -396,7 +396,7 @@ func TestConditionalAppend(t *testing.T) {
 	if !errors.Is(err, client.ErrOffsetMismatch) || !errors.As(err, &e) || e.ExpectedOffset != 1 || e.ActualOffset != 3 || e.UnknownOutcome {
 		t.Fatalf("want a definite ErrOffsetMismatch with 1 and 3, got %v", err)
 	}
-	if err := server.SetFencingToken("t", 0, "new"); err != nil {
+	if _, err := c.Fence(t.Context(), "t", 0, "new", client.FenceOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := c.Append(t.Context(), "t", 0, one, client.AppendOptions{FencingToken: ptr("old")}); !errors.Is(err, client.ErrFenced) {

@@ -25,6 +25,8 @@ type cursor struct {
 	next int64
 	// end is exclusive, or withoutEnd.
 	end int64
+	// seen is the highest high watermark that any server told.
+	seen int64
 }
 
 func (c *cursor) done() bool { return c.end != withoutEnd && c.next != fromEarliest && c.next >= c.end }
@@ -43,13 +45,12 @@ type reader struct {
 
 // run returns nil when every cursor is done.
 func (r *reader) run(ctx context.Context) error {
-	wait := r.c.newBackOff()
+	t := r.c.newTries()
 	for len(r.open) > 0 {
 		if r.c.closed() {
 			return errClientClosed
 		}
-		e, n := r.c.endpoint()
-		progress, err := r.stream(ctx, e)
+		progress, err := r.stream(ctx, t.next())
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
@@ -57,7 +58,8 @@ func (r *reader) run(ctx context.Context) error {
 			return nil
 		}
 		if progress {
-			wait.Reset()
+			t.reset()
+			r.c.servers.succeeded(t.last)
 		}
 		// A stream that ends well before its partitions do comes from a gateway that drains.
 		failure := newError(connect.CodeUnavailable, "the stream ended early")
@@ -69,8 +71,8 @@ func (r *reader) run(ctx context.Context) error {
 		if !failure.Retriable {
 			return failure
 		}
-		r.c.advance(n, failure)
-		if !pause(ctx, r.c.done, wait.NextBackOff()) {
+		t.failed(failure)
+		if !t.pause(ctx, failure) {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
@@ -117,7 +119,7 @@ func (r *reader) request() *varvev1.ConsumeRequest {
 		if c.next != fromEarliest {
 			start.At = &varvev1.Place_Offset{Offset: c.next}
 		}
-		pr := &varvev1.PartitionRange{Partition: c.partition, Start: start}
+		pr := &varvev1.PartitionRange{Partition: c.partition, Start: start, SeenHighWatermark: c.seen}
 		if c.end != withoutEnd {
 			pr.End = &varvev1.Place{At: &varvev1.Place_Offset{Offset: c.end}}
 		}
@@ -128,11 +130,14 @@ func (r *reader) request() *varvev1.ConsumeRequest {
 }
 
 // take passes on what a message brings, and moves the cursor. A server that leaves offsets out, or goes
-// back, ends the reader.
+// back, ends the reader; one that is behind what others told ends the stream.
 func (r *reader) take(ctx context.Context, msg *varvev1.ConsumeResponse) error {
 	c := r.open[msg.GetPartition()]
 	if c == nil {
 		return r.broken(msg.GetPartition(), "the server sends a partition that was not asked for, or has ended")
+	}
+	if msg.GetHighWatermark() < c.seen {
+		return behind(r.topic, c.partition, msg.GetHighWatermark(), c.seen)
 	}
 	if c.next == fromEarliest {
 		c.next = msg.GetStartOffset()
@@ -146,7 +151,7 @@ func (r *reader) take(ctx context.Context, msg *varvev1.ConsumeResponse) error {
 		LogStart: msg.GetLogStartOffset(), HighWatermark: msg.GetHighWatermark(),
 	}
 	moved := *c
-	moved.next = b.NextOffset
+	moved.next, moved.seen = b.NextOffset, b.HighWatermark
 	b.End = msg.GetEnd() || moved.done()
 	if len(b.Data) > 0 || b.End || moved.next != c.next {
 		if err := r.emit(ctx, b); err != nil {
@@ -158,6 +163,13 @@ func (r *reader) take(ctx context.Context, msg *varvev1.ConsumeResponse) error {
 		delete(r.open, c.partition)
 	}
 	return nil
+}
+
+// behind says that a server knows less than others did. Another one is asked then.
+func behind(topic string, partition int32, end, seen int64) *Error {
+	err := newError(connect.CodeUnavailable, fmt.Sprintf("the server's log ends at offset %d, but another one told of %d", end, seen))
+	err.Topic, err.Partition, err.Retriable = topic, partition, true
+	return err
 }
 
 func (r *reader) broken(partition int32, message string) *Error {

@@ -6,18 +6,23 @@ import "context"
 // the same ones: the latest offset of a later moment would leave records out. Only the earliest stays
 // what it is until the first answer, since it moves up with retention.
 func (k *Consumer) resolve(ctx context.Context) ([]cursor, error) {
-	latest, err := k.c.ListOffsets(ctx, k.cfg.Topic, LatestOffset(), k.cfg.Partitions...)
+	query := LatestOffset()
+	query.linearizable = k.cfg.Linearizable
+	latest, err := k.c.ListOffsets(ctx, k.cfg.Topic, query, k.cfg.Partitions...)
 	if err != nil {
 		return nil, err
 	}
-	times := timeLookups{k: k, answers: make(map[int64]map[int32]PartitionOffset)}
+	times := timeLookups{k: k, ends: make(map[int32]int64), answers: make(map[int64]map[int32]PartitionOffset)}
+	for _, o := range latest {
+		times.ends[o.Partition] = o.EndOffset
+	}
 	cursors := make([]cursor, 0, len(latest))
 	for _, o := range latest {
 		place, ok := k.cfg.Starts[o.Partition]
 		if !ok {
 			place = k.cfg.Start
 		}
-		c := cursor{partition: o.Partition}
+		c := cursor{partition: o.Partition, seen: o.EndOffset}
 		if c.next, err = times.offset(ctx, place, o, fromEarliest); err != nil {
 			return nil, err
 		}
@@ -34,7 +39,9 @@ func (k *Consumer) resolve(ctx context.Context) ([]cursor, error) {
 
 // timeLookups asks for each time once.
 type timeLookups struct {
-	k       *Consumer
+	k *Consumer
+	// ends of the partitions that were told already: no answer may be of a time before.
+	ends    map[int32]int64
 	answers map[int64]map[int32]PartitionOffset
 }
 
@@ -58,7 +65,7 @@ func (t *timeLookups) offset(ctx context.Context, p Place, latest PartitionOffse
 func (t *timeLookups) atOrAfter(ctx context.Context, ms int64, partition int32) (int64, error) {
 	byPartition, ok := t.answers[ms]
 	if !ok {
-		offsets, err := t.k.c.ListOffsets(ctx, t.k.cfg.Topic, offsetAtOrAfterMilli(ms), t.k.cfg.Partitions...)
+		offsets, err := t.k.c.listOffsets(ctx, t.k.cfg.Topic, offsetAtOrAfterMilli(ms), t.k.cfg.Partitions, t.check)
 		if err != nil {
 			return 0, err
 		}
@@ -78,4 +85,14 @@ func (t *timeLookups) atOrAfter(ctx context.Context, ms int64, partition int32) 
 		return o.EndOffset, nil
 	}
 	return o.Offset, nil
+}
+
+// check finds an answer that is behind.
+func (t *timeLookups) check(offsets []PartitionOffset) *Error {
+	for _, o := range offsets {
+		if seen := t.ends[o.Partition]; o.EndOffset < seen {
+			return behind(t.k.cfg.Topic, o.Partition, o.EndOffset, seen)
+		}
+	}
+	return nil
 }

@@ -14,12 +14,12 @@ import (
 // send is one of MaxInFlight loops.
 func (p *Producer) send() {
 	for part := p.ready.pop(); part != nil; part = p.ready.pop() {
-		switch s := part.next(); {
+		switch s, server := part.next(); {
 		case s.identify:
 			part.identified(p.producerID(s.fresh))
 			p.ready.push(part)
 		case s.send != nil:
-			ack, err := p.deliver(part, s.send)
+			ack, err := p.deliver(part, s.send, server)
 			part.result(s.send, ack, err)
 			p.ready.push(part)
 		}
@@ -28,7 +28,7 @@ func (p *Producer) send() {
 }
 
 // deliver makes one attempt.
-func (p *Producer) deliver(part *partition, b *pending) (Ack, *Error) {
+func (p *Producer) deliver(part *partition, b *pending, server *endpoint) (Ack, *Error) {
 	data, err := p.encode(b)
 	if err != nil {
 		return Ack{}, invalidf("%v", err)
@@ -39,7 +39,7 @@ func (p *Producer) deliver(part *partition, b *pending) (Ack, *Error) {
 	}
 	ctx, cancel := context.WithDeadline(p.ctx, deadline)
 	defer cancel()
-	if p.c.cfg.Transport != nil {
+	if p.c.servers.dropIdle == nil {
 		// No connections, so nothing to overtake on.
 		part.handedOver(b)
 	} else {
@@ -47,7 +47,7 @@ func (p *Producer) deliver(part *partition, b *pending) (Ack, *Error) {
 			WroteRequest: func(httptrace.WroteRequestInfo) { part.handedOver(b) },
 		})
 	}
-	return p.c.append(ctx, part.lane.where, p.cfg.Acks, data, nil)
+	return p.c.append(ctx, server, part.lane.where, p.cfg.Acks, data, nil)
 }
 
 // encode builds a batch, or builds it again when its sequence has changed.
@@ -86,16 +86,14 @@ func rebuild(data []byte, codec Codec, carries batch.BuildOptions) ([]byte, erro
 }
 
 // append sends one batch once. extra adds conditions to the request.
-func (c *Client) append(ctx context.Context, where topicPartition, acks Acks, data []byte, extra func(*varvev1.ProduceRequest)) (Ack, *Error) {
+func (c *Client) append(ctx context.Context, e *endpoint, where topicPartition, acks Acks, data []byte, extra func(*varvev1.ProduceRequest)) (Ack, *Error) {
 	req := &varvev1.ProduceRequest{Topic: where.topic, Partition: &where.partition, Acks: acks.message(), RecordBatch: data}
 	if extra != nil {
 		extra(req)
 	}
-	e, n := c.endpoint()
 	res, err := e.log.Produce(ctx, req)
 	if err != nil {
 		failure := errorOf(err)
-		c.advance(n, failure)
 		if failure.Topic == "" {
 			failure.Topic, failure.Partition = where.topic, where.partition
 		}

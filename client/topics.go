@@ -105,6 +105,8 @@ type PartitionInfo struct {
 	Epoch   uint64
 	// MaxTimestamp is zero when the partition is empty.
 	MaxTimestamp time.Time
+	// FencingToken is empty when there is none.
+	FencingToken string
 }
 
 // TopicDescription is a topic with every setting and every partition.
@@ -133,6 +135,7 @@ func (c *Client) DescribeTopic(ctx context.Context, name string) (TopicDescripti
 		d.PartitionInfo = append(d.PartitionInfo, PartitionInfo{
 			Partition: p.GetPartition(), StartOffset: p.GetStartOffset(), EndOffset: p.GetEndOffset(), Bytes: p.GetBytes(),
 			Gateway: p.GetGateway(), Epoch: p.GetEpoch(), MaxTimestamp: timeOf(p.GetMaxTimestamp()),
+			FencingToken: p.GetFencingToken(),
 		})
 	}
 	return d, nil

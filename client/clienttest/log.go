@@ -112,17 +112,6 @@ func (s *Server) ForgetProducers() {
 	}
 }
 
-// SetFencingToken sets a partition's token, which the API can't do yet.
-func (s *Server) SetFencingToken(topic string, partition int32, token string) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	p, err := s.lookupPartition(topic, partition)
-	if err == nil {
-		p.token = token
-	}
-	return err
-}
-
 // Corrupt flips a byte in the records of a partition's last batch.
 func (s *Server) Corrupt(topic string, partition int32) error {
 	s.mu.Lock()
@@ -144,7 +133,11 @@ func (s *Server) ListOffsets(_ context.Context, req *varvev1.ListOffsetsRequest)
 		return nil, err
 	}
 	res := &varvev1.ListOffsetsResponse{}
+	res.Linearizable = req.GetLinearizable()
 	for _, p := range partitions {
+		if !req.GetLinearizable() {
+			p = s.late(p, 0)
+		}
 		res.Offsets = append(res.Offsets, p.answer(req))
 	}
 	return res, nil
@@ -193,15 +186,20 @@ func (s *Server) Fetch(ctx context.Context, req *varvev1.FetchRequest) (*varvev1
 	if err != nil {
 		return nil, err
 	}
-	start, err := p.place(req.GetStart())
+	view := p
+	if !req.GetLinearizable() {
+		view = s.late(p, req.GetSeenHighWatermark())
+	}
+	start, err := view.place(req.GetStart())
 	if err != nil {
 		return nil, err
 	}
-	for {
-		data, next := p.read(start, math.MaxInt64, orDefault(req.GetMaxBytes()), req.GetTimeRange())
+	for ; ; view = p {
+		data, next := view.read(start, math.MaxInt64, orDefault(req.GetMaxBytes()), req.GetTimeRange())
 		if next > start || !s.waitChange(patience) {
 			return &varvev1.FetchResponse{
-				RecordBatches: data, NextOffset: next, LogStartOffset: p.start, HighWatermark: p.end, StartOffset: start,
+				RecordBatches: data, NextOffset: next, LogStartOffset: view.start, HighWatermark: view.end, StartOffset: start,
+				Linearizable: req.GetLinearizable(),
 			}, nil
 		}
 	}
@@ -229,7 +227,9 @@ func orDefault(maxBytes int32) int {
 
 // follower is a stream's place in one partition.
 type follower struct {
-	p         *partition
+	p *partition
+	// view is what this gateway knows of p.
+	view      *partition
 	next, end int64
 }
 
@@ -254,7 +254,7 @@ func (s *Server) Consume(ctx context.Context, req *varvev1.ConsumeRequest, strea
 		if err := s.sendAll(messages, stream); err != nil {
 			return err
 		}
-		if len(messages) == 0 && len(followers) > 0 && !s.waitChange(ctx) {
+		if caughtUp := catchUp(followers); len(messages) == 0 && len(followers) > 0 && !caughtUp && !s.waitChange(ctx) {
 			return ctx.Err()
 		}
 		if s.topics[req.GetTopic()] == nil {
@@ -282,14 +282,14 @@ func (s *Server) followers(req *varvev1.ConsumeRequest) ([]*follower, error) {
 		if err != nil {
 			return nil, err
 		}
-		f := &follower{p: p, end: math.MaxInt64}
-		if f.next, err = p.place(r.GetStart()); err != nil {
+		f := &follower{p: p, view: s.late(p, r.GetSeenHighWatermark()), end: math.MaxInt64}
+		if f.next, err = f.view.place(r.GetStart()); err != nil {
 			return nil, err
 		}
 		if at, ok := r.GetEnd().GetAt().(*varvev1.Place_Offset); ok {
 			f.end = at.Offset
 		} else if r.GetEnd() != nil {
-			if f.end, err = p.place(r.GetEnd()); err != nil {
+			if f.end, err = f.view.place(r.GetEnd()); err != nil {
 				return nil, err
 			}
 		}
@@ -298,20 +298,29 @@ func (s *Server) followers(req *varvev1.ConsumeRequest) ([]*follower, error) {
 	return out, nil
 }
 
+// catchUp tells followers of what their gateway was late to hear of.
+func catchUp(followers []*follower) (late bool) {
+	for _, f := range followers {
+		late = late || f.view.end < f.p.end
+		f.view = f.p
+	}
+	return late
+}
+
 // message is what there is for a follower, nil if there is nothing.
 func (f *follower) message(req *varvev1.ConsumeRequest) (*varvev1.ConsumeResponse, error) {
 	if f.next < f.p.start {
 		return nil, f.p.outOfRange(f.next)
 	}
 	start := f.next
-	data, next := f.p.read(start, f.end, orDefault(req.GetMaxMessageBytes()), req.GetTimeRange())
+	data, next := f.view.read(start, f.end, orDefault(req.GetMaxMessageBytes()), req.GetTimeRange())
 	f.next = next
 	if next == start && start < f.end {
 		return nil, nil
 	}
 	return &varvev1.ConsumeResponse{
 		Partition: f.p.number, RecordBatches: data, StartOffset: start, NextOffset: next,
-		LogStartOffset: f.p.start, HighWatermark: f.p.end, End: next >= f.end,
+		LogStartOffset: f.p.start, HighWatermark: f.view.end, End: next >= f.end,
 	}, nil
 }
 
@@ -330,9 +339,4 @@ func (s *Server) sendAll(messages []*varvev1.ConsumeResponse, stream varvev1conn
 		}
 	}
 	return nil
-}
-
-// Fence implements varvev1connect.LogServiceHandler.
-func (s *Server) Fence(context.Context, *varvev1.FenceRequest) (*varvev1.FenceResponse, error) {
-	return nil, connect.Errorf(connect.CodeUnimplemented, "not there yet")
 }

@@ -52,13 +52,11 @@ func (p *partition) append(data []byte, req *varvev1.ProduceRequest) (*varvev1.P
 	} else if ok {
 		return p.result(base, info, req, true), nil
 	}
-	if want := req.ExpectedOffset; want != nil && *want != p.end {
-		e := p.info("OFFSET_MISMATCH")
-		e.ExpectedOffset, e.ActualOffset = want, &p.end
-		return nil, fail(connect.CodeFailedPrecondition, e, "expected offset %d, but the next is %d", *want, p.end)
+	if err := p.judgeOffset(req.ExpectedOffset); err != nil {
+		return nil, err
 	}
 	if req.FencingToken != nil && req.GetFencingToken() != p.token {
-		return nil, fail(connect.CodeFailedPrecondition, p.info("FENCING_TOKEN_MISMATCH"), "the fencing token is another")
+		return nil, p.otherToken()
 	}
 	base := p.end
 	stored := slices.Clone(data)
@@ -195,6 +193,31 @@ func (p *partition) read(offset, end int64, maxBytes int, between *varvev1.TimeR
 		next = min(b.info.EndOffset(), end)
 	}
 	return data, next
+}
+
+// asOf is the partition as it was when end was the end of one of its batches, or before.
+func (p *partition) asOf(end int64) *partition {
+	then := *p
+	then.end = p.start
+	then.batches = nil
+	for i, b := range p.batches {
+		if b.info.EndOffset() <= end {
+			then.end, then.batches = b.info.EndOffset(), p.batches[:i+1]
+		}
+	}
+	return &then
+}
+
+// late is a partition as this gateway knows it when it answers a reader who has seen so much.
+func (s *Server) late(p *partition, seen int64) *partition {
+	if s.Lag == nil {
+		return p
+	}
+	then := p.asOf(p.end - s.Lag())
+	if then.end < seen && !s.IgnoreSeen {
+		return p
+	}
+	return then
 }
 
 func (p *partition) info(reason string) *varvev1.ErrorInfo {

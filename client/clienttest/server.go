@@ -4,13 +4,15 @@
 //	c, err := client.New(client.Config{Transport: server.Transport()})
 //
 // It speaks the public API and judges appends as a gateway does: dense offsets, producer ids with the
-// last five batches remembered, expected offsets and fencing tokens after duplicates. Its hooks lose answers,
-// refuse and delay. It keeps everything in memory, reads every record to answer a question about
-// time, and leaves out what has no meaning in one process: leases, segments, retention by time.
+// last five batches remembered, expected offsets and fencing tokens after duplicates. Peer makes more gateways of
+// the same cluster. Hooks lose answers, refuse, delay, and let a gateway's reads lag. It keeps everything in memory,
+// reads every record to answer a question about time, and leaves out what has no meaning in one process: leases,
+// segments, retention by time.
 package clienttest
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"slices"
 	"strings"
@@ -26,38 +28,70 @@ import (
 	"github.com/varvelog/varve/api/varve/v1/varvev1connect"
 )
 
-// Server is a cluster in memory. Set its fields before the first call.
+// Server is a gateway of a cluster in memory. Set its fields before the first call.
 type Server struct {
 	varvev1connect.UnimplementedClusterServiceHandler
+	*cluster
+	number int // from 1
 
 	// AutoCreate is how many partitions a topic gets that the first append makes; 0: none are made.
 	AutoCreate int32
+	// OnCall, if set, is asked before each call and each stream, by the procedure's name. An error is the answer.
+	OnCall func(ctx context.Context, procedure string) error
 	// OnProduce, if set, stands before each append. It may refuse it, apply it and lose the answer,
 	// apply it later, or just delay it; apply may be called once, from any goroutine.
 	OnProduce func(req *varvev1.ProduceRequest, apply func() (*varvev1.ProduceResponse, error)) (*varvev1.ProduceResponse, error)
+	// OnFence is OnProduce for fencing tokens.
+	OnFence func(req *varvev1.FenceRequest, apply func() (*varvev1.FenceResponse, error)) (*varvev1.FenceResponse, error)
 	// OnConsume, if set, is called before each message of a stream. An error breaks the stream.
 	OnConsume func(*varvev1.ConsumeResponse) error
+	// Lag, if set, says how many records a read is behind, as of a gateway that heard late of the newest
+	// commits. Linearizable reads are not, and no read is behind what its request says that the reader has seen.
+	Lag func() int64
+	// IgnoreSeen breaks the last promise.
+	IgnoreSeen bool
+}
 
+// cluster is what its gateways share.
+type cluster struct {
 	mu        sync.Mutex
 	topics    map[string]*topic
 	producers int64
 	objects   map[string][]byte
+	gateways  int
 	// changed is closed and replaced by each append.
 	changed chan struct{}
 }
 
 // New returns a server without topics, which makes a topic with one partition at its first append.
 func New() *Server {
-	return &Server{
-		AutoCreate: 1,
-		topics:     make(map[string]*topic),
-		objects:    make(map[string][]byte),
-		changed:    make(chan struct{}),
-	}
+	return &Server{AutoCreate: 1, number: 1, cluster: &cluster{
+		topics:   make(map[string]*topic),
+		objects:  make(map[string][]byte),
+		gateways: 1,
+		changed:  make(chan struct{}),
+	}}
+}
+
+// Peer returns another gateway of the same cluster: the same topics and producer ids, hooks of its own.
+func (s *Server) Peer() *Server {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.gateways++
+	return &Server{AutoCreate: s.AutoCreate, number: s.gateways, cluster: s.cluster}
 }
 
 func (s *Server) connectServer() *connect.Server {
-	server := connect.NewServer()
+	server := connect.NewServer(func(next connect.ServerFunc) connect.ServerFunc {
+		return func(ctx context.Context, spec connect.Spec, stream connect.ServerStream) error {
+			if s.OnCall != nil {
+				if err := s.OnCall(ctx, spec.Procedure); err != nil {
+					return err
+				}
+			}
+			return next(ctx, spec, stream)
+		}
+	})
 	varvev1connect.RegisterLogServiceHandler(server, s)
 	varvev1connect.RegisterTopicServiceHandler(server, s)
 	varvev1connect.RegisterClusterServiceHandler(server, s)
@@ -178,7 +212,9 @@ func (s *Server) DescribeTopic(_ context.Context, req *varvev1.DescribeTopicRequ
 		res.Config = append(res.Config, &varvev1.ConfigEntry{Name: name, Value: value})
 	}
 	for _, p := range t.partitions {
-		info := &varvev1.PartitionInfo{Partition: p.number, StartOffset: p.start, EndOffset: p.end, MaxTimestamp: -1}
+		info := &varvev1.PartitionInfo{
+			Partition: p.number, StartOffset: p.start, EndOffset: p.end, MaxTimestamp: -1, FencingToken: p.token,
+		}
 		for _, b := range p.batches {
 			info.Bytes += int64(len(b.data))
 			info.MaxTimestamp = max(info.MaxTimestamp, b.info.MaxTimestamp)
@@ -272,9 +308,13 @@ func (s *Server) ListSegments(_ context.Context, req *varvev1.ListSegmentsReques
 
 // ListGateways implements the API.
 func (s *Server) ListGateways(context.Context, *varvev1.ListGatewaysRequest) (*varvev1.ListGatewaysResponse, error) {
-	return &varvev1.ListGatewaysResponse{
-		ClusterId: "in-memory", Gateways: []*varvev1.Gateway{{Id: "only", State: "live"}},
-	}, nil
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	res := &varvev1.ListGatewaysResponse{ClusterId: "in-memory"}
+	for n := range s.gateways {
+		res.Gateways = append(res.Gateways, &varvev1.Gateway{Id: fmt.Sprintf("gateway-%d", n+1), State: "live"})
+	}
+	return res, nil
 }
 
 // Dump implements the API for what PutObject made.
