@@ -45,14 +45,22 @@ type history struct {
 	rates   map[tabletest.FaultKind]float64
 	seeds   uint64
 	did     map[string]int
+	readers readers
 }
 
 func newHistory(rt *rapid.T, did map[string]int) *history {
-	h := &history{table: tabletest.NewFaulty(memtable.New(), nil), model: newModel(), did: did,
+	h := &history{model: newModel(), did: did,
 		id:   metadata.PartitionID{Topic: metadata.TopicID{7}, Number: 3},
 		sent: map[metadata.GatewayID][]*metadata.Reference{}, high: map[metadata.GatewayID]uint64{},
 		rates: map[tabletest.FaultKind]float64{tabletest.LostAnswer: 0.05, tabletest.Vanished: 0.05, tabletest.Late: 0.05, tabletest.Unavailable: 0.05},
 		seeds: rapid.Uint64().Draw(rt, "faults")}
+	inner := memtable.New()
+	h.readers = newReaders(h.id)
+	h.table = tabletest.NewFaulty(metadata.Observe(inner, func(o metadata.Observation) {
+		if !o.Op.Reads() && o.Err == nil {
+			h.readers.glance(rt, inner)
+		}
+	}), nil)
 	h.shake()
 	h.takeOver(rt)
 	return h
@@ -205,9 +213,11 @@ func (h *history) commit(rt *rapid.T, entry *metadata.EntryBuilder) {
 		return
 	}
 	h.shake()
+	h.readers.decided(h.owner.state.View())
 	if _, err := h.owner.journal.Append(rt.Context(), entry.Encode()); err != nil {
 		rt.Fatalf("append: %v", err)
 	}
+	h.readers.settled()
 }
 
 func (h *history) trim(rt *rapid.T) {
@@ -250,6 +260,22 @@ func (h *history) checkpoint(rt *rapid.T) {
 		if through := h.owner.journal.Next() - 1; through > 1 {
 			h.trimJournal(rt, min(h.owner.lease.Through, through-1))
 		}
+		if h.owner.state.Unfolded() == 0 && rapid.Bool().Draw(rt, "others") {
+			h.others(rt)
+		}
+	}
+}
+
+// others commit to the journal and checkpoint, so that it is trimmed behind the partition's back.
+func (h *history) others(rt *rapid.T) {
+	for range rapid.IntRange(1, 3).Draw(rt, "entries") {
+		if _, err := h.owner.journal.Append(rt.Context(), metadata.NewEntryBuilder(time.Now()).Encode()); err != nil {
+			rt.Fatalf("append: %v", err)
+		}
+	}
+	if next := h.owner.journal.Next(); next > 2 {
+		h.trimJournal(rt, next-2)
+		h.did["trimmed by others"]++
 	}
 }
 
@@ -491,6 +517,28 @@ func (h *history) check(rt *rapid.T) {
 		rt.Fatalf("sum %x and %d bytes, the index has %x and %d", state.ContentSum(), view.Bytes, sum, bytes)
 	}
 	h.did["height"] = max(h.did["height"], view.Height())
+	h.readers.check(rt, metadata.Retry(h.table, nil), view, entries, h.did)
+}
+
+// readBetween reads the partition from the table while its life goes on between the reads.
+func (h *history) readBetween(rt *rapid.T) {
+	actions := []func(*rapid.T){h.cycle, h.checkpoint, h.die, h.release, h.trim, h.fence}
+	left := rapid.IntRange(1, 6).Draw(rt, "meanwhile")
+	table := metadata.Observe(shortPages{metadata.Retry(h.table, nil)}, func(metadata.Observation) {
+		if left > 0 && rapid.Bool().Draw(rt, "now") {
+			left--
+			rapid.SampledFrom(actions).Draw(rt, "what")(rt)
+		}
+	})
+	least, calls := h.readers.committed, h.table.Calls()
+	view, err := metadata.ReadView(rt.Context(), table, h.id)
+	if err != nil {
+		rt.Fatalf("read: %v", err)
+	}
+	h.readers.hold(rt, view, least)
+	if h.table.Calls() > calls {
+		h.did["read between"]++
+	}
 }
 
 // TestHistory is the sequencer's whole life without its goroutines.
@@ -502,7 +550,7 @@ func TestHistory(t *testing.T) {
 		actions := map[string]func(*rapid.T){
 			"cycle": h.cycle, "cycle again": h.cycle, "cycle and again": h.cycle, "trim": h.trim, "fence": h.fence,
 			"checkpoint": h.checkpoint, "cut short": h.cutShort, "die": h.die, "release": h.release, "forget": h.forget,
-			"haunt": h.haunt, "late": func(*rapid.T) { h.did["late"] += h.table.Release() },
+			"haunt": h.haunt, "read between": h.readBetween, "late": func(*rapid.T) { h.did["late"] += h.table.Release() },
 			"": h.check,
 		}
 		for range 4 {
@@ -515,7 +563,7 @@ func TestHistory(t *testing.T) {
 	t.Log(did)
 	for _, must := range []string{"accepted", "duplicate", "duplicate-forgotten", "offset-mismatch", "fence-mismatch", "sequence-gap",
 		"producer-fenced", "unknown-producer", "status 2", "status 3", "takeovers", "cut short", "lease in doubt", "releases", "half takeovers", "based", "second tries",
-		"haunted", "late", "fault lost answer", "fault vanished", "fault late"} {
+		"haunted", "late", "read between", "trimmed by others", "followed", "sent whole", "fault lost answer", "fault vanished", "fault late"} {
 		if did[must] == 0 {
 			t.Errorf("%s never happened", must)
 		}
