@@ -163,3 +163,6 @@ func (p *Partition) LastNumber(uploader GatewayID) (uint64, bool) {
 // describes children as the child that names their node.
 func Summarize(entries []Entry) Child      { return summarize(entries) }
 func MergeChildren(children []Child) Child { return merge(children) }
+
+// ParseJournalSequence reads the sort key of a journal's row.
+func ParseJournalSequence(sort string) (uint64, error) { return parseSequence(sort) }

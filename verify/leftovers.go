@@ -1,0 +1,132 @@
+package verify
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/varvelog/varve/metadata"
+	"github.com/varvelog/varve/segments"
+)
+
+// checkLeftovers looks for journals that nobody needs: of gateways that are closed and that no lease
+// names.
+func (v *verifier) checkLeftovers(context.Context) error {
+	if lost, _ := v.broken(); lost {
+		return nil
+	}
+	for _, id := range sortedKeys(v.gateways) {
+		j := v.journals[id]
+		if v.gateways[id].State != metadata.GatewayClosed || v.needed[id] || j == nil || !j.rows {
+			continue
+		}
+		v.report(Finding{Kind: OrphanRow, Partition: NoPartition, Row: "journal/" + string(id),
+			Message: fmt.Sprintf("gateway %s is closed, and no lease names its journal, which ends at number %d", id, j.last)})
+	}
+	return nil
+}
+
+// checkObjects lists the bucket and compares it with what was named. It comes last: what was settled
+// when the gateways' rows were read has been seen by now, if anything names it.
+func (v *verifier) checkObjects(ctx context.Context) error {
+	s := &sweep{v: v}
+	err := v.objects(ctx, v.cluster.ID+"/", func(o segments.ObjectInfo) error { return s.object(ctx, o) })
+	if err != nil {
+		return err
+	}
+	return s.flush(ctx)
+}
+
+// sweepSize is how many orphans are held against their partitions once more at a time.
+const sweepSize = 200
+
+// sweep goes over the bucket.
+type sweep struct {
+	v *verifier
+	// removable orphans wait for a last look at the partitions that are in them.
+	removable []*orphan
+}
+
+type orphan struct {
+	Finding
+	gateway metadata.GatewayID
+	number  uint64
+	stays   bool // something speaks against its removal
+}
+
+func (s *sweep) object(ctx context.Context, o segments.ObjectInfo) error {
+	_, gateway, number, err := segments.ParseObjectKey(o.Key)
+	if err != nil {
+		s.foreign(o.Key)
+		return nil
+	}
+	s.v.count(func(c *Summary) { c.Objects, c.ObjectBytes = c.Objects+1, c.ObjectBytes+o.Size })
+	id := metadata.GatewayID(gateway)
+	if s.v.named.has(id, number) || s.v.isYoung(id) {
+		return nil
+	}
+	if lost, _ := s.v.broken(); lost {
+		return nil // nobody knows what is named
+	}
+	why, closed, err := s.v.settled(ctx, id, number)
+	if err != nil || why == "" {
+		return err
+	}
+	found := &orphan{Finding: Finding{Kind: OrphanObject, Partition: NoPartition, Object: o.Key,
+		Message: fmt.Sprintf("nothing names its %d bytes, and %s", o.Size, why)}, gateway: id, number: number}
+	if !s.v.Repair || !closed {
+		s.v.report(found.Finding)
+		return nil
+	}
+	if s.removable = append(s.removable, found); len(s.removable) < sweepSize {
+		return nil
+	}
+	return s.flush(ctx)
+}
+
+// foreign reports a key that is neither a segment nor what gateways write beside them.
+func (s *sweep) foreign(key string) {
+	if _, ok := s.v.generationOf(key); ok || strings.HasPrefix(key, s.v.cluster.ID+"/probe-") {
+		return
+	}
+	s.v.report(Finding{Kind: ForeignObject, Partition: NoPartition, Object: key, Message: "no gateway writes such a key"})
+}
+
+// isYoung says that an uploader, and so each of its objects, is younger than the grace.
+func (v *verifier) isYoung(id metadata.GatewayID) bool {
+	minted, known := id.MintedAt()
+	return known && v.Now().Sub(minted) < v.Grace
+}
+
+// settled says why no partition will ever name a segment that none names now; empty: one may. closed:
+// its uploader has ended in good order, or was ended.
+func (v *verifier) settled(ctx context.Context, id metadata.GatewayID, number uint64) (why string, closed bool, err error) {
+	row, known := v.gateways[id]
+	switch {
+	case known && row.State == metadata.GatewayClosed:
+		return fmt.Sprintf("gateway %s, which wrote it, is closed", id), true, nil
+	case known && number < row.Floor:
+		return fmt.Sprintf("gateway %s, which wrote it, has settled all numbers below %d", id, row.Floor), false, nil
+	case known:
+		return "", false, nil
+	}
+	_, err = v.Table.Get(ctx, id.RowKey(), metadata.Strong)
+	if errors.Is(err, metadata.ErrNotFound) {
+		return fmt.Sprintf("gateway %s, which wrote it, has no row", id), false, nil
+	}
+	return "", false, err // nil: it began after us
+}
+
+// flush removes what was gathered, if a last look finds it unnamed still.
+func (s *sweep) flush(ctx context.Context) error {
+	list := s.removable
+	s.removable = nil
+	if err := s.v.remove(ctx, list); err != nil {
+		return err
+	}
+	for _, o := range list {
+		s.v.report(o.Finding)
+	}
+	return nil
+}
