@@ -89,7 +89,7 @@ func (c *Client) appendOnce(ctx context.Context, a *appender, where topicPartiti
 		if err != nil {
 			return Ack{}, invalidf("%v", err)
 		}
-		ack, failure := c.append(ctx, t.next(), where, AcksCommitted, data, opts.conditions)
+		ack, failure := c.append(ctx, t.next(), where, AcksCommitted, data, opts)
 		if failure == nil {
 			c.servers.succeeded(t.last)
 			a.next.BaseSequence += int32(builder.Count())

@@ -99,6 +99,8 @@ type topicPartition struct {
 	partition int32
 }
 
+func (w topicPartition) String() string { return fmt.Sprintf("%s/%d", w.topic, w.partition) }
+
 // New returns a client. It connects at the first call, so that it succeeds without a server.
 func New(cfg Config) (*Client, error) {
 	if err := cfg.Validate(); err != nil {

@@ -34,6 +34,12 @@ type lane struct {
 	// identifying: somebody is asking for an id.
 	identifying bool
 
+	// expected is the offset that the next batch sealed must get; noOffset: any.
+	expected int64
+	// ended is why nothing more is sent: a batch failed, and offsets are expected. (Another writer's records may be
+	// as many as those of the batch, so that the next one would fit behind them.)
+	ended *Error
+
 	open    *pending
 	batches []*pending // sealed, oldest first; those at the front are not finished
 	sending int
@@ -50,6 +56,9 @@ type lane struct {
 	forgotten bool
 	holdUntil time.Time
 }
+
+// noOffset is where no offset is expected.
+const noOffset = -1
 
 // maxSequence is the last sequence number that a producer id has.
 const maxSequence = math.MaxInt32
@@ -72,6 +81,7 @@ type pending struct {
 	data     []byte             // once it is built,
 	built    batch.BuildOptions // with these
 	carries  batch.BuildOptions
+	expected int64 // offset that it must get, or noOffset
 	count    int
 	size     int // bytes accounted for in the producer's buffer
 	deadline time.Time
@@ -107,6 +117,10 @@ type step struct {
 
 // seal closes the open batch.
 func (l *lane) seal() {
+	l.open.expected = l.expected
+	if l.expected != noOffset {
+		l.expected += int64(l.open.count)
+	}
 	l.batches = append(l.batches, l.open)
 	l.open = nil
 }
@@ -122,6 +136,10 @@ func (l *lane) next(now time.Time) step {
 	}
 	if l.firstWaiting() == nil && l.open != nil && l.open.ready {
 		l.seal()
+	}
+	if l.ended != nil {
+		l.failWaiting(l.followsFailure())
+		return step{}
 	}
 	b := l.firstWaiting()
 	if b == nil || !l.inWindow(b) {
@@ -190,10 +208,22 @@ func (l *lane) unidentified(err *Error, now time.Time, delay time.Duration) {
 		l.holdUntil = now.Add(delay)
 		return
 	}
+	l.failWaiting(err)
+	l.end(err)
+}
+
+func (l *lane) failWaiting(err *Error) {
 	for _, b := range l.batches {
 		if b.state == waiting {
 			b.fail(err)
 		}
+	}
+}
+
+// end sends no more if offsets are expected.
+func (l *lane) end(err *Error) {
+	if l.expected != noOffset && l.ended == nil {
+		l.ended = err
 	}
 }
 
@@ -260,6 +290,7 @@ func (l *lane) fail(b *pending, err *Error) {
 		err = &doubt
 	}
 	b.fail(err)
+	l.end(err)
 	l.lost = l.lost || b.numbered()
 }
 
@@ -323,6 +354,13 @@ func (l *lane) followsUnknown() *Error {
 	err := newError(connect.CodeAborted, "a batch before this one has an unknown outcome")
 	err.Topic, err.Partition, err.UnknownOutcome = l.where.topic, l.where.partition, true
 	return err
+}
+
+// followsFailure is the same failure for what was to follow.
+func (l *lane) followsFailure() *Error {
+	err := *l.ended
+	err.Message, err.UnknownOutcome = "a batch before this one failed: "+err.Message, false
+	return &err
 }
 
 // abandon fails everything that is not in flight, because the producer ends.

@@ -14,7 +14,7 @@ var epoch = time.UnixMilli(0)
 
 // newLane has n batches of one record, waiting, and producer id 1.
 func newLane(n int) (*lane, []*pending) {
-	l := &lane{idempotent: true, where: topicPartition{"t", 0}}
+	l := &lane{idempotent: true, expected: noOffset, where: topicPartition{"t", 0}}
 	var all []*pending
 	for range n {
 		b := &pending{carries: batch.NoProducer, count: 1, deadline: epoch.Add(time.Hour), ready: true}
@@ -128,7 +128,7 @@ func TestLaneSendsTheNextWhenThisOneHasLeft(t *testing.T) {
 }
 
 func TestLaneAsksForOneID(t *testing.T) {
-	l := &lane{idempotent: true}
+	l := &lane{idempotent: true, expected: noOffset}
 	l.open = &pending{carries: batch.NoProducer, count: 1, deadline: epoch.Add(time.Hour), ready: true}
 	if s := l.next(epoch); !s.identify {
 		t.Fatal("want an id")
@@ -220,4 +220,35 @@ func TestLaneChangesItsIDWhenSequencesRunOut(t *testing.T) {
 	l.identified(2, 0)
 	wantSent(t, sendAll(l), b[2])
 	wantSequence(t, b[2], 2, 0)
+}
+
+// With expected offsets nothing follows a batch that failed, though the next one might fit: somebody else may have
+// appended as many records.
+func TestLaneThatExpectsOffsetsEndsWithAFailure(t *testing.T) {
+	l := &lane{idempotent: true, expected: 7, where: topicPartition{"t", 0}}
+	var b []*pending
+	for range 5 {
+		b = append(b, &pending{carries: batch.NoProducer, count: 2, deadline: epoch.Add(time.Hour), ready: true})
+		l.open = b[len(b)-1]
+		l.seal()
+	}
+	l.identified(1, 0)
+	l.acks(sendAll(l)...)
+	wantSent(t, sendAll(l), b[1:]...)
+	if b[0].expected != 7 || b[4].expected != 15 {
+		t.Errorf("expected %d and %d, want 7 and 15", b[0].expected, b[4].expected)
+	}
+	mismatch := newError(connect.CodeFailedPrecondition, "no")
+	mismatch.Reason = reasonOffsetMismatch
+	l.fails(lostAnswer(), b[3])
+	l.fails(mismatch, b[1])
+	l.fails(outOfOrder(), b[2], b[4])
+	wantSent(t, sendAll(l))
+	wantSent(t, l.finished(), b...)
+	for _, after := range b[1:] {
+		// The sequence of the one in doubt does not connect any more: it will never be taken.
+		if !errors.Is(after.err, ErrOffsetMismatch) || errors.Is(after.err, ErrUnknownOutcome) {
+			t.Errorf("want a definite ErrOffsetMismatch, got %v", after.err)
+		}
+	}
 }

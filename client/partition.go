@@ -37,6 +37,7 @@ func newPartition(p *Producer, t *producerTopic, number int32) *partition {
 			where:         topicPartition{t.name, number},
 			idempotent:    !p.cfg.DisableIdempotence,
 			repeatUnknown: p.cfg.RepeatUnknown,
+			expected:      p.firstExpected(),
 			probing:       true,
 		},
 	}

@@ -34,6 +34,9 @@ type Producer struct {
 	// retired topics were deleted; their last batches may still be on their way.
 	retired []*producerTopic
 
+	// only is the partition of all records, if an offset is expected.
+	only atomic.Pointer[partition]
+
 	identityMu sync.Mutex
 	identity   *producerID
 
@@ -77,7 +80,7 @@ func (c *Client) NewProducer(cfg ProducerConfig) (*Producer, error) {
 // an error the record was not taken, and done is not called: ErrInvalid, ErrTopicNotFound, ErrPartitionNotFound,
 // ErrClosed, ErrUnavailable or ctx's.
 //
-// The first record of a topic that does not exist is sent alone, without a producer id, and Produce waits
+// The first record of a topic that does not exist is, unless there are conditions, sent alone, without a producer id, and Produce waits
 // for it: servers that make topics by themselves make one of it. Should the answer be lost, done gets
 // ErrUnknownOutcome.
 func (p *Producer) Produce(ctx context.Context, rec Record, done func(Ack, error)) error {
@@ -98,7 +101,7 @@ func (p *Producer) produce(ctx context.Context, rec *Record, done func(Ack, erro
 		return nil, err
 	}
 	t, err := p.topic(ctx, rec.Topic)
-	if errors.Is(err, ErrTopicNotFound) {
+	if errors.Is(err, ErrTopicNotFound) && !p.cfg.conditional() {
 		return nil, p.makeTopic(ctx, rec, done)
 	}
 	if err != nil {
@@ -113,6 +116,9 @@ func (p *Producer) produce(ctx context.Context, rec *Record, done func(Ack, erro
 	}
 	if err != nil {
 		return nil, err
+	}
+	if p.cfg.ExpectedOffset != nil && !p.only.CompareAndSwap(nil, part) && p.only.Load() != part {
+		return nil, invalidf("the expected offset is that of %v, a record is for %s/%d", p.only.Load().lane.where, part.topic.name, part.number)
 	}
 	if err := p.reserve(ctx, rec.size()); err != nil {
 		return nil, err
@@ -135,6 +141,14 @@ func (p *Producer) check(rec *Record) error {
 		return invalidf("a record of %d bytes: the producer's buffer holds %d", n, p.cfg.MaxBufferedBytes)
 	}
 	return nil
+}
+
+// firstExpected is the offset that a partition's first record must get.
+func (p *Producer) firstExpected() int64 {
+	if p.cfg.ExpectedOffset == nil {
+		return noOffset
+	}
+	return *p.cfg.ExpectedOffset
 }
 
 // reserve waits for room in the buffer.

@@ -95,6 +95,14 @@ type ProducerConfig struct {
 	// RepeatUnknown makes a producer without idempotence send such a batch again, until one answer
 	// arrives: each record at least once, and perhaps more often.
 	RepeatUnknown bool
+	// ExpectedOffset, if set, is the offset that the producer's first record must get; each batch expects to begin where
+	// the one before it ended. All records go to one partition then (Produce refuses others with ErrInvalid), whose
+	// topic must exist. Once somebody else has appended there is ErrOffsetMismatch, and after a batch that failed,
+	// whatever the reason, all that follow fail.
+	ExpectedOffset *int64
+	// FencingToken, if set, must be the token of every partition that is written to; otherwise ErrFenced. Topics must
+	// exist.
+	FencingToken *string
 	// Partitioning is PartitionByKey by default.
 	Partitioning Partitioning
 	// MetadataMaxAge is after how long a topic's partition count is asked for again. Default 1 min.
@@ -150,10 +158,24 @@ func (cfg ProducerConfig) Validate() error {
 	if cfg.RepeatUnknown && !cfg.DisableIdempotence && cfg.Acks != AcksBuffered {
 		faults = append(faults, errors.New("repeat unknown: an idempotent producer repeats anyway; disable idempotence or leave it out"))
 	}
+	if cfg.Acks == AcksBuffered && cfg.conditional() {
+		faults = append(faults, errors.New("buffered acks: take no expected offset and no fencing token, which could refuse later what was promised"))
+	}
+	if cfg.RepeatUnknown && cfg.ExpectedOffset != nil {
+		faults = append(faults, errors.New("repeat unknown: an expected offset needs an idempotent producer for that"))
+	}
+	if cfg.ExpectedOffset != nil && *cfg.ExpectedOffset < 0 {
+		faults = append(faults, fmt.Errorf("expected offset %d: must not be negative", *cfg.ExpectedOffset))
+	}
 	if len(faults) > 0 {
 		return fmt.Errorf("producer configuration: %w", errors.Join(faults...))
 	}
 	return nil
+}
+
+// conditional reports whether appends carry conditions.
+func (cfg ProducerConfig) conditional() bool {
+	return cfg.ExpectedOffset != nil || cfg.FencingToken != nil
 }
 
 // Ack is the acknowledgement of a batch; in the callback of a record, that of the record alone.

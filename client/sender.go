@@ -47,7 +47,16 @@ func (p *Producer) deliver(part *partition, b *pending, server *endpoint) (Ack, 
 			WroteRequest: func(httptrace.WroteRequestInfo) { part.handedOver(b) },
 		})
 	}
-	return p.c.append(ctx, server, part.lane.where, p.cfg.Acks, data, nil)
+	return p.c.append(ctx, server, part.lane.where, p.cfg.Acks, data, p.conditions(b))
+}
+
+// conditions are those of a batch.
+func (p *Producer) conditions(b *pending) AppendOptions {
+	o := AppendOptions{FencingToken: p.cfg.FencingToken}
+	if b.expected != noOffset {
+		o.ExpectedOffset = &b.expected
+	}
+	return o
 }
 
 // encode builds a batch, or builds it again when its sequence has changed.
@@ -85,12 +94,10 @@ func rebuild(data []byte, codec Codec, carries batch.BuildOptions) ([]byte, erro
 	return builder.Build(carries)
 }
 
-// append sends one batch once. extra adds conditions to the request.
-func (c *Client) append(ctx context.Context, e *endpoint, where topicPartition, acks Acks, data []byte, extra func(*varvev1.ProduceRequest)) (Ack, *Error) {
+// append sends one batch once, with conditions.
+func (c *Client) append(ctx context.Context, e *endpoint, where topicPartition, acks Acks, data []byte, opts AppendOptions) (Ack, *Error) {
 	req := &varvev1.ProduceRequest{Topic: where.topic, Partition: &where.partition, Acks: acks.message(), RecordBatch: data}
-	if extra != nil {
-		extra(req)
-	}
+	opts.conditions(req)
 	res, err := e.log.Produce(ctx, req)
 	if err != nil {
 		failure := errorOf(err)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -19,11 +20,14 @@ type partitionOffset struct {
 	Timestamp   int64 `json:"timestamp"`
 	StartOffset int64 `json:"start_offset"`
 	EndOffset   int64 `json:"end_offset"`
+	// Linearizable: no append that was acknowledged before the question is missing.
+	Linearizable bool `json:"linearizable"`
 }
 
 func newOffsetsCommand(a *app) *cobra.Command {
 	var partitions []int32
 	var at, before string
+	var linearizable bool
 	cmd := &cobra.Command{
 		Use:   "offsets TOPIC",
 		Short: "Tell the offset at a time, the first one, the next one",
@@ -36,11 +40,15 @@ func newOffsetsCommand(a *app) *cobra.Command {
   --time earliest       the first offset that is still readable
   --time max-timestamp  the first record that carries the largest timestamp
 
+A gateway may answer as of some milliseconds ago, when others write too. With --linearizable it looks at the
+table first: every append that was acknowledged before is counted.
+
 Partitions without an answer are left out, with a note on standard error; -o json has them all.`,
 		Example: `  varve offsets quakes
   varve offsets quakes --time 2018-02-07T01:00:00Z
   varve offsets quakes --before 1517965200000
-  varve offsets quakes --time -2h -o json`,
+  varve offsets quakes --time -2h -o json
+  varve offsets ledger -p 0 --linearizable`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeTopic(cobra.ShellCompDirectiveNoFileComp),
 	}
@@ -48,6 +56,7 @@ Partitions without an answer are left out, with a note on standard error; -o jso
 	flags.Int32SliceVarP(&partitions, "partition", "p", nil, "only this partition `N` (repeatable)")
 	flags.StringVar(&at, "time", "latest", "latest, earliest, max-timestamp, or a `TIME`")
 	flags.StringVar(&before, "before", "", "the offset just before this `TIME`")
+	flags.BoolVar(&linearizable, "linearizable", false, "count every append that was acknowledged before")
 	excludeEachOther(cmd, "time", "before")
 	completeWith(cmd, "time", "latest", "earliest", "max-timestamp")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -58,6 +67,9 @@ Partitions without an answer are left out, with a note on standard error; -o jso
 		if err := checkPartitions(partitions); err != nil {
 			return err
 		}
+		if linearizable {
+			query = query.Linearizable()
+		}
 		c, err := a.connect()
 		if err != nil {
 			return err
@@ -66,6 +78,11 @@ Partitions without an answer are left out, with a note on standard error; -o jso
 		offsets, err := c.ListOffsets(cmd.Context(), args[0], query, partitions...)
 		if err != nil {
 			return err
+		}
+		for _, o := range offsets {
+			if linearizable && !o.Linearizable {
+				return errors.New("the gateway gives no linearizable answers; update it")
+			}
 		}
 		return a.printOffsets(args[0], offsets, missing)
 	}
@@ -106,6 +123,7 @@ func (a *app) printOffsets(topic string, offsets []client.PartitionOffset, missi
 			if err := printJSON(out, partitionOffset{
 				Topic: topic, Partition: o.Partition, Found: o.Found, Offset: o.Offset,
 				Timestamp: millis(o.Timestamp), StartOffset: o.StartOffset, EndOffset: o.EndOffset,
+				Linearizable: o.Linearizable,
 			}); err != nil {
 				return err
 			}

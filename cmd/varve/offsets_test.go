@@ -47,8 +47,8 @@ func TestOffsetsJSON(t *testing.T) {
 	s := newShell(t)
 	s.ok("", "topic", "create", "t", "--partitions", "2")
 	s.ok(`{"timestamp":7,"value":"v"}`, "produce", "t", "--format", "json", "-p", "1")
-	want := `{"topic":"t","partition":0,"found":false,"offset":-1,"timestamp":-1,"start_offset":0,"end_offset":0}
-{"topic":"t","partition":1,"found":true,"offset":0,"timestamp":7,"start_offset":0,"end_offset":1}
+	want := `{"topic":"t","partition":0,"found":false,"offset":-1,"timestamp":-1,"start_offset":0,"end_offset":0,"linearizable":false}
+{"topic":"t","partition":1,"found":true,"offset":0,"timestamp":7,"start_offset":0,"end_offset":1,"linearizable":false}
 `
 	if got := s.ok("", "offsets", "t", "--time", "0", "-o", "json"); got != want {
 		t.Errorf("got\n%swant\n%s", got, want)

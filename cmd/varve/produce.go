@@ -27,6 +27,8 @@ type produceFlags struct {
 	acks, codec    string
 	emptyIsNull    bool
 	keepPartitions bool
+	expectedOffset int64
+	fencingToken   string
 }
 
 func newProduceCommand(a *app) *cobra.Command {
@@ -39,12 +41,17 @@ func newProduceCommand(a *app) *cobra.Command {
 With --format json a line is a record as 'varve cat -o json' writes it; topic, partition and offset may be
 absent, and the partition counts only with --keep-partitions. Without a timestamp a record gets the time of now.
 
+With --expected-offset nothing is written unless that is the partition's next offset, and nothing after somebody
+else has written there: the first batch must get offset N, and each one must begin where the one before it
+ended. With --fencing-token nothing is written unless T is the partition's token ('varve topic fence').
+
 It stops at the first line or batch that is refused. Standard error gets a summary, and with -o json standard
 output a line an ack. Ctrl-C sends what was read, waits for its acks, and tells what was done.`,
 		Example: `  echo hello | varve produce hello-world
   varve produce quakes quakes.jsonl --format json
   varve produce clicks -K '\t' -H source=import -z zstd clicks.tsv
-  varve cat quakes -o json | varve produce quakes-copy --format json --keep-partitions`,
+  varve cat quakes -o json | varve produce quakes-copy --format json --keep-partitions
+  varve produce ledger -p 0 --expected-offset 4711 --fencing-token writer-2 entries.txt`,
 		Args:              cobra.MinimumNArgs(1),
 		ValidArgsFunction: a.completeTopic(cobra.ShellCompDirectiveDefault),
 	}
@@ -59,6 +66,8 @@ output a line an ack. Ctrl-C sends what was read, waits for its acks, and tells 
 	flags.StringVarP(&f.codec, "codec", "z", "none", "compress with none, gzip, snappy, lz4 or zstd")
 	flags.BoolVarP(&f.emptyIsNull, "empty-is-null", "Z", false, "an empty key or value is null")
 	flags.BoolVar(&f.keepPartitions, "keep-partitions", false, "with --format json: the partitions that the records name")
+	flags.Int64Var(&f.expectedOffset, "expected-offset", 0, "write only if the next offset of the partition (-p) is `N`, and nobody else writes meanwhile")
+	flags.StringVar(&f.fencingToken, "fencing-token", "", "write only if the fencing token of the partition (-p) is `T`")
 	excludeEachOther(cmd, "key", "key-separator")
 	excludeEachOther(cmd, "partition", "keep-partitions")
 	completeWith(cmd, "format", "line", "json")
@@ -69,7 +78,7 @@ output a line an ack. Ctrl-C sends what was read, waits for its acks, and tells 
 		if err != nil {
 			return err
 		}
-		cfg, err := f.producer(args[0])
+		cfg, err := f.producer(cmd, args[0])
 		if err != nil {
 			return err
 		}
@@ -131,7 +140,7 @@ func (f *produceFlags) parser(cmd *cobra.Command, now time.Time) (recordParser, 
 	return p, nil
 }
 
-func (f *produceFlags) producer(topic string) (client.ProducerConfig, error) {
+func (f *produceFlags) producer(cmd *cobra.Command, topic string) (client.ProducerConfig, error) {
 	cfg := client.ProducerConfig{Topic: topic, Partitioning: client.PartitionAsGiven}
 	var err error
 	if cfg.Acks, err = client.ParseAcks(f.acks); err != nil {
@@ -140,7 +149,34 @@ func (f *produceFlags) producer(topic string) (client.ProducerConfig, error) {
 	if cfg.Codec, err = client.ParseCodec(f.codec); err != nil {
 		return cfg, usagef("--codec %q: want none, gzip, snappy, lz4 or zstd", f.codec)
 	}
-	return cfg, nil
+	return cfg, f.conditions(cmd, &cfg)
+}
+
+// conditions go with one partition, and with acks that can still refuse.
+func (f *produceFlags) conditions(cmd *cobra.Command, cfg *client.ProducerConfig) error {
+	given := cmd.Flags().Changed
+	for _, flag := range []string{"expected-offset", "fencing-token"} {
+		switch {
+		case !given(flag):
+		case !given("partition"):
+			return usagef("--%s needs -p, since each partition has its own", flag)
+		case cfg.Acks == client.AcksBuffered:
+			return usagef("--%s and --acks buffered exclude each other: what was acknowledged as buffered can't be refused later", flag)
+		}
+	}
+	if given("expected-offset") {
+		if f.expectedOffset < 0 {
+			return usagef("--expected-offset %d: offsets count from 0", f.expectedOffset)
+		}
+		cfg.ExpectedOffset = &f.expectedOffset
+	}
+	if given("fencing-token") {
+		if err := checkToken("fencing-token", f.fencingToken); err != nil {
+			return err
+		}
+		cfg.FencingToken = &f.fencingToken
+	}
+	return nil
 }
 
 // produce reads, sends, and tells what was done.

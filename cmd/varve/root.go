@@ -64,7 +64,7 @@ Exit status: 0 done, 1 something failed or is damaged, 2 wrong usage.`,
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
 	flags := root.PersistentFlags()
-	flags.StringSliceVar(&a.servers, "server", []string{client.DefaultServer}, "`URL`s of gateways, tried in turn")
+	flags.StringSliceVar(&a.servers, "server", []string{client.DefaultServer}, "`URL`s of gateways of one cluster: one is drawn, the others stand in when it fails")
 	flags.StringVarP(&a.output, "output", "o", "text", "`FORMAT` of standard output: text, or json (an object a line)")
 	flags.DurationVar(&a.timeout, "timeout", 10*time.Second, "how long a gateway may take to answer, all tries together")
 	completeWith(root, "output", "text", "json")
@@ -75,6 +75,7 @@ Exit status: 0 done, 1 something failed or is damaged, 2 wrong usage.`,
 		newCatCommand(a),
 		newTailCommand(a),
 		newOffsetsCommand(a),
+		newGatewaysCommand(a),
 		newDumpCommand(a),
 		newBenchCommand(a),
 		newVersionCommand(a),

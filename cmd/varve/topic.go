@@ -15,7 +15,7 @@ import (
 func newTopicCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "topic",
-		Short: "Create, list, describe, alter, delete and trim topics",
+		Short: "Create, list, describe, alter, delete, trim and fence topics",
 		RunE:  needsVerb,
 	}
 	cmd.AddCommand(
@@ -25,6 +25,7 @@ func newTopicCommand(a *app) *cobra.Command {
 		newTopicAlterCommand(a),
 		newTopicDeleteCommand(a),
 		newTopicTrimCommand(a),
+		newTopicFenceCommand(a),
 	)
 	return cmd
 }

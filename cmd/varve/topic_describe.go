@@ -48,6 +48,8 @@ type partitionJSON struct {
 	Epoch       uint64 `json:"epoch"`
 	// MaxTimestamp is -1 when the partition is empty.
 	MaxTimestamp int64 `json:"max_timestamp"`
+	// FencingToken is empty when there is none.
+	FencingToken string `json:"fencing_token"`
 }
 
 // descriptionJSON has the members of a listed topic, and beside them what only describe knows.
@@ -64,7 +66,7 @@ func descriptionJSONOf(d client.TopicDescription) descriptionJSON {
 	}
 	for _, p := range d.PartitionInfo {
 		out.PartitionInfo = append(out.PartitionInfo, partitionJSON{
-			p.Partition, p.StartOffset, p.EndOffset, p.Bytes, p.Gateway, p.Epoch, millis(p.MaxTimestamp),
+			p.Partition, p.StartOffset, p.EndOffset, p.Bytes, p.Gateway, p.Epoch, millis(p.MaxTimestamp), p.FencingToken,
 		})
 	}
 	return out
@@ -93,13 +95,17 @@ func (a *app) printDescription(d client.TopicDescription) error {
 		return err
 	}
 	fmt.Fprintln(a.stdout)
-	partitions := newTable(a.stdout, "PARTITION", "START", "END", "BYTES", "GATEWAY", "EPOCH", "MAX TIMESTAMP")
+	partitions := newTable(a.stdout, "PARTITION", "START", "END", "BYTES", "GATEWAY", "EPOCH", "MAX TIMESTAMP", "TOKEN")
 	for _, p := range d.PartitionInfo {
-		gateway := p.Gateway
-		if gateway == "" {
-			gateway = "-"
-		}
-		partitions.row(p.Partition, p.StartOffset, p.EndOffset, p.Bytes, gateway, p.Epoch, showTime(p.MaxTimestamp))
+		partitions.row(p.Partition, p.StartOffset, p.EndOffset, p.Bytes, orDash(p.Gateway), p.Epoch, showTime(p.MaxTimestamp), orDash(p.FencingToken))
 	}
 	return partitions.w.Flush()
+}
+
+// orDash shows that there is nothing.
+func orDash(text string) string {
+	if text == "" {
+		return "-"
+	}
+	return text
 }

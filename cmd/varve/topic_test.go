@@ -72,7 +72,7 @@ func TestTopicsRefused(t *testing.T) {
 		"trim t --to earliest":               {2, "would trim nothing"},
 		"trim t --to 5 -p 0":                 {1, "t/0"},
 		"trim t --to x":                      {2, "want earliest, latest"},
-		"":                                   {2, "varve topic needs a command: alter, create, delete, describe, list, trim"},
+		"":                                   {2, "varve topic needs a command: alter, create, delete, describe, fence, list, trim"},
 		"drop t":                             {2, `varve topic has no command "drop"`},
 	} {
 		r := s.run("", append([]string{"topic"}, strings.Fields(line)...)...)
@@ -89,7 +89,7 @@ func TestTopicDescribe(t *testing.T) {
 	text := s.ok("", "topic", "describe", "t")
 	for _, want := range []string{
 		`(?m)^topic +t$`, `(?m)^partitions +2$`, `(?m)^retention.bytes +5000 +set +\w`, `(?m)^retention.ms +-1 +default +\w`,
-		`(?m)^PARTITION +START +END +BYTES +GATEWAY +EPOCH +MAX TIMESTAMP$`, `(?m)^0 +0 +0 +0 .* -$`, `(?m)^1 +0 +1 +\d+ +g\w+ +\d+ +2018-02-07T01:26:13.840Z$`,
+		`(?m)^PARTITION +START +END +BYTES +GATEWAY +EPOCH +MAX TIMESTAMP +TOKEN$`, `(?m)^0 +0 +0 +0 .* - +-$`, `(?m)^1 +0 +1 +\d+ +g\w+ +\d+ +2018-02-07T01:26:13.840Z +-$`,
 	} {
 		if !regexp.MustCompile(want).MatchString(text) {
 			t.Errorf("no match of %s in\n%s", want, text)
