@@ -48,11 +48,22 @@ func (s *sequencer) oldestUnfolded() *held {
 }
 
 // write plans a checkpoint and writes it in the background.
-func (s *sequencer) write(ctx context.Context, h *held) {
+func (s *sequencer) write(ctx context.Context, h *held) { s.checkpointTo(ctx, h, false) }
+
+// release writes the checkpoint that lets another gateway take the partition.
+func (s *sequencer) release(ctx context.Context, h *held) {
+	s.releasing[h] = struct{}{}
+	s.checkpointTo(ctx, h, true)
+}
+
+func (s *sequencer) checkpointTo(ctx context.Context, h *held, release bool) {
 	s.writing[h] = h.state.Unfolded()
+	if s.writing[h] == 0 { // nothing but the release is new
+		s.writing[h] = s.journal.Next()
+	}
 	s.outstanding++
 	s.forgetClosed(h)
-	plan := h.state.Checkpoint(h.lease, s.journal.Next()-1, false)
+	plan := h.state.Checkpoint(h.lease, s.journal.Next()-1, release)
 	go func() {
 		done := checkpointed{held: h, plan: plan}
 		select {
@@ -87,10 +98,17 @@ func (s *sequencer) written(c checkpointed) error {
 			return fmt.Errorf("%w (%w)", metadata.ErrFenced, c.err)
 		}
 		s.g.log.Warn("checkpoint not written; the journal keeps its entries", "partition", h.state.ID().String(), "error", c.err)
+		if h.handing {
+			s.notReleased(h)
+		}
 	} else {
 		h.state.Done(c.plan)
 		s.g.meters.checkpointed(c.plan.Writes(), int64(c.plan.Bytes()))
 		h.shared.publish(h.state.View())
+		if h.handing {
+			s.released(h)
+			return nil
+		}
 	}
 	if h.state.Unfolded() != 0 {
 		s.unfolded.push(h)
@@ -116,7 +134,7 @@ func (s *sequencer) trimJournal(ctx context.Context) {
 	s.trimming, s.trimmedTo = true, through
 	s.outstanding++
 	go func() {
-		err := metadata.TrimJournal(ctx, s.g.table, s.g.id, through)
+		err := metadata.TrimJournal(ctx, s.g.table, s.t.id, through)
 		select {
 		case s.trimmed <- err:
 		case <-ctx.Done():

@@ -10,8 +10,11 @@ import (
 
 // Config is what a gateway may be told. The zero value of a field means its default.
 type Config struct {
-	// Address and Zone are published in the gateway's row, for people and peers.
+	// Address and Zone are published in the gateway's row, for people.
 	Address, Zone string
+	// PeerAddress is where other gateways reach [Gateway.PeerServer], host:port. Needed
+	// unless Exclusive.
+	PeerAddress string
 	// Version of the program.
 	Version string
 
@@ -53,6 +56,9 @@ type Config struct {
 	// Exclusive: nobody else can reach the table (embedded): no beats, and a
 	// predecessor is dead for certain.
 	Exclusive bool
+	// CloseAfter is how long the buffer of a gateway that died is waited for, before it counts
+	// as lost (default 7 days; negative: for ever).
+	CloseAfter time.Duration
 	// DrainTime bounds a clean shutdown (default 25 s).
 	DrainTime time.Duration
 }
@@ -87,6 +93,7 @@ func (c Config) withDefaults() Config {
 	setInt(&c.MaxMessageBytes, 8<<20)
 	setTime(&c.LeaseTime, 5*time.Second)
 	setTime(&c.DrainTime, 25*time.Second)
+	setTime(&c.CloseAfter, 7*24*time.Hour)
 	return c
 }
 
@@ -108,6 +115,7 @@ func (c Config) Validate() error {
 	check(int64(c.MaxRequestBytes) <= c.RequestBytes, "a request of %d bytes cannot fit the request limit %d", c.MaxRequestBytes, c.RequestBytes)
 	check(c.MaxMessageBytes >= 64<<10, "message limit %d: want at least 64 KiB", c.MaxMessageBytes)
 	check(c.AutoCreate >= 0 && c.AutoCreate <= metadata.MaxPartitions, "auto-create with %d partitions: want 0 to %d", c.AutoCreate, metadata.MaxPartitions)
+	check(c.Exclusive || c.PeerAddress != "", "no address for peers: gateways that share a table must reach each other")
 	check(c.LeaseTime >= 500*time.Millisecond, "lease time %s: want at least 500ms", c.LeaseTime)
 	return errors.Join(faults...)
 }

@@ -48,19 +48,40 @@ type position struct {
 	done      bool
 }
 
+// viewer gets a partition's view.
+type viewer = func(context.Context, metadata.PartitionID) (*metadata.View, error)
+
+// viewFor is what a reader is to see at first: the newest there is, or at least what it saw.
+func (g *Gateway) viewFor(linearizable bool, seen int64) viewer {
+	if linearizable {
+		return g.viewNow
+	}
+	return func(ctx context.Context, id metadata.PartitionID) (*metadata.View, error) {
+		return g.viewSince(ctx, id, seen)
+	}
+}
+
 // place resolves where a reader begins and ends. An offset outside the log is OutOfRange.
-func (g *Gateway) place(ctx context.Context, t *metadata.Topic, number int32, start, end *varvev1.Place) (*position, error) {
+func (g *Gateway) place(ctx context.Context, t *metadata.Topic, number int32, start, end *varvev1.Place, view viewer) (*position, error) {
 	id, err := partitionOf(t, number)
 	if err != nil {
 		return nil, err
 	}
 	pos := &position{partition: g.partitions.get(id), end: math.MaxInt64}
-	err = g.withView(ctx, id, func(v *metadata.View) (err error) {
+	err = g.withViewOf(ctx, id, view, func(v *metadata.View) (err error) {
+		if v.Closed {
+			return refuse(connect.CodeNotFound, reasonTopicDeleted, "the topic was deleted")
+		}
 		if pos.start, err = g.resolve(ctx, v, start); err != nil {
 			return err
 		}
 		if end.GetAt() != nil {
 			if pos.end, err = g.resolve(ctx, v, end); err != nil {
+				return err
+			}
+		}
+		if pos.start > v.Next { // before that is said, make sure that it is so
+			if v, err = g.viewNow(ctx, id); err != nil {
 				return err
 			}
 		}
@@ -86,14 +107,26 @@ func inRange(v *metadata.View, offset int64) error {
 
 // Consume implements varvev1connect.LogServiceHandler.
 func (s *logService) Consume(ctx context.Context, req *varvev1.ConsumeRequest, stream varvev1connect.LogServiceConsumeServerStream) error {
-	t, err := s.g.topic(ctx, req.GetTopic())
+	c, err := onTopic(ctx, s.g, req.GetTopic(), s.g.topic, func(t *metadata.Topic) (*consumer, error) { return s.consumer(ctx, t, req) })
 	if err != nil {
 		return err
 	}
-	c := &consumer{g: s.g, topic: t, decode: req.GetDecode(), send: stream.Send,
+	c.send = stream.Send
+	for _, pos := range c.positions {
+		defer pos.partition.subscribe(wakeUp(c.wake))()
+	}
+	s.g.meters.followers(1)
+	defer s.g.meters.followers(-1)
+	return c.run(ctx, nil)
+}
+
+// consumer resolves where a Consume begins and ends.
+func (s *logService) consumer(ctx context.Context, t *metadata.Topic, req *varvev1.ConsumeRequest) (*consumer, error) {
+	c := &consumer{g: s.g, tenure: s.g.tenure.Load(), topic: t, decode: req.GetDecode(),
 		maxBytes: clampBytes(req.GetMaxMessageBytes(), s.g.config.MaxMessageBytes), wake: make(chan struct{}, 1)}
+	var err error
 	if c.times, err = timesOf(req.TimeRange); err != nil {
-		return err
+		return nil, err
 	}
 	// HTTP writes a message out before Send returns; in process the client gets it later.
 	_, c.reuse = connecthttp.ServerInfoForContext(ctx)
@@ -106,19 +139,16 @@ func (s *logService) Consume(ctx context.Context, req *varvev1.ConsumeRequest, s
 	asked := make(map[int32]bool, len(ranges))
 	for _, r := range ranges {
 		if asked[r.GetPartition()] {
-			return refuse(connect.CodeInvalidArgument, reasonInvalid, "partition %d is asked for twice", r.GetPartition())
+			return nil, refuse(connect.CodeInvalidArgument, reasonInvalid, "partition %d is asked for twice", r.GetPartition())
 		}
 		asked[r.GetPartition()] = true
-		pos, err := s.g.place(ctx, t, r.GetPartition(), r.GetStart(), r.GetEnd())
+		pos, err := s.g.place(ctx, t, r.GetPartition(), r.GetStart(), r.GetEnd(), s.g.viewFor(false, r.GetSeenHighWatermark()))
 		if err != nil {
-			return err
+			return nil, err
 		}
 		c.positions = append(c.positions, pos)
-		defer pos.partition.subscribe(c.wake)()
 	}
-	s.g.meters.followers(1)
-	defer s.g.meters.followers(-1)
-	return c.run(ctx, nil)
+	return c, nil
 }
 
 func timesOf(r *varvev1.TimeRange) (*timeRange, error) {
@@ -141,6 +171,7 @@ func clampBytes(asked int32, limit int) int {
 // consumer is one Consume stream.
 type consumer struct {
 	g         *Gateway
+	tenure    *tenure // it ends with
 	topic     *metadata.Topic
 	positions []*position
 	times     *timeRange
@@ -158,8 +189,8 @@ type consumer struct {
 func (c *consumer) run(ctx context.Context, enough <-chan time.Time) error {
 	for {
 		select {
-		case <-c.g.done:
-			return errDraining
+		case <-c.tenure.over:
+			return c.tenure.ended()
 		case <-ctx.Done():
 			return ctx.Err()
 		default:
@@ -191,8 +222,8 @@ func (c *consumer) run(ctx context.Context, enough <-chan time.Time) error {
 		case <-c.wake:
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-c.g.done:
-			return errDraining
+		case <-c.tenure.over:
+			return c.tenure.ended()
 		case <-enough:
 			return nil
 		}
@@ -292,10 +323,10 @@ func decodeRecords(data []byte, f filter, limit int) (out []*varvev1.ReadRecord,
 
 // Fetch implements varvev1connect.LogServiceHandler.
 func (s *logService) Fetch(ctx context.Context, req *varvev1.FetchRequest) (*varvev1.FetchResponse, error) {
-	t, err := s.g.topic(ctx, req.GetTopic())
-	if err != nil {
-		return nil, err
-	}
+	return onTopic(ctx, s.g, req.GetTopic(), s.g.topic, func(t *metadata.Topic) (*varvev1.FetchResponse, error) { return s.fetch(ctx, t, req) })
+}
+
+func (s *logService) fetch(ctx context.Context, t *metadata.Topic, req *varvev1.FetchRequest) (*varvev1.FetchResponse, error) {
 	if req.GetMaxWaitMs() < 0 {
 		return nil, refuse(connect.CodeInvalidArgument, reasonInvalid, "max_wait_ms %d is negative", req.GetMaxWaitMs())
 	}
@@ -303,22 +334,22 @@ func (s *logService) Fetch(ctx context.Context, req *varvev1.FetchRequest) (*var
 	if err != nil {
 		return nil, err
 	}
-	pos, err := s.g.place(ctx, t, req.GetPartition(), req.GetStart(), nil)
+	pos, err := s.g.place(ctx, t, req.GetPartition(), req.GetStart(), nil, s.g.viewFor(req.GetLinearizable(), req.GetSeenHighWatermark()))
 	if err != nil {
 		return nil, err
 	}
 	var out *varvev1.FetchResponse
-	c := &consumer{g: s.g, topic: t, positions: []*position{pos}, times: times, decode: req.GetDecode(),
+	c := &consumer{g: s.g, tenure: s.g.tenure.Load(), topic: t, positions: []*position{pos}, times: times, decode: req.GetDecode(),
 		maxBytes: clampBytes(req.GetMaxBytes(), s.g.config.MaxMessageBytes), wake: make(chan struct{}, 1)}
 	c.send = func(m *varvev1.ConsumeResponse) error {
 		out = &varvev1.FetchResponse{RecordBatches: m.GetRecordBatches(), Records: m.GetRecords(), NextOffset: m.GetNextOffset(),
-			LogStartOffset: m.GetLogStartOffset(), HighWatermark: m.GetHighWatermark(), StartOffset: m.GetStartOffset()}
+			LogStartOffset: m.GetLogStartOffset(), HighWatermark: m.GetHighWatermark(), StartOffset: m.GetStartOffset(), Linearizable: req.GetLinearizable()}
 		if len(out.RecordBatches) > 0 || len(out.Records) > 0 {
 			return errFetched
 		}
 		return nil
 	}
-	defer pos.partition.subscribe(c.wake)()
+	defer pos.partition.subscribe(wakeUp(c.wake))()
 	if req.GetMaxWaitMs() == 0 {
 		if _, err := c.advance(ctx, pos); err != nil && !errors.Is(err, errFetched) {
 			return nil, placed(err, t.Name, req.GetPartition())

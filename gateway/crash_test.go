@@ -110,7 +110,7 @@ func crashes(t *testing.T, seed uint64, faults bool) {
 			t.Fatal(err)
 		}
 		if seed%2 == 0 { // checkpoints and trims at every turn
-			g.sequencer.fold = foldLimits{rows: 2, bytes: 0, trim: 2}
+			g.tenure.Load().sequencer.fold = foldLimits{rows: 2, bytes: 0, trim: 2}
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		started, ended := make(chan struct{}), make(chan error, 1)

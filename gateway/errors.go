@@ -47,6 +47,8 @@ const (
 	reasonNewerFormat       = "NEWER_FORMAT"
 	reasonDataLoss          = "DATA_LOSS"
 	reasonUnknownOutcome    = "UNKNOWN_OUTCOME"
+	reasonWrongPeer         = "WRONG_PEER"
+	reasonBehind            = "BEHIND"
 )
 
 // refusal is an error for the caller, in the words of the API: the core returns it

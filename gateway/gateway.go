@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -19,7 +20,6 @@ import (
 // everything that runs.
 type Gateway struct {
 	config  Config
-	id      metadata.GatewayID
 	store   segments.Store
 	table   metadata.Table
 	buffers *segments.BufferDir // nil: no disk, acks=buffered is refused
@@ -31,18 +31,24 @@ type Gateway struct {
 	topics  *metadata.Topics
 
 	partitions *partitions
-	sequencer  *sequencer
-	intake     *intake
 	reader     *reader
 	members    *members
+	peers      *peers
+	router     *router
+	mirrors    *mirrors
 	generation *generation
 	resting    *resting
 	recovered  []segments.RecoveredFile // what predecessors left in the buffer
+	// predecessors are ids that ended without closing, on this data folder or table.
+	predecessors []metadata.GatewayID
 
 	producerIDs producerIDs
+	failing     since // uploads do not succeed
 
-	state atomic.Pointer[readiness]
-	done  chan struct{} // closed when appends and followers must end
+	tenure atomic.Pointer[tenure]
+	// intakes run; finishing are tenures that ended while segments of theirs were on their way.
+	intakes, finishing sync.WaitGroup
+	state              atomic.Pointer[readiness]
 	// caughtUp is closed when nothing of predecessors is left to recover.
 	caughtUp chan struct{}
 }
@@ -61,6 +67,9 @@ type Dependencies struct {
 	Buffers *segments.BufferDir
 	Log     *slog.Logger
 	Meters  *Meters
+	// Dial makes the transport to the peer service at an address, host:port. Nil: HTTP/2
+	// without TLS.
+	Dial func(address string) connect.Transport
 }
 
 // New returns a gateway that is not running yet.
@@ -70,8 +79,7 @@ func New(config Config, d Dependencies) (*Gateway, error) {
 	}
 	config = config.withDefaults()
 	g := &Gateway{
-		config: config, id: metadata.NewGatewayID(time.Now()), buffers: d.Buffers, log: d.Log, meters: d.Meters,
-		now: time.Now, done: make(chan struct{}), caughtUp: make(chan struct{}),
+		config: config, buffers: d.Buffers, log: d.Log, meters: d.Meters, now: time.Now, caughtUp: make(chan struct{}),
 	}
 	if g.log == nil {
 		g.log = slog.New(slog.DiscardHandler)
@@ -83,19 +91,22 @@ func New(config Config, d Dependencies) (*Gateway, error) {
 	g.store = segments.Retry(g.meters.observeStore(d.Store), segments.DefaultRetry())
 	g.table = metadata.Retry(g.meters.observeTable(d.Table), fewPauses)
 	g.topics = metadata.NewTopics(g.table)
-	g.partitions = newPartitions()
+	g.partitions = newPartitions(g)
 	g.reader = newReader(g)
-	g.sequencer = newSequencer(g)
-	g.intake = newIntake(g)
 	g.members = newMembers(g)
+	g.peers = newPeers(g, d.Dial)
+	g.router = newRouter(g)
+	g.mirrors = newMirrors(g)
 	g.generation = &generation{gateway: g}
 	g.resting = newResting(g)
+	g.tenure.Store(newTenure(g))
 	g.setState(false, "starting")
 	return g, nil
 }
 
-// ID names this run of the gateway.
-func (g *Gateway) ID() metadata.GatewayID { return g.id }
+// ID names this run of the gateway. It changes when another gateway took this one for
+// dead and it goes on under a new id.
+func (g *Gateway) ID() metadata.GatewayID { return g.tenure.Load().id }
 
 // ClusterID names the cluster, once Run has begun to serve.
 func (g *Gateway) ClusterID() string {
@@ -109,10 +120,11 @@ func (g *Gateway) ClusterID() string {
 func (g *Gateway) Ready() (bool, string) {
 	s := g.state.Load()
 	if s.ready {
-		if err := g.intake.healthy(); err != nil {
+		t := g.tenure.Load()
+		if err := t.intake.healthy(); err != nil {
 			return false, err.Error()
 		}
-		if lasting := g.members.silent.lasting(); lasting > stalled {
+		if lasting := t.own.silent.lasting(); lasting > stalled {
 			return false, fmt.Sprintf("the table has not taken a heartbeat for %s", lasting.Round(time.Second))
 		}
 	}
@@ -126,61 +138,92 @@ func (g *Gateway) setState(ready bool, reason string) {
 // Run serves until ctx ends, then drains: not ready, followers end, appends are
 // refused, what is open is sealed, uploaded, committed and answered, partitions are
 // checkpointed and the journal sealed. started is called once it serves.
-// It returns nil after a clean drain, metadata.ErrFenced when another gateway took over.
+// When another gateway took this one for dead, it goes on under a new id. It returns
+// nil after a clean drain.
 func (g *Gateway) Run(ctx context.Context, started func()) error {
 	// Work outlives ctx until the drain is over.
 	work, stop := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer stop(nil)
-	if err := g.join(ctx); err != nil {
-		close(g.done)
+	if err := g.open(ctx); err != nil {
 		return err
 	}
+	if err := g.tenure.Load().join(ctx); err != nil {
+		return err
+	}
+	g.predecessors = g.members.unclosed()
 	group, work := errgroup.WithContext(work)
-	group.Go(func() error { return g.sequencer.run(work) })
-	group.Go(func() error { return g.intake.run(work) })
 	group.Go(func() error { return g.members.run(work) })
+	group.Go(func() error { return g.mirrors.run(work) })
 	group.Go(func() error { return g.resting.run(work) })
 	group.Go(func() error { return g.recover(work) })
 	g.setState(true, "")
 	if started != nil {
 		started()
 	}
-	select {
-	case <-ctx.Done():
-	case <-work.Done():
-	}
-	g.setState(false, "draining")
-	close(g.done)
-	var drained error
-	if work.Err() == nil {
-		limit, cancel := context.WithTimeout(work, g.config.DrainTime)
-		drained = g.drain(limit)
-		cancel()
-	}
+	drained := g.serve(ctx, work)
 	g.setState(false, "stopped")
 	stop(errStopped)
 	err := group.Wait()
 	if errors.Is(err, errStopped) || errors.Is(err, context.Canceled) {
 		err = nil
 	}
+	g.finishing.Wait()
+	g.intakes.Wait()
 	return errors.Join(err, drained)
 }
 
-// errStopped and errDraining answer what a gateway that ends can no longer do.
-var (
-	errStopped  error = refuse(connect.CodeUnavailable, reasonDraining, "this gateway has stopped; ask another one, or again in a moment").withRetriable()
-	errDraining error = refuse(connect.CodeUnavailable, reasonDraining, "this gateway is shutting down; ask another one, or again in a moment").withRetriable()
-)
+// serve holds one tenure after another until ctx ends and the last one has drained.
+func (g *Gateway) serve(ctx, work context.Context) error {
+	for {
+		t := g.tenure.Load()
+		err := t.serve(ctx, work)
+		if !errors.Is(err, metadata.ErrFenced) || ctx.Err() != nil || work.Err() != nil {
+			return err
+		}
+		g.setState(false, "another gateway took this one for dead; it is starting again under a new id")
+		g.meters.fences.Add(1)
+		next, err := g.succeed(ctx, t)
+		if err != nil {
+			return err
+		}
+		g.finishing.Go(func() { t.finish(work) })
+		g.tenure.Store(next)
+		g.members.adopt()
+		g.setState(true, "")
+		g.log.Warn("goes on under a new id", "gateway", next.id, "was", t.id)
+	}
+}
 
-// drain finishes what was accepted and leaves in good order.
-func (g *Gateway) drain(ctx context.Context) error {
-	g.members.draining(ctx)
-	if err := g.intake.drain(ctx); err != nil {
-		return fmt.Errorf("drain: not everything could be committed: what was acked as buffered stays in the buffer for the next start, "+
-			"what was to be acked as committed is unknown to its producers: %w", err)
+// succeed begins the tenure after one that was fenced, as soon as the table lets it.
+func (g *Gateway) succeed(ctx context.Context, was *tenure) (*tenure, error) {
+	g.log.Warn("another gateway took this one for dead: what it had under way goes on, what it sequenced does not", "gateway", was.id)
+	g.members.bury(was.id)
+	pauses := metadata.DefaultBackOff()
+	for {
+		next := newTenure(g)
+		err := next.join(ctx)
+		if err == nil {
+			return next, nil
+		}
+		g.members.bury(next.id) // whatever of it is in the table, it will do nothing
+		g.log.Warn("cannot start under a new id yet; it is tried again", "error", err)
+		if err := pause(ctx, pauses); err != nil {
+			return nil, err
+		}
 	}
-	if err := g.sequencer.leave(ctx); err != nil {
-		return fmt.Errorf("drain: leave partitions: %w", err)
+}
+
+// drainEarlier waits for what earlier tenures have under way.
+func (g *Gateway) drainEarlier(ctx context.Context) error {
+	done := make(chan struct{})
+	go func() {
+		g.finishing.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	}
-	return g.members.close(ctx)
 }

@@ -65,7 +65,7 @@ func (n *generation) raise(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := n.gateway.store.Put(ctx, n.key(number), segments.NewBody([]byte(n.gateway.id))); err != nil || number == 1 {
+	if err := n.gateway.store.Put(ctx, n.key(number), segments.NewBody([]byte(n.gateway.ID()))); err != nil || number == 1 {
 		return err
 	}
 	// The newest says it all; with the others a LIST would grow for ever.

@@ -34,24 +34,25 @@ const (
 // uploads what is sealed.
 type intake struct {
 	g       *Gateway
+	t       *tenure
 	room    *semaphore.Weighted // bytes of appends that are not settled
 	uploads *semaphore.Weighted // bytes of segments being uploaded
 	slots   chan struct{}
 
 	outstanding atomic.Int64 // bytes that producers wait for
-	failing     since        // uploads do not succeed
+	buffered    atomic.Int64 // records to be acked as buffered that are not settled
 
 	mu        sync.Mutex
 	open      *openSegment
 	number    uint64 // of the last segment that was opened
 	previous  map[segments.SpanID]uint64
-	broken    map[segments.SpanID]error // partitions that cannot be sequenced, for good
 	sealed    []*openSegment
 	unsettled map[uint64]struct{} // numbers
 	peak      int64               // of outstanding since the seal before the last
 	recent    int64               // of outstanding since the last seal
 	lastSeal  time.Time
 	closing   bool
+	because   error         // what appends are told then
 	idle      chan struct{} // closed when closing and nothing is unsettled
 	wake      chan struct{}
 }
@@ -86,10 +87,11 @@ type appended struct {
 	err     error
 }
 
-func newIntake(g *Gateway) *intake {
+func newIntake(t *tenure) *intake {
+	g := t.g
 	return &intake{
-		g: g, room: semaphore.NewWeighted(g.config.BufferBytes), uploads: semaphore.NewWeighted(g.config.UploadBytes),
-		slots: make(chan struct{}, uploadsAtOnce), previous: make(map[segments.SpanID]uint64), broken: make(map[segments.SpanID]error),
+		g: g, t: t, room: semaphore.NewWeighted(g.config.BufferBytes), uploads: semaphore.NewWeighted(g.config.UploadBytes),
+		slots: make(chan struct{}, uploadsAtOnce), previous: make(map[segments.SpanID]uint64),
 		unsettled: make(map[uint64]struct{}), idle: make(chan struct{}), wake: make(chan struct{}, 1),
 	}
 }
@@ -158,10 +160,10 @@ func (in *intake) release(size int64) {
 
 // healthy refuses appends while the store or the table has not taken anything for a while.
 func (in *intake) healthy() error {
-	if lasting := in.failing.lasting(); lasting > stalled {
-		return fmt.Errorf("%w: uploads have been failing for %s: %s", segments.ErrUnavailable, lasting.Round(time.Second), in.failing.reason())
+	if lasting := in.g.failing.lasting(); lasting > stalled {
+		return fmt.Errorf("%w: uploads have been failing for %s: %s", segments.ErrUnavailable, lasting.Round(time.Second), in.g.failing.reason())
 	}
-	if lasting := in.g.sequencer.pending.lasting(); lasting > stalled {
+	if lasting := in.t.sequencer.pending.lasting(); lasting > stalled {
 		return fmt.Errorf("%w: it has not taken a commit for %s", metadata.ErrUnavailable, lasting.Round(time.Second))
 	}
 	return nil
@@ -173,15 +175,15 @@ func (in *intake) gather(span segments.SpanID, data []byte, a *appending) (*open
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	if in.closing {
-		return nil, 0, errDraining
+		return nil, 0, in.refused()
 	}
-	if err := in.broken[span]; err != nil {
+	if err := in.g.router.brokenOff(partitionOfSpan(span)); err != nil {
 		return nil, 0, err
 	}
 	if in.open == nil {
 		in.number++
 		in.open = &openSegment{number: in.number, spans: make(map[segments.SpanID]*openSpan),
-			builder: segments.NewBuilder(segments.ClusterID(in.g.cluster.ID), segments.GatewayID(in.g.id), in.number)}
+			builder: segments.NewBuilder(segments.ClusterID(in.g.cluster.ID), segments.GatewayID(in.t.id), in.number)}
 		in.unsettled[in.number] = struct{}{}
 	}
 	segment := in.open
@@ -204,6 +206,9 @@ func (in *intake) gather(span segments.SpanID, data []byte, a *appending) (*open
 		segment.spans[span] = s
 	}
 	s.appends = append(s.appends, a)
+	if a.info.Ack == segments.AckBuffered {
+		in.buffered.Add(int64(a.info.Records))
+	}
 	segment.bytes += a.size
 	segment.crowded = segment.crowded || len(s.appends) >= spanBatches
 	in.recent = max(in.recent, in.outstanding.Load())
@@ -239,7 +244,7 @@ func (in *intake) spill(segment *openSegment, span segments.SpanID, data []byte,
 		return 0, fmt.Errorf("%w: the buffer's disk is down to its reserve", segments.ErrDiskFull)
 	}
 	if segment.buffer == nil {
-		file, err := in.g.buffers.Create(segments.GatewayID(in.g.id), segment.number)
+		file, err := in.g.buffers.Create(segments.GatewayID(in.t.id), segment.number)
 		if err != nil {
 			in.sealLocked()
 			return 0, err
@@ -295,7 +300,7 @@ func (in *intake) poke() {
 }
 
 // run seals by pace and starts uploads, until ctx ends.
-func (in *intake) run(ctx context.Context) error {
+func (in *intake) run(ctx context.Context) {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	var uploads sync.WaitGroup
@@ -303,8 +308,8 @@ func (in *intake) run(ctx context.Context) error {
 	for {
 		segment, wait := in.next(time.Now())
 		if segment != nil {
-			if err := in.start(ctx, &uploads, segment); err != nil {
-				return err
+			if in.start(ctx, &uploads, segment) != nil {
+				return
 			}
 			continue
 		}
@@ -312,7 +317,7 @@ func (in *intake) run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			in.abandon(context.Cause(ctx))
-			return context.Cause(ctx)
+			return
 		case <-in.wake:
 		case <-timer.C:
 		}
@@ -346,7 +351,6 @@ func (in *intake) forget(id metadata.PartitionID) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	delete(in.previous, spanOf(id))
-	delete(in.broken, spanOf(id))
 }
 
 // answerSpan tells the appends of one span what became of them.
@@ -375,6 +379,9 @@ func (in *intake) finish(a *appending, result appended) {
 		in.g.meters.appended(int(a.info.Records), a.size)
 	} else if a.info.Ack == segments.AckBuffered {
 		in.g.log.Error("a batch that was acked as buffered was not appended", "outcome", result.verdict.Outcome.String(), "error", result.err)
+	}
+	if a.info.Ack == segments.AckBuffered {
+		in.buffered.Add(-int64(a.info.Records))
 	}
 	in.release(a.size)
 	a.done <- result
@@ -429,19 +436,35 @@ func (in *intake) settledLocked(segment *openSegment) {
 	}
 }
 
-// floor is the lowest number that is not settled.
-func (in *intake) floor() uint64 {
+// floor is the lowest number that is not settled; buffered is how many records were acked
+// as buffered, or are about to be, and are not settled.
+func (in *intake) floor() (floor, buffered uint64) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	floor := in.number + 1
+	floor = in.number + 1
 	for number := range in.unsettled {
 		floor = min(floor, number)
 	}
-	return floor
+	return floor, uint64(in.buffered.Load())
 }
 
-// drain refuses appends, and waits until all that were taken are settled.
-func (in *intake) drain(ctx context.Context) error {
+// refuse takes no more appends, and says why. What was taken goes on.
+func (in *intake) refuse(why error) {
+	in.mu.Lock()
+	in.because = why
+	in.mu.Unlock()
+	in.stop()
+}
+
+func (in *intake) refused() error {
+	if in.because != nil {
+		return in.because
+	}
+	return errDraining
+}
+
+// stop takes no more appends, and seals what is open.
+func (in *intake) stop() {
 	in.mu.Lock()
 	in.closing = true
 	in.sealLocked()
@@ -454,6 +477,11 @@ func (in *intake) drain(ctx context.Context) error {
 	}
 	in.mu.Unlock()
 	in.poke()
+}
+
+// drain refuses appends, and waits until all that were taken are settled.
+func (in *intake) drain(ctx context.Context) error {
+	in.stop()
 	select {
 	case <-in.idle:
 		return nil

@@ -28,7 +28,7 @@ func TestManyBatchesOfOnePartition(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range uploadsAtOnce {
-		g.intake.slots <- struct{}{}
+		g.tenure.Load().intake.slots <- struct{}{}
 	}
 	waiting := make([]*appending, batches)
 	for i := range waiting {
@@ -37,16 +37,16 @@ func TestManyBatchesOfOnePartition(t *testing.T) {
 		if i%2 == 1 {
 			a.info.ExpectedOffset = 1 << 40
 		}
-		if err := g.intake.admit(t.Context(), a.size); err != nil {
+		if err := g.tenure.Load().intake.admit(t.Context(), a.size); err != nil {
 			t.Fatal(err)
 		}
-		if _, _, err := g.intake.gather(spanOf(metadata.PartitionID{Topic: topic.ID}), data, a); err != nil {
+		if _, _, err := g.tenure.Load().intake.gather(spanOf(metadata.PartitionID{Topic: topic.ID}), data, a); err != nil {
 			t.Fatal(err)
 		}
 		waiting[i] = a
 	}
 	for range uploadsAtOnce {
-		<-g.intake.slots
+		<-g.tenure.Load().intake.slots
 	}
 	for i, a := range waiting {
 		want := metadata.BatchVerdict{Outcome: metadata.Accepted, Offset: int64(i / 2), Actual: metadata.NoOffset}
@@ -128,11 +128,11 @@ func TestDecodedAnswersStopAtTheEnd(t *testing.T) {
 		g.produce(t, "a", 0, batch.Record{Timestamp: 1, Value: make([]byte, 100)}, batch.Record{Timestamp: 1, Value: make([]byte, 100)})
 	}
 	for end := int64(1); end <= 12; end++ {
-		pos, err := g.place(t.Context(), topic, 0, earliest(), &varvev1.Place{At: &varvev1.Place_Offset{Offset: end}})
+		pos, err := g.place(t.Context(), topic, 0, earliest(), &varvev1.Place{At: &varvev1.Place_Offset{Offset: end}}, g.view)
 		if err != nil {
 			t.Fatal(err)
 		}
-		c := &consumer{g: g.Gateway, topic: topic, positions: []*position{pos}, decode: true, maxBytes: 150, wake: make(chan struct{}, 1)}
+		c := &consumer{g: g.Gateway, tenure: g.tenure.Load(), topic: topic, positions: []*position{pos}, decode: true, maxBytes: 150, wake: make(chan struct{}, 1)}
 		next, ended := int64(0), false
 		c.send = func(m *varvev1.ConsumeResponse) error {
 			for _, r := range m.GetRecords() {

@@ -48,6 +48,29 @@ func (g *Gateway) topic(ctx context.Context, name string) (*metadata.Topic, erro
 	return t, nil
 }
 
+// onTopic does something with a topic, and once more when it turns out that another gateway
+// has changed the topic, or deleted it and made another one of that name: what is known of
+// topics may be a few seconds old. do must have done nothing when it fails like that.
+func onTopic[T any](ctx context.Context, g *Gateway, name string, find func(context.Context, string) (*metadata.Topic, error), do func(*metadata.Topic) (T, error)) (T, error) {
+	var none T
+	t, err := find(ctx, name)
+	if err != nil {
+		return none, err
+	}
+	out, err := do(t)
+	if err == nil {
+		return out, nil
+	}
+	if reason := classify(err).info.GetReason(); reason != reasonTopicDeleted && reason != reasonPartitionNotFound {
+		return none, err
+	}
+	now, refreshed := g.topics.Refresh(ctx, name)
+	if refreshed != nil || now.Stamp == t.Stamp || now.State != metadata.TopicActive {
+		return none, err
+	}
+	return do(now)
+}
+
 // partitionOf finds a partition of a topic.
 func partitionOf(t *metadata.Topic, number int32) (metadata.PartitionID, error) {
 	if number < 0 || number >= t.Partitions {
@@ -68,10 +91,18 @@ func (s *logService) Produce(ctx context.Context, req *varvev1.ProduceRequest) (
 	default:
 		return nil, refuse(connect.CodeInvalidArgument, reasonInvalid, "acks %d is not known; use ACKS_COMMITTED or ACKS_BUFFERED", req.GetAcks())
 	}
-	t, err := s.g.topicForProduce(ctx, req.GetTopic())
+	out, err := onTopic(ctx, s.g, req.GetTopic(), s.g.topicForProduce, func(t *metadata.Topic) (*varvev1.ProduceResponse, error) {
+		return s.produceTo(ctx, t, req, ack)
+	})
 	if err != nil {
 		return nil, err
 	}
+	s.g.meters.acked(ack, time.Since(began))
+	return out, nil
+}
+
+// produceTo appends what a request holds to a topic.
+func (s *logService) produceTo(ctx context.Context, t *metadata.Topic, req *varvev1.ProduceRequest, ack segments.Ack) (*varvev1.ProduceResponse, error) {
 	batches, err := s.batches(t, req)
 	if err != nil {
 		return nil, err
@@ -88,7 +119,6 @@ func (s *logService) Produce(ctx context.Context, req *varvev1.ProduceRequest) (
 	} else if err := s.produceAll(ctx, t, req, ack, batches, results); err != nil {
 		return nil, err
 	}
-	s.g.meters.acked(ack, time.Since(began))
 	return &varvev1.ProduceResponse{Results: results}, nil
 }
 
@@ -234,7 +264,7 @@ func (s *logService) produce(ctx context.Context, t *metadata.Topic, req *varvev
 		}
 	}
 	span := segments.SpanID{Topic: segments.TopicID(t.ID), Partition: b.partition}
-	result, err := s.g.intake.append(ctx, span, data, info)
+	result, err := s.g.tenure.Load().intake.append(ctx, span, data, info)
 	if err != nil {
 		return nil, placed(err, t.Name, b.partition)
 	}
@@ -344,10 +374,16 @@ func (p *producerIDs) next(ctx context.Context, c *metadata.Cluster) (int64, err
 // ListOffsets implements varvev1connect.LogServiceHandler.
 func (s *logService) ListOffsets(ctx context.Context, req *varvev1.ListOffsetsRequest) (*varvev1.ListOffsetsResponse, error) {
 	began := time.Now()
-	t, err := s.g.topic(ctx, req.GetTopic())
-	if err != nil {
-		return nil, err
+	out, err := onTopic(ctx, s.g, req.GetTopic(), s.g.topic, func(t *metadata.Topic) (*varvev1.ListOffsetsResponse, error) {
+		return s.listOffsets(ctx, t, req)
+	})
+	if err == nil {
+		s.g.meters.lookedUp(time.Since(began))
 	}
+	return out, err
+}
+
+func (s *logService) listOffsets(ctx context.Context, t *metadata.Topic, req *varvev1.ListOffsetsRequest) (*varvev1.ListOffsetsResponse, error) {
 	numbers := slices.Compact(slices.Sorted(slices.Values(req.GetPartitions())))
 	if len(numbers) == 0 {
 		numbers = make([]int32, t.Partitions)
@@ -374,14 +410,20 @@ func (s *logService) ListOffsets(ctx context.Context, req *varvev1.ListOffsetsRe
 	if err := group.Wait(); err != nil {
 		return nil, err
 	}
-	s.g.meters.lookedUp(time.Since(began))
-	return &varvev1.ListOffsetsResponse{Offsets: offsets}, nil
+	return &varvev1.ListOffsetsResponse{Offsets: offsets, Linearizable: req.GetLinearizable()}, nil
 }
 
 // lookUp answers a ListOffsets query for one partition.
 func (g *Gateway) lookUp(ctx context.Context, id metadata.PartitionID, req *varvev1.ListOffsetsRequest) (*varvev1.PartitionOffset, error) {
 	var out *varvev1.PartitionOffset
-	err := g.withView(ctx, id, func(v *metadata.View) error {
+	view := g.view
+	if req.GetLinearizable() {
+		view = g.viewNow
+	}
+	err := g.withViewOf(ctx, id, view, func(v *metadata.View) error {
+		if v.Closed {
+			return refuse(connect.CodeNotFound, reasonTopicDeleted, "the topic was deleted")
+		}
 		a := metadata.Answer{Offset: metadata.NoOffset, Timestamp: metadata.NoTimestamp}
 		var err error
 		switch q := req.GetQuery().(type) {
@@ -408,18 +450,66 @@ func (g *Gateway) lookUp(ctx context.Context, id metadata.PartitionID, req *varv
 // withView runs a read on the partition's newest view, and again on a newer one when
 // the index moved under it.
 func (g *Gateway) withView(ctx context.Context, id metadata.PartitionID, read func(*metadata.View) error) error {
+	return g.withViewOf(ctx, id, g.view, read)
+}
+
+func (g *Gateway) withViewOf(ctx context.Context, id metadata.PartitionID, view viewer, read func(*metadata.View) error) error {
 	for try := 0; ; try++ {
-		v, err := g.view(ctx, id)
+		v, err := view(ctx, id)
 		if err != nil {
 			return err
 		}
 		if err = read(v); !errors.Is(err, metadata.ErrIndexMoved) || try == 8 {
 			return err
 		}
+		view = g.viewNow // what is gone from the index is gone from the newest view of it
 	}
 }
 
+// viewSince is a view that shows at least what some gateway has shown: up to the high
+// watermark seen.
+func (g *Gateway) viewSince(ctx context.Context, id metadata.PartitionID, seen int64) (*metadata.View, error) {
+	v, err := g.view(ctx, id)
+	if err != nil || v.Next >= seen {
+		return v, err
+	}
+	if v, err = g.viewNow(ctx, id); err == nil && v.Next < seen && !v.Closed {
+		return nil, refuse(connect.CodeUnavailable, reasonBehind, "a high watermark of %d was seen, but the log ends at %d here: ask another gateway, or again in a moment; "+
+			"if it stays so, the table was rolled back", seen, v.Next).withRetriable()
+	}
+	return v, err
+}
+
 // Fence implements varvev1connect.LogServiceHandler.
-func (s *logService) Fence(context.Context, *varvev1.FenceRequest) (*varvev1.FenceResponse, error) {
-	return nil, refuse(connect.CodeUnimplemented, reasonInvalid, "not there yet")
+func (s *logService) Fence(ctx context.Context, req *varvev1.FenceRequest) (*varvev1.FenceResponse, error) {
+	if len(req.GetToken()) > segments.MaxFencingToken {
+		return nil, refuse(connect.CodeInvalidArgument, reasonInvalid, "a fencing token of %d bytes is longer than %d", len(req.GetToken()), segments.MaxFencingToken)
+	}
+	if req.ExpectedOffset != nil && req.GetExpectedOffset() < 0 {
+		return nil, refuse(connect.CodeInvalidArgument, reasonInvalid, "expected_offset %d is negative", req.GetExpectedOffset())
+	}
+	return onTopic(ctx, s.g, req.GetTopic(), s.g.topic, func(t *metadata.Topic) (*varvev1.FenceResponse, error) {
+		id, err := partitionOf(t, req.GetPartition())
+		if err != nil {
+			return nil, err
+		}
+		v, err := s.g.router.decide(ctx, id, decision{fence: &fencing{req.GetToken(), req.CurrentToken, req.ExpectedOffset}})
+		if err != nil {
+			return nil, placed(fenceRefused(err, req), t.Name, id.Number)
+		}
+		return &varvev1.FenceResponse{Token: req.GetToken(), NextOffset: v.Next}, nil
+	})
+}
+
+// fenceRefused says in the words of the API why a token was not set.
+func fenceRefused(err error, req *varvev1.FenceRequest) error {
+	var conflict *metadata.FenceConflict
+	switch {
+	case !errors.As(err, &conflict):
+		return err
+	case req.CurrentToken != nil && conflict.Token != req.GetCurrentToken():
+		return refuse(connect.CodeAborted, reasonFenceMismatch, "the fencing token is not %q, so it was not set", req.GetCurrentToken()).withLog(metadata.NoOffset, conflict.Next)
+	}
+	return refuse(connect.CodeFailedPrecondition, reasonOffsetMismatch, "expected offset %d, but the next offset is %d: the token was not set",
+		req.GetExpectedOffset(), conflict.Next).withOffsets(req.GetExpectedOffset(), conflict.Next)
 }

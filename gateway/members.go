@@ -2,98 +2,240 @@ package gateway
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/varvelog/varve/metadata"
-	"github.com/varvelog/varve/segments"
 )
 
-// members keeps this gateway's row, and knows which other gateways live. No clock
-// of another host decides anything: a gateway is dead when its row did not change
-// for the lease time on our own monotonic clock.
+// members knows which gateways live. No clock of another host decides anything: a
+// gateway is dead when its row did not change for the lease time on our own
+// monotonic clock, of which only that time counts in which the table answered, and took
+// our own heartbeats. So after an outage, or a pause of our own, nobody is taken for dead
+// at once.
 type members struct {
-	g      *Gateway
-	silent since // heartbeats do not succeed
+	g *Gateway
 
-	own chan struct{} // holds one while somebody uses row: whoever waits for it can give up
-	row *metadata.Gateway
+	mu     sync.Mutex
+	seen   map[metadata.GatewayID]sighting
+	looked time.Time // when the table answered last
+	beaten time.Time // when it took a heartbeat of ours last
+	looks  uint64
+	// dead are predecessors on our own data folder, whose lock we hold, and our own ids that
+	// were fenced: they cannot be alive.
+	dead    map[metadata.GatewayID]bool
+	leaving bool // this gateway drains: it takes no new partitions
+	// living are those that may be given partitions, this one included, in order.
+	living  []metadata.GatewayID
+	version uint64 // of living
+	changed chan struct{}
 
-	mu   sync.Mutex
-	seen map[metadata.GatewayID]sighting
-	// dead are predecessors on our own data folder, whose lock we hold: they cannot
-	// be alive.
-	dead map[metadata.GatewayID]bool
+	looking chan struct{} // holds one while somebody reads the rows
 }
 
-// sighting is when another gateway's row changed last.
+// sighting is what is known of another gateway.
 type sighting struct {
 	row    metadata.Gateway
-	since  time.Time
-	beaten bool // it changed while we looked
+	silent time.Duration // for how long its row did not change
 }
 
 func newMembers(g *Gateway) *members {
-	return &members{g: g, own: make(chan struct{}, 1), seen: make(map[metadata.GatewayID]sighting), dead: make(map[metadata.GatewayID]bool)}
+	return &members{g: g, seen: make(map[metadata.GatewayID]sighting), dead: make(map[metadata.GatewayID]bool),
+		changed: make(chan struct{}), looking: make(chan struct{}, 1)}
 }
 
-// register writes the row of this gateway, and reads those of the others. Its folder in
-// the buffer is there before the row: whatever happens in between, the next start knows
-// whose row it was.
-func (m *members) register(ctx context.Context) error {
-	if m.g.buffers != nil {
-		ids, err := m.g.buffers.Gateways()
-		if err != nil {
-			return err
-		}
-		for _, id := range ids {
-			m.dead[metadata.GatewayID(id)] = true
-		}
-		if err := m.g.buffers.Register(segments.GatewayID(m.g.id)); err != nil {
-			return err
-		}
+// inherit notes whose data folder this is.
+func (m *members) inherit() error {
+	if m.g.buffers == nil {
+		return nil
 	}
-	c := m.g.config
-	row, err := metadata.RegisterGateway(ctx, m.g.table, metadata.Gateway{ID: m.g.id, Address: c.Address, Zone: c.Zone, Version: c.Version, Floor: 1})
+	ids, err := m.g.buffers.Gateways()
 	if err != nil {
 		return err
 	}
-	m.row = row
-	return m.look(ctx)
+	for _, id := range ids {
+		m.bury(metadata.GatewayID(id))
+	}
+	return nil
+}
+
+// bury notes that an id is known to have ended.
+func (m *members) bury(id metadata.GatewayID) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.dead[id] = true
+}
+
+// beat notes that the table took a heartbeat of ours.
+func (m *members) beat() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.beaten = time.Now()
+}
+
+// leave notes that this gateway takes no new partitions.
+func (m *members) leave() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.leaving = true
+	m.judge()
+}
+
+// adopt notes that this gateway goes by another id now.
+func (m *members) adopt() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.judge()
 }
 
 // look reads all gateways' rows.
 func (m *members) look(ctx context.Context) error {
+	select {
+	case m.looking <- struct{}{}:
+		defer func() { <-m.looking }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	return m.read(ctx)
+}
+
+// refresh returns when the rows were read by a look that began after the call: those who
+// wait share one.
+func (m *members) refresh(ctx context.Context) error {
+	m.mu.Lock()
+	began := m.looks
+	m.mu.Unlock()
+	select {
+	case m.looking <- struct{}{}:
+		defer func() { <-m.looking }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	m.mu.Lock()
+	shared := m.looks >= began+2 // one was under way when we came, the next began later
+	m.mu.Unlock()
+	if shared {
+		return nil
+	}
+	return m.read(ctx)
+}
+
+// read reads the rows. The caller holds looking.
+func (m *members) read(ctx context.Context) error {
 	rows, err := metadata.ListGateways(ctx, m.g.table, metadata.Strong)
 	if err != nil {
 		return err
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.looks++
 	now := time.Now()
+	watched := min(now.Sub(m.looked), m.g.config.LeaseTime/2) // a pause of our own is not theirs
+	m.looked = now
+	if now.Sub(m.beaten) > m.g.config.LeaseTime/2 {
+		watched = 0 // the table takes no heartbeat of ours: theirs may fare no better
+	}
+	own := m.g.ID()
 	for _, row := range rows {
-		if was, ok := m.seen[row.ID]; !ok || was.row.Stamp != row.Stamp {
-			m.seen[row.ID] = sighting{row, now, ok}
+		was, known := m.seen[row.ID]
+		switch {
+		case !known || was.row.Stamp != row.Stamp:
+			m.seen[row.ID] = sighting{row: row}
+		default:
+			was.silent += watched
+			m.seen[row.ID] = was
 		}
-		if m.g.config.Exclusive && row.ID != m.g.id {
+		if m.g.config.Exclusive && row.ID != own {
 			m.dead[row.ID] = true // the table's lock is ours alone
 		}
 	}
+	m.judge()
 	return nil
+}
+
+// judge works out who lives. The caller holds mu.
+func (m *members) judge() {
+	living := make([]metadata.GatewayID, 0, len(m.living)+1)
+	own := m.g.ID()
+	for id, s := range m.seen {
+		if id != own && s.row.State == metadata.GatewayLive && !m.isDeadLocked(id) {
+			living = append(living, id)
+		}
+	}
+	if !m.leaving {
+		living = append(living, own)
+	}
+	slices.Sort(living)
+	if !slices.Equal(living, m.living) {
+		m.living = living
+		m.version++
+		close(m.changed)
+		m.changed = make(chan struct{})
+	}
+}
+
+// isDeadLocked says whether a gateway has ended or fallen silent.
+func (m *members) isDeadLocked(id metadata.GatewayID) bool {
+	return m.dead[id] || m.seen[id].silent > m.g.config.LeaseTime
+}
+
+// winner is the gateway that should sequence a partition; "" when none may.
+func (m *members) winner(id metadata.PartitionID) metadata.GatewayID {
+	m.mu.Lock()
+	living := m.living // never changed, only replaced
+	m.mu.Unlock()
+	return metadata.Rendezvous(id, living)
+}
+
+// lives says whether a gateway may be asked.
+func (m *members) lives(id metadata.GatewayID) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s, known := m.seen[id]
+	return known && !m.isDeadLocked(id) && (s.row.State == metadata.GatewayLive || s.row.State == metadata.GatewayDraining)
+}
+
+// peerOf is where a gateway's peer service is ("" when it has none), and what it speaks.
+func (m *members) peerOf(id metadata.GatewayID) (address string, protocol uint32) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	row := m.seen[id].row
+	return row.Peer, row.Protocol
+}
+
+// alone says that there is nobody else to ask.
+func (m *members) alone() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.living) == 0 || len(m.living) == 1 && !m.leaving
+}
+
+// watch returns what is closed when who lives changes next.
+func (m *members) watch() <-chan struct{} {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.changed
+}
+
+// epoch counts the changes of who lives.
+func (m *members) epoch() uint64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.version
 }
 
 // others lists the other gateways' rows in a state.
 func (m *members) others(states ...metadata.GatewayState) []metadata.Gateway {
+	own := m.g.ID()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	var list []metadata.Gateway
 	for id, s := range m.seen {
-		for _, state := range states {
-			if id != m.g.id && s.row.State == state {
-				list = append(list, s.row)
-			}
+		if id != own && slices.Contains(states, s.row.State) {
+			list = append(list, s.row)
 		}
 	}
 	return list
@@ -106,6 +248,24 @@ func (m *members) isClosed(id metadata.GatewayID) bool {
 	return m.seen[id].row.State == metadata.GatewayClosed
 }
 
+// knows says whether a gateway has a row that was seen.
+func (m *members) knows(id metadata.GatewayID) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	_, known := m.seen[id]
+	return known
+}
+
+// takesFrom says whether references of an uploader may be judged: not those of one that is
+// closed or was never seen. A partition may have forgotten it: whatever came of it would
+// be taken a second time.
+func (m *members) takesFrom(id metadata.GatewayID) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s, known := m.seen[id]
+	return known && s.row.State != metadata.GatewayClosed
+}
+
 // hasEnded says whether nothing more can come of an id on our data folder: it is closed,
 // or its process died before it had a row.
 func (m *members) hasEnded(id metadata.GatewayID) bool {
@@ -115,6 +275,18 @@ func (m *members) hasEnded(id metadata.GatewayID) bool {
 	return s.row.State == metadata.GatewayClosed || !known && m.dead[id]
 }
 
+// unclosed lists ids that are known to have ended and whose rows do not say so.
+func (m *members) unclosed() []metadata.GatewayID {
+	var list []metadata.GatewayID
+	for _, row := range m.others(metadata.GatewayLive, metadata.GatewayDraining, metadata.GatewaySealed) {
+		if m.isDead(row.ID) {
+			list = append(list, row.ID)
+		}
+	}
+	slices.Sort(list)
+	return list
+}
+
 // isDead says whether a gateway is known to have ended, since it ran on our data folder.
 func (m *members) isDead(id metadata.GatewayID) bool {
 	m.mu.Lock()
@@ -122,160 +294,129 @@ func (m *members) isDead(id metadata.GatewayID) bool {
 	return m.dead[id]
 }
 
+// first says whether this gateway is the first of those that live: what is to be done once
+// in the cluster is up to it.
+func (m *members) first() bool {
+	own := m.g.ID()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.living) == 0 || m.living[0] == own
+}
+
 // mayTakeFrom says whether a gateway's journal may be sealed: nil when it is dead
-// or has left, metadata.ErrHeld while it lives.
+// or has left, [elsewhere] while it lives.
 func (m *members) mayTakeFrom(ctx context.Context, id metadata.GatewayID) error {
 	m.mu.Lock()
-	s, known := m.seen[id]
+	_, known := m.seen[id]
 	dead := m.dead[id]
 	m.mu.Unlock()
 	if !known && !dead {
-		if err := m.look(ctx); err != nil {
+		if err := m.refresh(ctx); err != nil {
 			return err
 		}
-		m.mu.Lock()
-		s, known = m.seen[id]
-		dead = m.dead[id]
-		m.mu.Unlock()
 	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s, known := m.seen[id]
 	switch {
-	case dead, !known, s.row.State == metadata.GatewaySealed, s.row.State == metadata.GatewayClosed:
+	case m.isDeadLocked(id), !known, s.row.State == metadata.GatewaySealed, s.row.State == metadata.GatewayClosed:
 		return nil
 	}
-	return fmt.Errorf("%w: %s", metadata.ErrHeld, id)
-}
-
-// awaitAlone returns once no other gateway lives on the table: those whose rows do not
-// change for the lease time are sealed. While there are no peer calls, two gateways on
-// one table would only be in each other's way, so one that lives is refused.
-func (m *members) awaitAlone(ctx context.Context) error {
-	for {
-		if err := m.look(ctx); err != nil {
-			return err
-		}
-		watch := time.Duration(0)
-		for _, row := range m.others(metadata.GatewayLive, metadata.GatewayDraining) {
-			if m.isDead(row.ID) {
-				continue
-			}
-			m.mu.Lock()
-			s := m.seen[row.ID]
-			m.mu.Unlock()
-			silent := time.Since(s.since)
-			switch {
-			case s.beaten:
-				return fmt.Errorf("%w: gateway %s (%s) is alive on %s; one gateway a table for now: stop that one, or use another table",
-					metadata.ErrHeld, row.ID, row.Address, m.g.table)
-			case silent > m.g.config.LeaseTime:
-				if err := m.seal(ctx, row.ID); err != nil {
-					return err
-				}
-			default:
-				if watch == 0 {
-					m.g.log.Info("another gateway used this table: waiting to see whether it is alive", "gateway", row.ID, "at_most", m.g.config.LeaseTime)
-				}
-				watch = m.g.config.LeaseTime / 4
-			}
-		}
-		if watch == 0 {
-			return nil
-		}
-		// Another one may be waiting, too, and watch this one meanwhile.
-		if err := m.write(ctx, ""); err != nil {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-time.After(watch):
-		}
-	}
+	return &elsewhere{holder: id}
 }
 
 // seal ends another gateway's journal, and tells it so.
 func (m *members) seal(ctx context.Context, id metadata.GatewayID) error {
-	if _, err := metadata.Seal(ctx, m.g.table, id, m.g.id); err != nil {
+	if _, err := metadata.Seal(ctx, m.g.table, id, m.g.ID()); err != nil {
 		return err
 	}
 	return metadata.MarkSealed(ctx, m.g.table, id)
 }
 
-// run beats until ctx ends, unless nobody else can reach the table. It returns
-// metadata.ErrFenced when another gateway took this one for dead.
+// run looks at the others' rows until ctx ends, more often while somebody seems to have died.
 func (m *members) run(ctx context.Context) error {
 	if m.g.config.Exclusive {
 		<-ctx.Done()
 		return context.Cause(ctx)
 	}
-	beat := time.NewTicker(m.g.config.LeaseTime / 3)
-	defer beat.Stop()
 	for {
+		interval := m.g.config.LeaseTime / 3
+		if m.suspects() {
+			interval /= 4
+		}
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
-		case <-beat.C:
+		case <-time.After(interval):
 		}
 		limit, cancel := context.WithTimeout(ctx, m.g.config.LeaseTime)
-		err := m.write(limit, "")
-		if err == nil {
-			err = m.look(limit)
-		}
+		err := m.look(limit)
 		cancel()
-		switch {
-		case err == nil:
-			if lasted := m.silent.end(); lasted > 0 {
-				m.g.log.Info("heartbeats succeed again", "after", lasted.Round(time.Millisecond))
-			}
-		case errors.Is(err, metadata.ErrFenced):
-			return err
-		case ctx.Err() == nil:
-			m.silent.begin()
-			m.g.log.Warn("no heartbeat: the table does not answer", "error", err)
+		if err != nil && ctx.Err() == nil {
+			m.g.log.Warn("the other gateways' heartbeats cannot be read; nobody is taken for dead meanwhile", "error", err)
+		}
+		m.g.peers.prune()
+		m.g.mirrors.tidy()
+	}
+}
+
+// suspects says that a gateway has been silent for longer than its beats are apart.
+func (m *members) suspects() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for id, s := range m.seen {
+		live := s.row.State == metadata.GatewayLive || s.row.State == metadata.GatewayDraining
+		if live && s.silent > m.g.config.LeaseTime/2 && !m.isDeadLocked(id) {
+			return true
 		}
 	}
+	return false
 }
 
-// write writes the row, in a new state if one is given.
-func (m *members) write(ctx context.Context, state metadata.GatewayState) error {
-	select {
-	case m.own <- struct{}{}:
-		defer func() { <-m.own }()
-	case <-ctx.Done():
-		return context.Cause(ctx)
+// silenced lists gateways that are dead but not marked so.
+func (m *members) silenced() []metadata.GatewayID {
+	own := m.g.ID()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var list []metadata.GatewayID
+	for id, s := range m.seen {
+		live := s.row.State == metadata.GatewayLive || s.row.State == metadata.GatewayDraining
+		if id != own && live && m.isDeadLocked(id) {
+			list = append(list, id)
+		}
 	}
-	if state != "" {
-		m.row.State = state
-	}
-	m.row.Floor = m.g.intake.floor()
-	return m.row.Write(ctx, m.g.table)
+	return list
 }
 
-// drainingTime is how long telling the others may take.
-const drainingTime = 2 * time.Second
+// jitter is a random part of a duration: those who do the same thing for the same
+// reason should not do it at once.
+func jitter(d time.Duration) time.Duration { return rand.N(d) }
 
-// draining tells the others that this gateway is about to leave.
-func (m *members) draining(ctx context.Context) {
-	if m.g.config.Exclusive {
-		return // there are no others
-	}
-	ctx, cancel := context.WithTimeout(ctx, drainingTime)
-	defer cancel()
-	if err := m.write(ctx, metadata.GatewayDraining); err != nil {
-		m.g.log.Warn("the others do not know that this gateway is leaving", "error", err)
-	}
+// elsewhere says that another gateway sequences a partition.
+type elsewhere struct {
+	holder metadata.GatewayID // "": nobody knows who
 }
 
-// close ends this gateway's id: all of its numbers are settled, its journal is sealed.
-func (m *members) close(ctx context.Context) error {
-	if m.g.buffers == nil {
-		return m.write(ctx, metadata.GatewayClosed)
+func (e *elsewhere) Error() string {
+	if e.holder == "" {
+		return metadata.ErrHeld.Error()
 	}
-	id := segments.GatewayID(m.g.id)
-	if err := m.g.buffers.SettleGateway(id); err != nil {
-		return err
+	return fmt.Sprintf("%v: by %s", metadata.ErrHeld, e.holder)
+}
+
+// Unwrap makes it metadata.ErrHeld.
+func (e *elsewhere) Unwrap() error { return metadata.ErrHeld }
+
+// overdue lists gateways that were sealed so long ago that their disks are not expected back.
+func (m *members) overdue(now time.Time) []metadata.Gateway {
+	if m.g.config.CloseAfter <= 0 {
+		return nil
 	}
-	if err := m.write(ctx, metadata.GatewayClosed); err != nil {
-		return err
+	var list []metadata.Gateway
+	for _, row := range m.others(metadata.GatewaySealed) {
+		if row.SealedAt > 0 && now.Sub(time.UnixMilli(row.SealedAt)) > m.g.config.CloseAfter && !m.isDead(row.ID) {
+			list = append(list, row)
+		}
 	}
-	return m.g.buffers.RemoveGateway(id)
+	return list
 }

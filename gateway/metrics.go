@@ -57,6 +57,8 @@ type Meters struct {
 	checkpoints, checkpointedRows, checkpointedByte atomic.Uint64
 	appends, appendedRecords, appendedBytes         atomic.Uint64
 	recoveredBatches                                atomic.Uint64
+	fences, sealings, handovers, lostRecords        atomic.Uint64
+	peerCalls, peerBytes                            atomic.Uint64
 	panics, internals                               atomic.Uint64
 	following                                       atomic.Int64
 
@@ -90,6 +92,12 @@ func NewMeters() *Meters {
 	m.counter("appended_records_total", "Records in those batches.", &m.appendedRecords)
 	m.counter("appended_bytes_total", "Bytes of those batches.", &m.appendedBytes)
 	m.counter("recovered_batches_total", "Batches acked as buffered that were recovered after a crash.", &m.recoveredBatches)
+	m.counter("fences_total", "Times that another gateway took this one for dead, and it went on under a new id.", &m.fences)
+	m.counter("takeovers_total", "Gateways that this one took for dead.", &m.sealings)
+	m.counter("handovers_total", "Partitions that were handed over to other gateways.", &m.handovers)
+	m.counter("lost_buffered_records_total", "Records acked as buffered by gateways whose disks did not come back, as of their last heartbeats.", &m.lostRecords)
+	m.counter("peer_calls_total", "Calls to other gateways.", &m.peerCalls)
+	m.counter("peer_bytes_total", "Bytes of references, verdicts and index entries to and from other gateways. Records never travel between gateways.", &m.peerBytes)
 	m.counter("panics_total", "Panics in handlers, each logged.", &m.panics)
 	m.counter("internal_errors_total", "Calls that ended with an internal error, each logged.", &m.internals)
 	m.gauge("followers", "Consume calls that are open.", func() float64 { return float64(m.following.Load()) })

@@ -55,6 +55,20 @@ func (h *hookedTable) Put(ctx context.Context, row metadata.Row, cond metadata.C
 	return h.Table.Put(ctx, row, cond)
 }
 
+func (h *hookedTable) Range(ctx context.Context, r metadata.Range) ([]metadata.Row, error) {
+	if err := h.ask(metadata.OpRange, metadata.Key{Partition: r.Partition}); err != nil {
+		return nil, err
+	}
+	return h.Table.Range(ctx, r)
+}
+
+func (h *hookedTable) Delete(ctx context.Context, key metadata.Key, cond metadata.Condition) error {
+	if err := h.ask(metadata.OpDelete, key); err != nil {
+		return err
+	}
+	return h.Table.Delete(ctx, key, cond)
+}
+
 // runningGateway is one whose end is part of the test.
 type runningGateway struct {
 	*testGateway
@@ -65,8 +79,16 @@ type runningGateway struct {
 // runGateway starts a gateway. Nothing but the test ends it.
 func runGateway(t *testing.T, config Config, d Dependencies) *runningGateway {
 	t.Helper()
+	return runGatewayWith(t, config, d, func(*Gateway) {})
+}
+
+func runGatewayWith(t *testing.T, config Config, d Dependencies, prepare func(*Gateway)) *runningGateway {
+	t.Helper()
 	if config.FlushInterval == 0 {
 		config.FlushInterval = 5 * time.Millisecond
+	}
+	if !config.Exclusive && config.PeerAddress == "" {
+		config.PeerAddress = "127.0.0.1:1"
 	}
 	if d.Log == nil {
 		d.Log = slog.New(slog.DiscardHandler)
@@ -75,6 +97,7 @@ func runGateway(t *testing.T, config Config, d Dependencies) *runningGateway {
 	if err != nil {
 		t.Fatal(err)
 	}
+	prepare(g)
 	ctx, cancel := context.WithCancel(context.Background())
 	started, ended := make(chan struct{}), make(chan error, 1)
 	go func() { ended <- g.Run(ctx, func() { close(started) }) }()
@@ -88,9 +111,9 @@ func runGateway(t *testing.T, config Config, d Dependencies) *runningGateway {
 
 // crash ends it in the middle of things. l is the life of its store and table.
 func (g *runningGateway) crash(l *life) {
-	g.intake.mu.Lock()
-	g.intake.unsettled[1<<63] = struct{}{} // a crash is no drain, which must not find all settled and go on to leave
-	g.intake.mu.Unlock()
+	g.tenure.Load().intake.mu.Lock()
+	g.tenure.Load().intake.unsettled[1<<63] = struct{}{} // a crash is no drain, which must not find all settled and go on to leave
+	g.tenure.Load().intake.mu.Unlock()
 	l.over.Store(true)
 	g.leave()
 	<-g.ended
@@ -241,121 +264,6 @@ func TestLongTakeoverKeepsTheEnd(t *testing.T) {
 	})
 }
 
-// TestOneGatewayATable starts gateways beside one that lives, and after one that died.
-func TestOneGatewayATable(t *testing.T) {
-	shared := Config{LeaseTime: time.Second, DrainTime: time.Second}
-	run := func(t *testing.T, d Dependencies) error { // to its end, or for a while
-		d.Log = slog.New(slog.DiscardHandler)
-		g, err := New(shared, d)
-		if err != nil {
-			t.Fatal(err)
-		}
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-		defer cancel()
-		return g.Run(ctx, nil)
-	}
-	t.Run("lives", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			d := memory()
-			g := runGateway(t, shared, d)
-			g.create(t, "a", 1, nil)
-			if err := run(t, d); !errors.Is(err, metadata.ErrHeld) {
-				t.Errorf("the second one ended with %v", err)
-			}
-			if err := appendOne(t.Context(), g.testGateway, 0, varvev1.Acks_ACKS_COMMITTED); err != nil {
-				t.Errorf("the first one: %v", err)
-			}
-			g.leave()
-			if err := <-g.ended; err != nil {
-				t.Error(err)
-			}
-			if err := run(t, d); err != nil {
-				t.Errorf("once the first one has left: %v", err)
-			}
-		})
-	})
-	t.Run("died", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			d, l := memory(), &life{}
-			g := runGateway(t, shared, Dependencies{Store: d.Store, Table: mortalTable{d.Table, l}})
-			g.create(t, "a", 1, nil)
-			g.produce(t, "a", 0, batch.Record{Timestamp: 1})
-			g.crash(l)
-			began := time.Now()
-			g = runGateway(t, shared, d)
-			if waited := time.Since(began); waited < shared.LeaseTime || waited > 2*shared.LeaseTime {
-				t.Errorf("it waited %s", waited)
-			}
-			if r := g.produce(t, "a", 0, batch.Record{Timestamp: 1}); r.GetBaseOffset() != 1 {
-				t.Errorf("the next offset is %d, want 1", r.GetBaseOffset())
-			}
-			g.leave()
-			if err := <-g.ended; err != nil {
-				t.Error(err)
-			}
-		})
-	})
-	t.Run("died on this disk", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			disk, d, l := faultfs.New(), memory(), &life{}
-			buffers := openBuffers(t, disk)
-			runGateway(t, shared, Dependencies{Store: d.Store, Table: mortalTable{d.Table, l}, Buffers: buffers}).crash(l)
-			buffers.Close()
-			d.Buffers = openBuffers(t, disk)
-			defer d.Buffers.Close()
-			began := time.Now()
-			g := runGateway(t, shared, d)
-			if waited := time.Since(began); waited > shared.LeaseTime/2 {
-				t.Errorf("it waited %s for one that is dead for certain", waited)
-			}
-			g.leave()
-			if err := <-g.ended; err != nil {
-				t.Error(err)
-			}
-		})
-	})
-	// Two that wait for the same dead one see each other: they must not take each
-	// other for dead.
-	t.Run("two at once", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			d, l := memory(), &life{}
-			runGateway(t, shared, Dependencies{Store: d.Store, Table: mortalTable{d.Table, l}}).crash(l)
-			ends := make(chan error, 2)
-			go func() { ends <- run(t, d) }()
-			time.Sleep(shared.LeaseTime / 3) // virtual
-			go func() { ends <- run(t, d) }()
-			if err := <-ends; !errors.Is(err, metadata.ErrHeld) {
-				t.Errorf("one ended with %v", err)
-			}
-			if err := <-ends; err != nil {
-				t.Errorf("the other ended with %v", err)
-			}
-		})
-	})
-	t.Run("stopped while waiting", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			d, l := memory(), &life{}
-			runGateway(t, shared, Dependencies{Store: d.Store, Table: mortalTable{d.Table, l}}).crash(l)
-			g, err := New(shared, d)
-			if err != nil {
-				t.Fatal(err)
-			}
-			ctx, cancel := context.WithTimeout(t.Context(), shared.LeaseTime/2)
-			defer cancel()
-			if err := g.Run(ctx, nil); !errors.Is(err, context.DeadlineExceeded) {
-				t.Errorf("ended with %v", err)
-			}
-			rows, err := metadata.ListGateways(t.Context(), d.Table, metadata.Strong)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if !slices.ContainsFunc(rows, func(r metadata.Gateway) bool { return r.ID == g.ID() && r.State == metadata.GatewayClosed }) {
-				t.Errorf("the next one would wait for it: %v", rows)
-			}
-		})
-	})
-}
-
 // TestDeniedCommit denies commits for a while: the gateway goes on when they are let in again.
 func TestDeniedCommit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -460,7 +368,7 @@ func TestCheckpointsOfAFullJournal(t *testing.T) {
 		table, failures := &hookedTable{Table: memtable.New()}, &counting{text: "checkpoint not written"}
 		g := startGatewayWith(t, Config{Exclusive: true, FlushInterval: time.Millisecond, CycleInterval: -1},
 			Dependencies{Store: memstore.New(), Table: table, Log: slog.New(failures)}, func(g *Gateway) {
-				g.sequencer.fold = foldLimits{rows: 1, bytes: 0, trim: 1}
+				g.tenure.Load().sequencer.fold = foldLimits{rows: 1, bytes: 0, trim: 1}
 			})
 		g.create(t, "a", 1, nil)
 		g.produce(t, "a", 0, batch.Record{Timestamp: 1})
@@ -520,12 +428,12 @@ func TestStopEndsBacklog(t *testing.T) {
 	for range 10 {
 		g.produce(t, "a", 0, batch.Record{Timestamp: 1, Value: make([]byte, 60<<10)})
 	}
-	pos, err := g.place(t.Context(), topic, 0, earliest(), nil)
+	pos, err := g.place(t.Context(), topic, 0, earliest(), nil, g.view)
 	if err != nil {
 		t.Fatal(err)
 	}
 	messages := 0
-	c := &consumer{g: g.Gateway, topic: topic, positions: []*position{pos}, maxBytes: 64 << 10, wake: make(chan struct{}, 1)}
+	c := &consumer{g: g.Gateway, tenure: g.tenure.Load(), topic: topic, positions: []*position{pos}, maxBytes: 64 << 10, wake: make(chan struct{}, 1)}
 	c.send = func(*varvev1.ConsumeResponse) error {
 		messages++
 		return g.stop()

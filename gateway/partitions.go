@@ -3,6 +3,7 @@ package gateway
 import (
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/varvelog/varve/metadata"
 )
@@ -10,6 +11,7 @@ import (
 // partitions holds what this gateway knows of each partition that somebody asked
 // for: the view that readers see, and who waits for the next one.
 type partitions struct {
+	g    *Gateway
 	mu   sync.RWMutex
 	list map[metadata.PartitionID]*partition
 }
@@ -21,13 +23,38 @@ type partition struct {
 	view atomic.Pointer[metadata.View]
 	// owned says that this gateway sequences it: its view is then the truth.
 	owned atomic.Bool
+	// used is when a reader asked for it last, in Unix nanoseconds.
+	used atomic.Int64
 
 	mu      sync.Mutex
-	waiting map[chan struct{}]struct{}
+	waiting map[waiter]struct{}
+
+	// mirror is how the view is kept up to date while another gateway sequences it; the
+	// mirrors' own.
+	mirror mirrorState
 }
 
-func newPartitions() *partitions {
-	return &partitions{list: make(map[metadata.PartitionID]*partition)}
+// waiter is told that a partition has a new view. It must not block.
+type waiter interface {
+	changed(*partition)
+	// remote says that it waits for another gateway.
+	remote() bool
+}
+
+// wakeUp is a waiter that wants to know that something changed, not what.
+type wakeUp chan struct{}
+
+func (w wakeUp) changed(*partition) {
+	select {
+	case w <- struct{}{}:
+	default: // it is awake already
+	}
+}
+
+func (w wakeUp) remote() bool { return false }
+
+func newPartitions(g *Gateway) *partitions {
+	return &partitions{g: g, list: make(map[metadata.PartitionID]*partition)}
 }
 
 func (s *partitions) get(id metadata.PartitionID) *partition {
@@ -44,6 +71,17 @@ func (s *partitions) get(id metadata.PartitionID) *partition {
 		s.list[id] = p
 	}
 	return p
+}
+
+// known lists the partitions that somebody asked for.
+func (s *partitions) known() []*partition {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	list := make([]*partition, 0, len(s.list))
+	for _, p := range s.list {
+		list = append(list, p)
+	}
+	return list
 }
 
 // release forgets a partition that is closed for ever, unless its sequencer still holds
@@ -65,34 +103,87 @@ func (s *partitions) release(id metadata.PartitionID) {
 	}
 }
 
-// publish shows a new view and wakes who waits for it.
-func (p *partition) publish(v *metadata.View) {
-	p.view.Store(v)
+// peek returns a partition that somebody asked for, or nil.
+func (s *partitions) peek(id metadata.PartitionID) *partition {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.list[id]
+}
+
+// own begins this gateway's time as the partition's sequencer.
+func (p *partition) own(v *metadata.View) {
+	p.owned.Store(true)
+	p.publish(v)
+	p.all.g.mirrors.drop(p)
+}
+
+// disown ends it. What readers see stays as it is; those who wait for more hear of it
+// from whoever sequences it next.
+func (p *partition) disown() {
+	p.owned.Store(false)
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	for wake := range p.waiting {
-		select {
-		case wake <- struct{}{}:
-		default: // it is awake already
+	for w := range p.waiting {
+		if w.remote() {
+			w.changed(p)
 		}
+	}
+	p.mu.Unlock()
+	if p.hasFollowers() {
+		p.all.g.mirrors.want(p)
 	}
 }
 
-// subscribe sends to wake, without blocking, at each publish, until cancel is
-// called. wake has room for one.
-func (p *partition) subscribe(wake chan struct{}) (cancel func()) {
+// publish shows a view, unless a newer one is shown, and wakes who waits for it.
+func (p *partition) publish(v *metadata.View) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.waiting == nil {
-		p.waiting = make(map[chan struct{}]struct{})
+	if !v.Newer(p.view.Load()) {
+		return
 	}
-	p.waiting[wake] = struct{}{}
+	p.view.Store(v)
+	for w := range p.waiting {
+		w.changed(p)
+	}
+}
+
+// subscribe tells w of each new view until cancel is called.
+func (p *partition) subscribe(w waiter) (cancel func()) {
+	p.mu.Lock()
+	if p.waiting == nil {
+		p.waiting = make(map[waiter]struct{})
+	}
+	p.waiting[w] = struct{}{}
+	p.mu.Unlock()
+	if !w.remote() && !p.owned.Load() {
+		p.all.g.mirrors.want(p)
+	}
 	return func() {
 		p.mu.Lock()
-		delete(p.waiting, wake)
+		delete(p.waiting, w)
 		p.mu.Unlock()
+		p.touch()
 		if v := p.view.Load(); v != nil && v.Closed {
 			p.all.release(p.id)
 		}
 	}
+}
+
+// hasFollowers says whether somebody on this gateway waits for more.
+func (p *partition) hasFollowers() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for w := range p.waiting {
+		if !w.remote() {
+			return true
+		}
+	}
+	return false
+}
+
+// touch notes that a reader asked for the partition.
+func (p *partition) touch() { p.used.Store(time.Now().UnixNano()) }
+
+// unused is for how long no reader asked for it.
+func (p *partition) unused() time.Duration {
+	return time.Duration(time.Now().UnixNano() - p.used.Load())
 }

@@ -17,7 +17,7 @@ import (
 func TestDeletedTopicsAreForgotten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := startGatewayWith(t, Config{Exclusive: true, FlushInterval: time.Millisecond, CycleInterval: -1}, memory(), func(g *Gateway) {
-			g.sequencer.fold = foldLimits{rows: 1, bytes: 0, trim: 1}
+			g.tenure.Load().sequencer.fold = foldLimits{rows: 1, bytes: 0, trim: 1}
 		})
 		kept := g.create(t, "kept", 1, nil)
 		g.produce(t, "kept", 0, batch.Record{Timestamp: 1})
@@ -30,13 +30,13 @@ func TestDeletedTopicsAreForgotten(t *testing.T) {
 			id = metadata.PartitionID{Topic: topic.ID, Number: 3}
 			g.produce(t, "a", 3, batch.Record{Timestamp: 1})
 			if round == 4 {
-				pos, err := g.place(t.Context(), topic, 3, earliest(), nil)
+				pos, err := g.place(t.Context(), topic, 3, earliest(), nil, g.view)
 				if err != nil {
 					t.Fatal(err)
 				}
-				c := &consumer{g: g.Gateway, topic: topic, positions: []*position{pos}, maxBytes: 1 << 20, wake: make(chan struct{}, 1)}
+				c := &consumer{g: g.Gateway, tenure: g.tenure.Load(), topic: topic, positions: []*position{pos}, maxBytes: 1 << 20, wake: make(chan struct{}, 1)}
 				c.send = func(*varvev1.ConsumeResponse) error { return nil }
-				watched, unwatch = pos.partition, pos.partition.subscribe(c.wake)
+				watched, unwatch = pos.partition, pos.partition.subscribe(wakeUp(c.wake))
 				go func() { followed <- c.run(t.Context(), nil) }()
 				synctest.Wait()
 			}
@@ -62,13 +62,13 @@ func TestDeletedTopicsAreForgotten(t *testing.T) {
 			t.Helper()
 			settle()
 			only := metadata.PartitionID{Topic: kept.ID}
-			if p := g.sequencer.parts; len(p) != 1 || p[only] == nil {
+			if p := g.tenure.Load().sequencer.parts; len(p) != 1 || p[only] == nil {
 				t.Errorf("%s the sequencer holds %d partitions", when, len(p))
 			}
 			if p := g.partitions.list; len(p) != 1 || p[only] == nil {
 				t.Errorf("%s %d partitions are listed", when, len(p))
 			}
-			if p := g.intake.previous; len(p) != 1 || p[spanOf(only)] == 0 {
+			if p := g.tenure.Load().intake.previous; len(p) != 1 || p[spanOf(only)] == 0 {
 				t.Errorf("%s the intake remembers %d partitions", when, len(p))
 			}
 		}
@@ -78,10 +78,10 @@ func TestDeletedTopicsAreForgotten(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := g.intake.append(t.Context(), spanOf(id), batchOf(t, []byte("x")), info); connect.CodeOf(classified(err)) != connect.CodeNotFound {
+		if _, err := g.tenure.Load().intake.append(t.Context(), spanOf(id), batchOf(t, []byte("x")), info); connect.CodeOf(classified(err)) != connect.CodeNotFound {
 			t.Errorf("a late append: %v", err)
 		}
-		if err := g.sequencer.closePartition(t.Context(), id); err != nil {
+		if _, err := g.router.decide(t.Context(), id, decision{close: true}); err != nil {
 			t.Errorf("closed again: %v", err)
 		}
 		left("after what came late")

@@ -34,38 +34,50 @@ func newReader(g *Gateway) *reader {
 		buffers: sync.Pool{New: func() any { return new([]byte) }}}
 }
 
-// view is what readers may see of a partition now.
+// view is what readers may see of a partition now. It may be milliseconds late where
+// another gateway sequences it.
 func (g *Gateway) view(ctx context.Context, id metadata.PartitionID) (*metadata.View, error) {
-	p := g.partitions.get(id)
-	if v := p.view.Load(); v != nil {
-		return v, nil
-	}
-	// Nobody has appended since this gateway started: read it from the table, without
-	// taking it. Its last owner is dead or has left, else it could not be read.
-	v, err := g.readView(ctx, id)
-	if err != nil {
-		return nil, err
-	}
-	p.view.CompareAndSwap(nil, v) // the sequencer may have been quicker
-	return p.view.Load(), nil
+	return g.viewOf(ctx, g.partitions.get(id))
 }
 
-func (g *Gateway) readView(ctx context.Context, id metadata.PartitionID) (*metadata.View, error) {
-	lease, err := metadata.ReadLease(ctx, g.table, id, metadata.Strong)
-	if errors.Is(err, metadata.ErrNotFound) {
-		return metadata.NewPartition(id).View(), nil
+func (g *Gateway) viewOf(ctx context.Context, p *partition) (*metadata.View, error) {
+	if p.owned.Load() {
+		if v := p.view.Load(); v != nil {
+			return v, nil
+		}
 	}
-	if err != nil {
-		return nil, err
+	return g.mirrors.view(ctx, p)
+}
+
+// viewNow is what readers may see of a partition as of a moment after the call: no append
+// that was acked before it, by any gateway, is missing.
+func (g *Gateway) viewNow(ctx context.Context, id metadata.PartitionID) (*metadata.View, error) {
+	p := g.partitions.get(id)
+	pauses := metadata.DefaultBackOff()
+	for {
+		to := g.router.route(id)
+		var v *metadata.View
+		var err error
+		if to == g.ID() {
+			v, err = g.readHere(ctx, id)
+		} else if v, err = g.peers.read(ctx, to, id); errors.Is(err, errUnreachable) {
+			v, err = metadata.ReadView(ctx, g.table, id)
+		}
+		var held *elsewhere
+		switch {
+		case err == nil:
+			p.publish(v)
+			return p.view.Load(), nil
+		case errors.As(err, &held):
+			g.router.learn(id, held.holder)
+		case errors.Is(err, metadata.ErrBusy), errors.Is(err, metadata.ErrFenced):
+		default:
+			return nil, err
+		}
+		if err := pause(ctx, pauses); err != nil {
+			return nil, err
+		}
 	}
-	if lease.Released || lease.Source() == g.id {
-		return lease.View(), nil // left in good order; or taken this very moment, and complete until we commit
-	}
-	sealed, err := g.sequencer.readSealed(ctx, lease.Source())
-	if err != nil {
-		return nil, err
-	}
-	return lease.Folded(sealed)
 }
 
 // filter says which records a reader wants.

@@ -4,15 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/varvelog/varve/metadata"
 	"github.com/varvelog/varve/segments"
 )
 
-// join makes this gateway a member: it checks that table and bucket belong together,
-// opens its journal, and seals those of predecessors that are dead for certain.
-func (g *Gateway) join(ctx context.Context) error {
+// open checks that table, bucket and buffer belong together, and looks at what a
+// predecessor left in the buffer.
+func (g *Gateway) open(ctx context.Context) error {
 	var err error
 	if g.cluster, err = metadata.OpenCluster(ctx, g.table); err != nil {
 		return fmt.Errorf("open %s: %w", g.table, err)
@@ -24,41 +23,11 @@ func (g *Gateway) join(ctx context.Context) error {
 		if err := g.buffers.Claim(segments.ClusterID(g.cluster.ID)); err != nil {
 			return err
 		}
-	}
-	if err := g.generation.check(ctx); err != nil {
-		return err
-	}
-	if err := g.generation.raise(ctx); err != nil {
-		return fmt.Errorf("raise the generation: %w", err)
-	}
-	journal, err := metadata.OpenJournal(ctx, g.table, g.id)
-	if err != nil {
-		return err
-	}
-	g.sequencer.journal = journal
-	if g.buffers != nil {
 		if g.recovered, err = g.buffers.Scan(); err != nil {
 			return fmt.Errorf("scan the buffer: %w", err)
 		}
 	}
-	if err := g.members.register(ctx); err != nil {
-		return err
-	}
-	for _, row := range g.members.others(metadata.GatewayLive, metadata.GatewayDraining) {
-		if !g.members.isDead(row.ID) {
-			continue
-		}
-		if err := g.members.seal(ctx, row.ID); err != nil {
-			return err
-		}
-	}
-	if err := g.members.awaitAlone(ctx); err != nil {
-		// It has taken nothing: the next one need not wait for it.
-		limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainingTime)
-		defer cancel()
-		return errors.Join(err, metadata.MarkClosed(limit, g.table, g.id))
-	}
-	return g.members.look(ctx)
+	return g.members.inherit()
 }
 
 // recover finishes what predecessors on this data folder left: it uploads and
@@ -74,7 +43,7 @@ func (g *Gateway) recover(ctx context.Context) error {
 			close(g.caughtUp)
 			return nil
 		}
-		if ctx.Err() != nil || errors.Is(err, metadata.ErrFenced) {
+		if ctx.Err() != nil {
 			return err
 		}
 		g.log.Warn("recovery is not finished; it is tried again", "error", err)
@@ -93,24 +62,28 @@ func (g *Gateway) recoverOnce(ctx context.Context, kept map[metadata.GatewayID]b
 			kept[metadata.GatewayID(file.Gateway)] = true
 			g.log.Error("what was acked as buffered cannot all be appended: the file stays, and the next start tries again",
 				"gateway", file.Gateway, "segment", file.Number, "error", err)
+		case errors.As(err, new(*uploaderClosed)):
+			g.log.Error("what was acked as buffered comes too late: its gateway was closed when its disk had been away for too long. The file is set aside, it can be read with varve dump",
+				"gateway", file.Gateway, "segment", file.Number, "file", file.Path())
+			if err := file.SetAside(); err != nil {
+				return err
+			}
 		case err != nil:
 			return err
 		}
 		g.recovered = g.recovered[1:]
 	}
-	for _, row := range g.members.others(metadata.GatewaySealed) {
-		if !g.members.isDead(row.ID) {
-			continue // its buffer is elsewhere: only who has it can settle its numbers
-		}
-		if err := g.moveFrom(ctx, row.ID); err != nil {
+	for len(g.predecessors) > 0 {
+		id := g.predecessors[0]
+		if err := g.members.seal(ctx, id); err != nil {
 			return err
 		}
-		if kept[row.ID] {
-			continue // what it had appended must be known when the file comes again
+		if !kept[id] { // else what it had appended must be known when the file comes again
+			if err := g.closePredecessor(ctx, id); err != nil {
+				return err
+			}
 		}
-		if err := g.closePredecessor(ctx, row.ID); err != nil {
-			return err
-		}
+		g.predecessors = g.predecessors[1:]
 	}
 	return g.tidyBuffer()
 }
@@ -137,6 +110,9 @@ func (g *Gateway) tidyBuffer() error {
 // recoverFile uploads what a buffer file holds under its old name and has it judged,
 // by its number alone.
 func (g *Gateway) recoverFile(ctx context.Context, file *segments.RecoveredFile) error {
+	if id := metadata.GatewayID(file.Gateway); g.members.isClosed(id) {
+		return &uploaderClosed{id}
+	}
 	name := fmt.Sprintf("segment %d of %s", file.Number, file.Gateway)
 	for _, damage := range file.Damage {
 		g.log.Error("a buffer file is damaged: what was acked as buffered there is lost; the file is set aside", "buffer", name, "damage", damage.Error())
@@ -155,7 +131,7 @@ func (g *Gateway) recoverFile(ctx context.Context, file *segments.RecoveredFile)
 		if err != nil {
 			return fmt.Errorf("buffer of %s: %w", name, err)
 		}
-		directory, err := g.intake.put(ctx, object)
+		directory, err := g.put(ctx, object)
 		if err != nil {
 			return err
 		}
@@ -183,9 +159,9 @@ func (g *Gateway) recommit(ctx context.Context, name string, d *segments.Directo
 	}
 	batches, repeated := 0, 0
 	var broken error
-	err := g.refer(ctx, references, func(i int, v metadata.Verdict, err error) {
+	err := g.router.refer(ctx, references, func(i int, v metadata.Verdict, err error) {
 		switch {
-		case lasting(err):
+		case lasting(err), errors.As(err, new(*uploaderClosed)):
 			broken = err
 		case err != nil:
 			g.log.Error("what was acked as buffered cannot be appended: its topic was deleted", "buffer", name, "partition", references[i].Partition.String())
@@ -201,48 +177,6 @@ func (g *Gateway) recommit(ctx context.Context, name string, d *segments.Directo
 	g.meters.recovered(batches)
 	g.log.Info("recovered what was acked as buffered", "buffer", name, "appended", batches, "appended_before", repeated)
 	return broken
-}
-
-// moveFrom takes the partitions whose changes are only in a sealed journal.
-func (g *Gateway) moveFrom(ctx context.Context, id metadata.GatewayID) error {
-	journal, err := g.sequencer.readSealed(ctx, id)
-	if err != nil {
-		return err
-	}
-	moving := make(map[metadata.PartitionID]bool)
-	for i := range journal.Rows {
-		for j := range journal.Rows[i].Changes {
-			moving[journal.Rows[i].Changes[j].Partition] = true
-		}
-	}
-	answers := make(chan error, len(moving))
-	var tickets []*ticket
-	for partition := range moving {
-		tickets = append(tickets, &ticket{partition: partition, done: func(_ metadata.Verdict, err error) { answers <- err },
-			decide: func(*metadata.Partition) (metadata.Verdict, *metadata.Change, error) {
-				return metadata.Verdict{Status: metadata.Judged}, nil, nil // holding it is all that is asked
-			}})
-	}
-	began := time.Now()
-	g.sequencer.submit(tickets...)
-	for range moving {
-		select {
-		case err := <-answers:
-			if err != nil {
-				return err
-			}
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
-	if len(moving) > 0 {
-		g.log.Info("took over a predecessor's partitions", "gateway", id, "partitions", len(moving), "took", time.Since(began).Round(time.Millisecond))
-	}
-	if err := journal.Trim(ctx, g.table); err != nil {
-		return err
-	}
-	g.sequencer.moved(journal)
-	return nil
 }
 
 // closePredecessor ends an id whose numbers are all settled. Its folder goes last: it

@@ -43,7 +43,7 @@ func (r *resting) run(ctx context.Context) error {
 				return context.Cause(ctx)
 			}
 			now := r.calls.Load()
-			if now == seen && r.g.intake.outstanding.Load() == 0 {
+			if now == seen && r.g.tenure.Load().intake.outstanding.Load() == 0 {
 				break
 			}
 			seen = now

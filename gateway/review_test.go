@@ -32,7 +32,7 @@ func TestReadersBesideTrims(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g.sequencer.fold = foldLimits{rows: 2, bytes: 1, trim: 2}
+	g.tenure.Load().sequencer.fold = foldLimits{rows: 2, bytes: 1, trim: 2}
 	ctx, cancel := context.WithCancel(context.Background())
 	started, ended := make(chan struct{}), make(chan error, 1)
 	go func() { ended <- g.Run(ctx, func() { close(started) }) }()
@@ -105,7 +105,8 @@ func TestReadersBesideTrims(t *testing.T) {
 		lookups.Add(1)
 	})
 	run(func(random *rand.Rand) {
-		_, err := g.sequencer.trim(ctx, id, max(0, end.Load()-200-random.Int64N(50)))
+		to := max(0, end.Load()-200-random.Int64N(50))
+		_, err := g.router.decide(ctx, id, decision{trim: &to})
 		if err != nil {
 			t.Errorf("trim: %v", err)
 		}
@@ -141,12 +142,12 @@ func follow(ctx context.Context, s *logService, until int64) error {
 	if err != nil {
 		return err
 	}
-	pos, err := s.g.place(ctx, t, 0, &varvev1.Place{At: &varvev1.Place_Latest{Latest: true}}, &varvev1.Place{At: &varvev1.Place_Offset{Offset: until}})
+	pos, err := s.g.place(ctx, t, 0, &varvev1.Place{At: &varvev1.Place_Latest{Latest: true}}, &varvev1.Place{At: &varvev1.Place_Offset{Offset: until}}, s.g.view)
 	if err != nil {
 		return err
 	}
 	at := pos.start
-	c := &consumer{g: s.g, topic: t, positions: []*position{pos}, decode: true, maxBytes: 1 << 20, wake: make(chan struct{}, 1)}
+	c := &consumer{g: s.g, tenure: s.g.tenure.Load(), topic: t, positions: []*position{pos}, decode: true, maxBytes: 1 << 20, wake: make(chan struct{}, 1)}
 	c.send = func(m *varvev1.ConsumeResponse) error {
 		for _, record := range m.GetRecords() {
 			if record.GetOffset() != at || string(record.GetValue()) != strconv.FormatInt(at, 10) {
@@ -156,7 +157,7 @@ func follow(ctx context.Context, s *logService, until int64) error {
 		}
 		return nil
 	}
-	defer pos.partition.subscribe(c.wake)()
+	defer pos.partition.subscribe(wakeUp(c.wake))()
 	if err := c.run(ctx, nil); err != nil {
 		return err
 	}
@@ -231,7 +232,7 @@ func TestDeleteBesideAppends(t *testing.T) {
 	if refused != 5*16 {
 		t.Errorf("%d producers ended, want %d", refused, 5*16)
 	}
-	if n := g.intake.outstanding.Load(); n != 0 {
+	if n := g.tenure.Load().intake.outstanding.Load(); n != 0 {
 		t.Errorf("%d bytes are still held", n)
 	}
 	g.create(t, "a", 1, nil)
@@ -264,9 +265,9 @@ func TestRecoveryInterrupted(t *testing.T) {
 			t.Fatal(err)
 		}
 		return &testGateway{Gateway: g, log: &logService{g}}, func() {
-			g.intake.mu.Lock()
-			g.intake.unsettled[1<<63] = struct{}{} // a crash is no drain, which must not find all settled and go on to leave
-			g.intake.mu.Unlock()
+			g.tenure.Load().intake.mu.Lock()
+			g.tenure.Load().intake.unsettled[1<<63] = struct{}{} // a crash is no drain, which must not find all settled and go on to leave
+			g.tenure.Load().intake.mu.Unlock()
 			l.over.Store(true)
 			disk.Kill()
 			cancel()

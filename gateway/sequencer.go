@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -19,6 +20,10 @@ const (
 	checkpointsAtOnce = 32
 	// checkpointPause follows a checkpoint that could not be written.
 	checkpointPause = time.Second
+	// journalUnits is how many write units of so many bytes a journal takes a second: one
+	// partition key of DynamoDB ends at 1,000.
+	journalUnits = 800
+	writeUnit    = 1 << 10
 )
 
 var defaultFoldLimits = foldLimits{rows: 64, bytes: 4 << 20, trim: 64}
@@ -32,6 +37,8 @@ type ticket struct {
 	// done is told the verdict, once it is settled. Called from the sequencer's
 	// goroutine: it must not block.
 	done func(metadata.Verdict, error)
+	// gone, if set, says that nobody waits any more: a ticket that waits itself is dropped.
+	gone <-chan struct{}
 }
 
 // held is a partition that this gateway sequences.
@@ -43,12 +50,16 @@ type held struct {
 	acquiring bool
 	parked    []*ticket
 	dirty     bool // has changes in this cycle that are not published
+	// handing: it goes to another gateway as soon as a checkpoint of it is written. Tickets
+	// wait in parked for that.
+	handing bool
 }
 
 // sequencer gives batches their offsets. One goroutine owns all of its state and
 // works in cycles: take what waits, judge it, put one journal entry, answer.
 type sequencer struct {
 	g       *Gateway
+	t       *tenure
 	journal *metadata.Journal
 	parts   map[metadata.PartitionID]*held
 	// parked are partitions with tickets that wait for something.
@@ -70,12 +81,22 @@ type sequencer struct {
 	writers      chan struct{} // limits checkpoints
 	outstanding  int           // acquisitions, checkpoints, trims
 	lastCycle    time.Time
-	pending      since     // the table has been asked to commit
-	failed       time.Time // when a checkpoint could not be written last
+	spacing      time.Duration // that the size of the last cycle asks for
+	pending      since         // the table has been asked to commit
+	failed       time.Time     // when a checkpoint could not be written last
+	holding      atomic.Int64  // partitions
+	// handovers are partitions to hand over; releasing those whose last checkpoint is being
+	// written; offers those of which the gateway they are for has not heard.
+	handovers []*held
+	releasing map[*held]struct{}
+	offers    map[metadata.GatewayID][]metadata.PartitionID
+	leaving   *leaveRequest
+	retry     <-chan time.Time // of hand-overs, after a checkpoint could not be written
 
 	mu     sync.Mutex
 	queue  []*ticket
 	closed error
+	uneven bool // who lives has changed: see which partitions should be elsewhere
 	wake   chan struct{}
 	quit   chan leaveRequest
 
@@ -101,13 +122,13 @@ type leaveRequest struct {
 	done chan error
 }
 
-func newSequencer(g *Gateway) *sequencer {
+func newSequencer(t *tenure) *sequencer {
 	return &sequencer{
-		g: g, parts: make(map[metadata.PartitionID]*held), wake: make(chan struct{}, 1), quit: make(chan leaveRequest, 1),
+		g: t.g, t: t, parts: make(map[metadata.PartitionID]*held), wake: make(chan struct{}, 1), quit: make(chan leaveRequest, 1),
 		parked: make(map[*held]struct{}), writing: make(map[*held]uint64), rows: journalRows{first: 1}, fold: defaultFoldLimits,
 		acquired: make(chan acquisition), checkpointed: make(chan checkpointed), trimmed: make(chan error),
 		slots: make(chan struct{}, acquisitions), writers: make(chan struct{}, checkpointsAtOnce),
-		sealed: make(map[metadata.GatewayID]*sealing),
+		sealed: make(map[metadata.GatewayID]*sealing), releasing: make(map[*held]struct{}), offers: make(map[metadata.GatewayID][]metadata.PartitionID),
 	}
 }
 
@@ -132,12 +153,22 @@ func (s *sequencer) submit(tickets ...*ticket) {
 }
 
 // refer asks for a verdict on a reference.
-func (s *sequencer) refer(ref *metadata.Reference, done func(metadata.Verdict, error)) *ticket {
-	return &ticket{partition: ref.Partition, done: done,
+func (s *sequencer) refer(ref *metadata.Reference, gone <-chan struct{}, done func(metadata.Verdict, error)) *ticket {
+	return &ticket{partition: ref.Partition, done: done, gone: gone,
 		decide: func(p *metadata.Partition) (metadata.Verdict, *metadata.Change, error) {
+			if !s.g.members.takesFrom(ref.Uploader) {
+				return metadata.Verdict{}, nil, &uploaderClosed{ref.Uploader}
+			}
 			v, c := p.Judge(ref)
 			return v, c, nil
 		}}
+}
+
+// uploaderClosed refuses the references of a gateway that is closed, or that was never one.
+type uploaderClosed struct{ id metadata.GatewayID }
+
+func (e *uploaderClosed) Error() string {
+	return fmt.Sprintf("gateway %s is closed: nothing more is taken from it", e.id)
 }
 
 // ask submits one decision and waits for it.
@@ -156,40 +187,33 @@ func (s *sequencer) ask(ctx context.Context, id metadata.PartitionID, decide fun
 	}
 }
 
-// trim moves the log start up and returns the view after it.
-func (s *sequencer) trim(ctx context.Context, id metadata.PartitionID, offset int64) (*metadata.View, error) {
-	err := s.ask(ctx, id, func(p *metadata.Partition) (*metadata.Change, error) { return p.JudgeTrim(offset) })
-	if err != nil {
-		return nil, err
+// rebalance has the sequencer hand over what is no longer its own to sequence.
+func (s *sequencer) rebalance() {
+	s.mu.Lock()
+	s.uneven = true
+	s.mu.Unlock()
+	select {
+	case s.wake <- struct{}{}:
+	default:
 	}
-	return s.g.view(ctx, id)
-}
-
-// closePartition ends a partition for ever.
-func (s *sequencer) closePartition(ctx context.Context, id metadata.PartitionID) error {
-	err := s.ask(ctx, id, func(p *metadata.Partition) (*metadata.Change, error) { return p.JudgeClose(), nil })
-	if errors.Is(err, metadata.ErrClosed) {
-		return nil
-	}
-	return err
 }
 
 // run is the owner. It returns metadata.ErrFenced when the journal was sealed, or
 // the context's error.
 func (s *sequencer) run(ctx context.Context) (err error) {
 	defer func() { s.fail(err) }()
-	var leaving *leaveRequest
 	for {
-		if leaving != nil && s.outstanding == 0 && !s.waiting() {
-			err := s.finish(leaving.ctx)
-			leaving.done <- err
+		if s.leaving != nil && s.outstanding == 0 && !s.waiting() && len(s.handovers) == 0 {
+			err := s.finish(s.leaving.ctx)
+			s.leaving.done <- err
 			return err
 		}
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case request := <-s.quit:
-			leaving = &request
+			s.leaving = &request
+			s.handOverAll()
 		case a := <-s.acquired:
 			s.outstanding--
 			s.take(a)
@@ -198,6 +222,8 @@ func (s *sequencer) run(ctx context.Context) (err error) {
 			if err := s.written(c); err != nil {
 				return err
 			}
+		case <-s.retry:
+			s.retry = nil
 		case err := <-s.trimmed:
 			s.outstanding--
 			s.trimming = false
@@ -213,6 +239,7 @@ func (s *sequencer) run(ctx context.Context) (err error) {
 			return err
 		}
 		s.checkpoint(ctx)
+		s.handOver(ctx)
 		s.trimJournal(ctx)
 	}
 }
@@ -226,7 +253,7 @@ func (s *sequencer) waiting() bool {
 
 // pace spaces cycles, so that commits are no more than the table should bear.
 func (s *sequencer) pace(ctx context.Context) error {
-	wait := s.g.config.CycleInterval - time.Since(s.lastCycle)
+	wait := max(s.g.config.CycleInterval, s.spacing) - time.Since(s.lastCycle)
 	if wait <= 0 {
 		return nil
 	}
@@ -257,9 +284,12 @@ type cycle struct {
 // cycle judges what waits, commits it, and answers.
 func (s *sequencer) cycle(ctx context.Context) error {
 	s.mu.Lock()
-	tickets := s.queue
-	s.queue = nil
+	tickets, uneven := s.queue, s.uneven
+	s.queue, s.uneven = nil, false
 	s.mu.Unlock()
+	if uneven {
+		s.findUneven()
+	}
 	c := &cycle{s: s}
 	for _, t := range tickets {
 		if err := c.take(ctx, t); err != nil {
@@ -284,6 +314,10 @@ func (s *sequencer) cycle(ctx context.Context) error {
 		}
 		s.rows.add(len(value))
 		size += len(value)
+	}
+	s.spacing = 0
+	if !s.g.config.Exclusive {
+		s.spacing = time.Duration(size/writeUnit+len(c.rows)) * time.Second / journalUnits
 	}
 	if len(c.rows) == 0 {
 		// Duplicates and retriable answers rest on no entry of their own: make sure
@@ -346,7 +380,7 @@ func (c *cycle) take(ctx context.Context, t *ticket) error {
 		c.s.parts[t.partition] = h
 		c.s.acquire(ctx, t.partition)
 	}
-	if h.acquiring {
+	if h.acquiring || h.handing {
 		h.parked = append(h.parked, t)
 		return nil
 	}
@@ -395,13 +429,29 @@ func (c *cycle) park(h *held, t *ticket) {
 	c.s.parked[h] = struct{}{}
 }
 
+// isGone says that nobody waits for the ticket. What it asks for will be asked again.
+func (t *ticket) isGone() bool {
+	select {
+	case <-t.gone:
+		return true
+	default:
+		return false
+	}
+}
+
 // unpark judges parked tickets again, as long as that gets any further.
 func (c *cycle) unpark() error {
 	for h := range c.s.parked {
+		if h.handing {
+			continue
+		}
 		for progress := true; progress && len(h.parked) > 0; {
 			parked, before := h.parked, len(c.answers)
 			h.parked = nil
 			for _, t := range parked {
+				if t.isGone() {
+					continue
+				}
 				if err := c.decide(h, t); err != nil {
 					return err
 				}
@@ -423,12 +473,7 @@ func (s *sequencer) acquire(ctx context.Context, id metadata.PartitionID) {
 		a := acquisition{id: id}
 		select {
 		case s.slots <- struct{}{}:
-			for {
-				a.state, a.lease, a.err = metadata.Acquire(ctx, s.g.table, id, journal, s.readSealed)
-				if !errors.Is(a.err, metadata.ErrConflict) {
-					break
-				}
-			}
+			a.state, a.lease, a.err = s.tryAcquire(ctx, id, journal)
 			<-s.slots
 		case <-ctx.Done():
 			a.err = context.Cause(ctx)
@@ -438,6 +483,44 @@ func (s *sequencer) acquire(ctx context.Context, id metadata.PartitionID) {
 		case <-ctx.Done():
 		}
 	}()
+}
+
+// tryAcquire takes a partition, or says why not: [elsewhere] when another gateway has it, or should.
+func (s *sequencer) tryAcquire(ctx context.Context, id metadata.PartitionID, journal *metadata.Journal) (*metadata.Partition, *metadata.Lease, error) {
+	for {
+		state, lease, err := metadata.AcquireIf(ctx, s.g.table, id, journal, func(l *metadata.Lease) error { return s.mayAcquire(ctx, id, l) }, s.readSealed)
+		if errors.Is(err, metadata.ErrConflict) {
+			continue
+		}
+		if err == nil && !s.g.config.Exclusive {
+			// Whom the row no longer names may be closed since: see to it that we know before
+			// anything of them is judged.
+			err = s.g.members.refresh(ctx)
+		}
+		return state, lease, err
+	}
+}
+
+// mayAcquire says whether a partition that this gateway does not hold is its own to take.
+func (s *sequencer) mayAcquire(ctx context.Context, id metadata.PartitionID, l *metadata.Lease) error {
+	if l != nil && !l.Released {
+		if holder := l.Journal; s.g.members.lives(holder) {
+			return &elsewhere{holder}
+		}
+	}
+	for try := 0; ; try++ {
+		winner := s.g.members.winner(id)
+		if winner == s.t.id || winner == "" {
+			return nil
+		}
+		if try == 1 {
+			return &elsewhere{winner}
+		}
+		// Whoever sent it here may know of somebody that we don't: agree on who lives.
+		if err := s.g.members.refresh(ctx); err != nil {
+			return err
+		}
+	}
 }
 
 // take begins to sequence a partition, or tells those who wait why not.
@@ -452,10 +535,13 @@ func (s *sequencer) take(a acquisition) {
 	}
 	h.state, h.lease, h.acquiring = a.state, a.lease, false
 	s.forgetClosed(h)
-	h.shared.owned.Store(true)
-	h.shared.publish(h.state.View())
+	s.holding.Add(1)
+	h.shared.own(h.state.View())
 	if len(h.parked) > 0 {
 		s.parked[h] = struct{}{}
+	}
+	if s.leaving != nil {
+		s.queueHandover(h)
 	}
 }
 
@@ -485,7 +571,7 @@ func (s *sequencer) readSealed(ctx context.Context, id metadata.GatewayID) (*met
 	if err := s.g.members.mayTakeFrom(ctx, id); err != nil {
 		return nil, err
 	}
-	if _, err := metadata.Seal(ctx, s.g.table, id, s.g.id); err != nil {
+	if _, err := metadata.Seal(ctx, s.g.table, id, s.t.id); err != nil {
 		return nil, err
 	}
 	journal, err := metadata.ReadSealed(ctx, s.g.table, id)
@@ -496,27 +582,27 @@ func (s *sequencer) readSealed(ctx context.Context, id metadata.GatewayID) (*met
 	return journal, nil
 }
 
-// moved lets go of the rows of a predecessor's journal, when every partition that
-// they were about is held here.
-func (s *sequencer) moved(journal *metadata.SealedJournal) {
+// moved forgets a predecessor's journal, when nothing rests on it any more.
+func (s *sequencer) moved(id metadata.GatewayID) {
 	s.sealedMu.Lock()
 	defer s.sealedMu.Unlock()
-	rest := &metadata.SealedJournal{ID: journal.ID, TrimmedTo: journal.Seal - 1, Seal: journal.Seal}
-	s.sealed[journal.ID] = &sealing{journal: rest}
+	delete(s.sealed, id)
 }
 
 // forget lets go of a partition that is closed for ever, once a checkpoint has all of it.
 // Should somebody ask again, it is read from there.
 func (s *sequencer) forget(h *held) {
 	id := h.state.ID()
-	if _, writing := s.writing[h]; writing || !h.state.Closed() || h.state.Unfolded() != 0 || len(h.parked) > 0 || s.parts[id] != h {
+	if _, writing := s.writing[h]; writing || h.handing || !h.state.Closed() || h.state.Unfolded() != 0 || len(h.parked) > 0 || s.parts[id] != h {
 		return
 	}
 	delete(s.parts, id)
 	delete(s.parked, h)
-	h.shared.owned.Store(false)
+	s.holding.Add(-1)
+	h.shared.disown()
 	s.g.partitions.release(id)
-	s.g.intake.forget(id)
+	s.t.intake.forget(id)
+	s.g.router.forget(id)
 }
 
 // fail answers everything that still waits.
@@ -531,8 +617,11 @@ func (s *sequencer) fail(err error) {
 	s.mu.Unlock()
 	for _, h := range s.parts {
 		queue = append(queue, h.parked...)
-		h.shared.owned.Store(false)
+		if !h.acquiring {
+			h.shared.disown()
+		}
 	}
+	s.holding.Store(0)
 	for _, t := range queue {
 		t.done(metadata.Verdict{}, err)
 	}

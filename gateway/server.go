@@ -29,12 +29,18 @@ const (
 	maxStreams = 1000
 )
 
-// Handler serves the API, reflection, /livez, /readyz and /metrics.
-func (g *Gateway) Handler() http.Handler {
+// APIServer has the services of the API.
+func (g *Gateway) APIServer() *connect.Server {
 	server := connect.NewServer(g.intercept)
 	varvev1connect.RegisterLogServiceHandler(server, &logService{g})
 	varvev1connect.RegisterTopicServiceHandler(server, &topicService{g})
 	varvev1connect.RegisterClusterServiceHandler(server, &clusterService{g})
+	return server
+}
+
+// Handler serves the API, reflection, /livez, /readyz and /metrics.
+func (g *Gateway) Handler() http.Handler {
+	server := g.APIServer()
 	grpcreflect.Register(server)
 
 	api := http.NewServeMux()
@@ -74,12 +80,21 @@ func transportOptions(limit int) []connecthttp.Option {
 // NewHTTPServer returns a server of Handler for HTTP/1.1 and unencrypted HTTP/2. It has
 // no limit on how long an answer takes, since followers stay for days: requests are
 // limited as they are read, writes as they stall.
-func (g *Gateway) NewHTTPServer() *http.Server {
+func (g *Gateway) NewHTTPServer() *http.Server { return g.httpServer(g.Handler()) }
+
+// NewPeerHTTPServer returns a server of PeerServer, for unencrypted HTTP/2.
+func (g *Gateway) NewPeerHTTPServer() *http.Server {
+	mux := http.NewServeMux()
+	connecthttp.Mount(mux, g.PeerServer(), connecthttp.WithReadMaxBytes(peerMessage), connecthttp.WithCompressMinBytes(math.MaxInt))
+	return g.httpServer(mux)
+}
+
+func (g *Gateway) httpServer(handler http.Handler) *http.Server {
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
 	return &http.Server{
-		Handler:           g.Handler(),
+		Handler:           handler,
 		Protocols:         &protocols,
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       3 * time.Minute,
@@ -163,7 +178,7 @@ The API speaks Connect, gRPC and gRPC-Web on this port, and describes itself by 
          -d '{"topic":"hello-world","records":[{"key":"aw==","value":"aGVsbG8="}]}'
 
 /livez, /readyz and /metrics are for whoever runs it.
-`, g.config.Version, g.id, varvev1connect.LogServiceProduceProcedure)
+`, g.config.Version, g.ID(), varvev1connect.LogServiceProduceProcedure)
 }
 
 func (g *Gateway) serveReady(w http.ResponseWriter, _ *http.Request) {

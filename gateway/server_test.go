@@ -143,7 +143,7 @@ func TestPages(t *testing.T) {
 }
 
 func TestReadiness(t *testing.T) {
-	g, err := New(Config{}, memory())
+	g, err := New(Config{Exclusive: true}, memory())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -90,7 +90,7 @@ func TestTimeEqualsBruteForce(t *testing.T) {
 				if n := len(model.records[p]); n > 0 {
 					model.start[p] = max(model.start[p], rapid.Int64Range(0, int64(n)).Draw(r, "trim"))
 					id := metadata.PartitionID{Topic: must(g.topics.Get(t.Context(), "a")).ID, Number: p}
-					if _, err := g.sequencer.trim(t.Context(), id, model.start[p]); err != nil {
+					if _, err := g.router.decide(t.Context(), id, decision{trim: &model.start[p]}); err != nil {
 						r.Fatal(err)
 					}
 				}
@@ -110,7 +110,7 @@ func TestTimeEqualsBruteForce(t *testing.T) {
 
 func startTimeGateway(t *testing.T, d Dependencies) *testGateway {
 	return startGatewayWith(t, Config{Exclusive: true, FlushInterval: time.Nanosecond, CycleInterval: -1}, d, func(g *Gateway) {
-		g.sequencer.fold = foldLimits{rows: 3, bytes: 0, trim: 3}
+		g.tenure.Load().sequencer.fold = foldLimits{rows: 3, bytes: 0, trim: 3}
 	})
 }
 

@@ -103,27 +103,28 @@ func (s *topicService) describe(ctx context.Context, id metadata.PartitionID) (*
 	info := &varvev1.PartitionInfo{Partition: id.Number}
 	var v *metadata.View
 	if p := s.g.partitions.peek(id); p != nil {
-		if p.owned.Load() {
-			info.Gateway = string(s.g.id)
-		}
-		v = p.view.Load()
-	}
-	if v == nil {
 		var err error
-		if v, err = s.g.readView(ctx, id); err != nil {
+		if v, err = s.g.viewOf(ctx, p); err != nil {
+			return nil, err
+		}
+		info.Gateway = string(s.g.router.sequencer(id))
+	} else {
+		lease, err := metadata.ReadLease(ctx, s.g.table, id, metadata.Strong)
+		switch {
+		case errors.Is(err, metadata.ErrNotFound):
+		case err != nil:
+			return nil, err
+		case !lease.Released && (lease.Journal == s.g.ID() || s.g.members.lives(lease.Journal)):
+			info.Gateway = string(lease.Journal)
+		}
+		if v, err = metadata.ReadView(ctx, s.g.table, id); err != nil {
 			return nil, err
 		}
 	}
+	info.FencingToken = v.Fence
 	info.StartOffset, info.EndOffset, info.Bytes, info.Epoch = v.Start, v.Next, v.Bytes, v.Epoch
 	info.MaxTimestamp = maxTimestamp(v)
 	return info, nil
-}
-
-// peek returns a partition that somebody asked for, or nil.
-func (s *partitions) peek(id metadata.PartitionID) *partition {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	return s.list[id]
 }
 
 // maxTimestamp is the largest timestamp in the index, in ms. It may be that of a record
@@ -163,7 +164,11 @@ func (s *topicService) DeleteTopic(ctx context.Context, r *varvev1.DeleteTopicRe
 	if err != nil {
 		return nil, err
 	}
-	if err := s.each(ctx, t, allPartitions(t), s.g.sequencer.closePartition); err != nil {
+	err = s.each(ctx, t, allPartitions(t), func(ctx context.Context, id metadata.PartitionID) error {
+		_, err := s.g.router.decide(ctx, id, decision{close: true})
+		return err
+	})
+	if err != nil {
 		return nil, fmt.Errorf("topic %q is marked for deletion, but not all of its partitions are closed; delete it again to go on: %w", t.Name, err)
 	}
 	if err := s.g.topics.Remove(ctx, t); err != nil {
@@ -224,7 +229,7 @@ func (s *topicService) trim(ctx context.Context, id metadata.PartitionID, to *va
 	if offset <= v.Start {
 		return v, nil
 	}
-	return s.g.sequencer.trim(ctx, id, offset)
+	return s.g.router.decide(ctx, id, decision{trim: &offset})
 }
 
 // placeOfTrim reads where to trim to.

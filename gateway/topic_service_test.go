@@ -180,7 +180,7 @@ func TestDeleteTopic(t *testing.T) {
 	if _, err := g.topics.MarkDeleting(t.Context(), "a"); err != nil {
 		t.Fatal(err)
 	}
-	if err := g.sequencer.closePartition(t.Context(), metadata.PartitionID{Topic: first.ID, Number: 0}); err != nil {
+	if _, err := g.router.decide(t.Context(), metadata.PartitionID{Topic: first.ID, Number: 0}, decision{close: true}); err != nil {
 		t.Fatal(err)
 	}
 	_, err := topics.TrimTopic(t.Context(), &varvev1.TrimTopicRequest{Name: "a", To: &varvev1.TrimPlace{At: &varvev1.TrimPlace_Latest{Latest: true}}})

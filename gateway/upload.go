@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 	"time"
 
@@ -43,7 +42,7 @@ func (in *intake) upload(ctx context.Context, segment *openSegment) error {
 	if err != nil {
 		return fmt.Errorf("build segment %d: %w", segment.number, err)
 	}
-	directory, err := in.put(ctx, object)
+	directory, err := in.g.put(ctx, object)
 	if err != nil {
 		return err
 	}
@@ -55,7 +54,12 @@ func (in *intake) upload(ctx context.Context, segment *openSegment) error {
 	for i := range directory.Spans {
 		references[i] = reference(directory, &directory.Spans[i], nil)
 	}
-	err = in.g.refer(ctx, references, func(i int, v metadata.Verdict, err error) {
+	err = in.g.router.refer(ctx, references, func(i int, v metadata.Verdict, err error) {
+		var closed *uploaderClosed
+		if errors.As(err, &closed) {
+			err = unknownOutcome("the others no longer take anything of this gateway's id", err)
+			segment.damaged = true // what was acked as buffered stays on disk
+		}
 		in.answerSpan(segment, directory.Spans[i].SpanID, v, err)
 	})
 	if err != nil {
@@ -67,27 +71,27 @@ func (in *intake) upload(ctx context.Context, segment *openSegment) error {
 
 // put uploads until the object is there. What the directory of the object in the
 // bucket says is the truth, should it not be ours.
-func (in *intake) put(ctx context.Context, object *segments.Object) (*segments.Directory, error) {
+func (g *Gateway) put(ctx context.Context, object *segments.Object) (*segments.Directory, error) {
 	pauses := metadata.DefaultBackOff()
 	for {
-		err := in.g.store.Put(ctx, object.Key(), object)
+		err := g.store.Put(ctx, object.Key(), object)
 		switch {
 		case err == nil:
-			in.uploaded()
+			g.uploaded()
 			return &object.Directory, nil
 		case errors.Is(err, segments.ErrExists):
 			var stored *segments.Directory
-			if stored, err = segments.ReadDirectory(ctx, in.g.store, object.Key()); err == nil {
-				in.uploaded()
+			if stored, err = segments.ReadDirectory(ctx, g.store, object.Key()); err == nil {
+				g.uploaded()
 				return stored, nil
 			}
 		}
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		in.failing.because(err)
-		if in.failing.begin() {
-			in.g.log.Warn("upload failed; it is tried until it succeeds", "segment", object.Key(), "error", err)
+		g.failing.because(err)
+		if g.failing.begin() {
+			g.log.Warn("upload failed; it is tried until it succeeds", "segment", object.Key(), "error", err)
 		}
 		if err := pause(ctx, pauses); err != nil {
 			return nil, err
@@ -96,9 +100,9 @@ func (in *intake) put(ctx context.Context, object *segments.Object) (*segments.D
 }
 
 // uploaded notes that the bucket takes objects.
-func (in *intake) uploaded() {
-	if lasted := in.failing.end(); lasted > 0 {
-		in.g.log.Info("uploads succeed again", "after", lasted.Round(time.Millisecond))
+func (g *Gateway) uploaded() {
+	if lasted := g.failing.end(); lasted > 0 {
+		g.log.Info("uploads succeed again", "after", lasted.Round(time.Millisecond))
 	}
 }
 
@@ -124,84 +128,15 @@ func reference(d *segments.Directory, span *segments.Span, keep func(*segments.B
 	return ref
 }
 
-// refer has references judged, each until there is a verdict, and reports them. It
-// returns an error when the gateway ends before.
-func (g *Gateway) refer(ctx context.Context, references []*metadata.Reference, judged func(i int, v metadata.Verdict, err error)) error {
-	type verdict struct {
-		index   int
-		verdict metadata.Verdict
-		err     error
-	}
-	pauses := metadata.DefaultBackOff()
-	waiting := make([]int, len(references))
-	for i := range waiting {
-		waiting[i] = i
-	}
-	for len(waiting) > 0 {
-		verdicts := make(chan verdict, len(waiting))
-		tickets := make([]*ticket, len(waiting))
-		for i, index := range waiting {
-			if err := g.intake.brokenOff(references[index].Partition); err != nil {
-				// Its chain of numbers has a hole now: it would wait for ever.
-				tickets[i] = nil
-				verdicts <- verdict{index, metadata.Verdict{}, err}
-				continue
-			}
-			tickets[i] = g.sequencer.refer(references[index], func(v metadata.Verdict, err error) { verdicts <- verdict{index, v, err} })
-		}
-		g.sequencer.submit(slices.DeleteFunc(tickets, func(t *ticket) bool { return t == nil })...)
-		var again []int
-		for range waiting {
-			var v verdict
-			select {
-			case v = <-verdicts:
-			case <-ctx.Done():
-				return context.Cause(ctx)
-			}
-			switch {
-			case v.err == nil || errors.Is(v.err, metadata.ErrClosed):
-				judged(v.index, v.verdict, v.err)
-			case lasting(v.err):
-				g.log.Error("a partition cannot be sequenced: appends to it are refused until it is mended and the gateway starts again",
-					"partition", references[v.index].Partition.String(), "error", v.err)
-				g.intake.breakOff(references[v.index].Partition, v.err)
-				judged(v.index, v.verdict, v.err)
-			case errors.Is(v.err, metadata.ErrFenced) || errors.Is(v.err, errStopped) || ctx.Err() != nil:
-				return v.err
-			default:
-				g.log.Warn("partition cannot be sequenced yet; it is tried until it can", "partition", references[v.index].Partition.String(), "error", v.err)
-				again = append(again, v.index)
-			}
-		}
-		if waiting = again; len(waiting) > 0 {
-			if err := pause(ctx, pauses); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
 // lasting says that an error will be the same tomorrow.
 func lasting(err error) bool {
 	return errors.Is(err, metadata.ErrCorrupt) || errors.Is(err, metadata.ErrHole) || errors.Is(err, metadata.ErrTooLarge)
 }
 
-// breakOff refuses a partition's appends from now on.
-func (in *intake) breakOff(id metadata.PartitionID, err error) {
-	in.mu.Lock()
-	defer in.mu.Unlock()
-	if span := spanOf(id); in.broken[span] == nil {
-		in.broken[span] = err
-	}
-}
-
-func (in *intake) brokenOff(id metadata.PartitionID) error {
-	in.mu.Lock()
-	defer in.mu.Unlock()
-	return in.broken[spanOf(id)]
-}
-
 func spanOf(id metadata.PartitionID) segments.SpanID {
 	return segments.SpanID{Topic: segments.TopicID(id.Topic), Partition: id.Number}
+}
+
+func partitionOfSpan(id segments.SpanID) metadata.PartitionID {
+	return metadata.PartitionID{Topic: metadata.TopicID(id.Topic), Number: id.Partition}
 }

@@ -34,7 +34,8 @@ const (
 
 // serveOptions are the flags of varve serve.
 type serveOptions struct {
-	listen, debugListen, advertise string
+	listen, peerListen, advertise  string
+	debugListen                    string
 	data, segments, metadata, zone string
 	logFormat, logLevel            string
 	autoCreate                     int32
@@ -77,7 +78,8 @@ func (o *serveOptions) register(f *pflag.FlagSet) {
 	f.StringVar(&o.segments, "segments", "", "where segments go: file:///dir, s3://bucket/prefix?region=&endpoint=&checksum=, minio://host:port/bucket/prefix?tls=&region=&checksum=, mem:// (default file, in --data)")
 	f.StringVar(&o.metadata, "metadata", "", "where the table is: bolt:///file, dynamodb://table?region=&endpoint=, mem:// (default bolt, in --data)")
 	f.StringVar(&o.zone, "zone", "", "zone that this gateway runs in, shown to others")
-	f.StringVar(&o.advertise, "advertise", "", "address that others are told (default: --listen)")
+	f.StringVar(&o.peerListen, "peer-listen", "", "address where other gateways on the same table reach this one; other than loopback needs --insecure (default: a free port on the host of --listen)")
+	f.StringVar(&o.advertise, "advertise", "", "address that other gateways are told (default: that of --peer-listen)")
 	f.Int32Var(&o.autoCreate, "auto-create", 1, "partitions of a topic that its first produce makes; 0: none is made")
 	f.BoolVar(&o.insecure, "insecure", false, "serve addresses other than loopback although there is neither TLS nor a password")
 	f.DurationVar(&o.flushInterval, "flush-interval", 0, fmt.Sprintf("space between flushes (default %s on files, %s on buckets)", localPace, bucketPace))
@@ -130,6 +132,7 @@ func (o *serveOptions) plan(logs io.Writer) (*plan, error) {
 		note(errors.New("--metadata mem:// forgets everything at the end, and the segments would be of a table that is gone: use --segments mem:// too"))
 	}
 	note(checkListen("--listen", o.listen, o.insecure))
+	note(o.planPeers(p))
 	if o.debugListen != "" {
 		note(checkListen("--debug-listen", o.debugListen, false))
 	}
@@ -145,12 +148,9 @@ func (o *serveOptions) plan(logs io.Writer) (*plan, error) {
 
 func (o *serveOptions) config(p *plan) gateway.Config {
 	c := gateway.Config{
-		Address: o.advertise, Zone: o.zone, Version: version,
+		Address: o.listen, PeerAddress: o.advertise, Zone: o.zone, Version: version,
 		FlushInterval: o.flushInterval, SegmentBytes: o.segmentBytes, BufferBytes: o.bufferBytes, UploadBytes: o.uploadBytes,
 		AutoCreate: o.autoCreate, LeaseTime: o.leaseTime, DrainTime: o.drainTimeout, Exclusive: p.exclusive(),
-	}
-	if c.Address == "" {
-		c.Address = o.listen
 	}
 	if c.FlushInterval == 0 {
 		c.FlushInterval = bucketPace
@@ -164,6 +164,54 @@ func (o *serveOptions) config(p *plan) gateway.Config {
 	return c
 }
 
+// planPeers checks how gateways are to reach each other. On a table of its own there are none.
+func (o *serveOptions) planPeers(p *plan) error {
+	if p.exclusive() {
+		if o.peerListen != "" || o.advertise != "" {
+			return fmt.Errorf("--peer-listen and --advertise are for gateways that share a table, and %s:// is this process's alone: "+
+				"give all of them the same --metadata dynamodb://… and --segments", p.metadata.scheme)
+		}
+		return nil
+	}
+	if o.peerListen == "" {
+		host, _, err := net.SplitHostPort(o.listen)
+		if err != nil {
+			return nil // said about --listen
+		}
+		o.peerListen = net.JoinHostPort(host, "0")
+	}
+	if err := checkListen("--peer-listen", o.peerListen, o.insecure); err != nil {
+		return err
+	}
+	if o.advertise == "" {
+		o.advertise = o.peerListen // with the port that it gets
+		return nil
+	}
+	if host, port, err := net.SplitHostPort(o.advertise); err != nil || host == "" || port == "" {
+		return fmt.Errorf("--advertise %q: want host:port", o.advertise)
+	}
+	return nil
+}
+
+// advertised is the address that others are told, once it is known where peers are listened to.
+func (o *serveOptions) advertised(bound net.Addr) (string, error) {
+	if o.advertise != o.peerListen {
+		return o.advertise, nil
+	}
+	host, port, err := net.SplitHostPort(bound.String())
+	if err != nil {
+		return "", err
+	}
+	if ip := net.ParseIP(host); ip == nil || !ip.IsUnspecified() {
+		return net.JoinHostPort(host, port), nil
+	}
+	name, err := os.Hostname()
+	if err != nil {
+		return "", fmt.Errorf("--peer-listen %s is every address of this host: say with --advertise which one other gateways reach (%w)", o.peerListen, err)
+	}
+	return net.JoinHostPort(name, port), nil
+}
+
 // checkListen refuses addresses that others reach, unless that was said to be wanted.
 func checkListen(flag, address string, insecure bool) error {
 	host, port, err := net.SplitHostPort(address)
@@ -174,7 +222,7 @@ func checkListen(flag, address string, insecure bool) error {
 	if insecure || host == "localhost" || ip != nil && ip.IsLoopback() {
 		return nil
 	}
-	if flag != "--listen" {
+	if flag == "--debug-listen" {
 		return fmt.Errorf("%s %s: only a loopback address will do", flag, address)
 	}
 	return fmt.Errorf("%s %s: whoever reaches this address could read, write and delete everything, for there is no TLS and no password yet; "+
@@ -210,6 +258,17 @@ func serve(ctx context.Context, o *serveOptions, logs io.Writer, started func(ne
 		return fmt.Errorf("--listen: %w", err)
 	}
 	defer listener.Close() // the HTTP server may have closed it
+	p.config.Address = listener.Addr().String()
+	var peers net.Listener
+	if !p.exclusive() {
+		if peers, err = net.Listen("tcp", o.peerListen); err != nil {
+			return fmt.Errorf("--peer-listen: %w", err)
+		}
+		defer peers.Close()
+		if p.config.PeerAddress, err = o.advertised(peers.Addr()); err != nil {
+			return err
+		}
+	}
 	b, err := openBackends(ctx, p)
 	if err != nil {
 		return err
@@ -227,7 +286,7 @@ func serve(ctx context.Context, o *serveOptions, logs io.Writer, started func(ne
 		defer stop()
 	}
 	defer context.AfterFunc(ctx, func() { p.log.Info("draining: what was accepted is being finished") })()
-	err = run(ctx, g, listener, func() {
+	err = run(ctx, g, listener, peers, func() {
 		p.announce(g, b, listener.Addr())
 		if started != nil {
 			started(listener.Addr())
@@ -240,24 +299,34 @@ func serve(ctx context.Context, o *serveOptions, logs io.Writer, started func(ne
 }
 
 // run serves HTTP for as long as the gateway runs, the drain included, and a little longer.
-func run(ctx context.Context, g *gateway.Gateway, listener net.Listener, started func()) error {
+// peers, if there are any, are served on an address of their own.
+func run(ctx context.Context, g *gateway.Gateway, listener, peers net.Listener, started func()) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	server := g.NewHTTPServer()
-	served := make(chan error, 1)
-	go func() {
-		err := server.Serve(listener)
-		cancel(err) // without HTTP there is nothing to run for
-		served <- err
-	}()
+	servers, listeners := []*http.Server{g.NewHTTPServer()}, []net.Listener{listener}
+	if peers != nil {
+		servers, listeners = append(servers, g.NewPeerHTTPServer()), append(listeners, peers)
+	}
+	served := make(chan error, len(servers))
+	for i, server := range servers {
+		go func() {
+			err := server.Serve(listeners[i])
+			cancel(err) // without HTTP there is nothing to run for
+			served <- err
+		}()
+	}
 	err := g.Run(ctx, started)
 	limit, stop := context.WithTimeout(context.WithoutCancel(ctx), shutdownTime)
 	defer stop()
-	if server.Shutdown(limit) != nil {
-		server.Close() // whoever has not left by now is cut off
+	for _, server := range servers {
+		if server.Shutdown(limit) != nil {
+			server.Close() // whoever has not left by now is cut off
+		}
 	}
-	if failed := <-served; !errors.Is(failed, http.ErrServerClosed) {
-		err = errors.Join(err, failed)
+	for range servers {
+		if failed := <-served; !errors.Is(failed, http.ErrServerClosed) {
+			err = errors.Join(err, failed)
+		}
 	}
 	return err
 }
@@ -269,7 +338,7 @@ func (p *plan) announce(g *gateway.Gateway, b *backends, address net.Addr) {
 		buffered = "fsync of a buffer that goes with the process"
 	}
 	p.log.Info("varve serves", "version", version, "listen", address.String(), "cluster", g.ClusterID(), "gateway", string(g.ID()),
-		"segments", b.store.String(), "metadata", b.table.String(), "buffer", b.folder, "flush_interval", p.config.FlushInterval.String(),
+		"peers", p.config.PeerAddress, "segments", b.store.String(), "metadata", b.table.String(), "buffer", b.folder, "flush_interval", p.config.FlushInterval.String(),
 		"acks_committed", "segments and metadata", "acks_buffered", buffered, "exclusive", p.config.Exclusive)
 }
 

@@ -1,0 +1,451 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/singleflight"
+
+	peerv1 "github.com/varvelog/varve/api/varve/peer/v1"
+	"github.com/varvelog/varve/api/varve/peer/v1/peerv1connect"
+	"github.com/varvelog/varve/metadata"
+)
+
+const (
+	// firstView is how long a reader waits for another gateway to tell what it knows, before
+	// the table is asked.
+	firstView = 500 * time.Millisecond
+	// tailLimit is how long a mirrored view's tail may get, in entries, before the whole view
+	// is asked for again: by then most of it has moved into pages.
+	tailLimit = 1024
+)
+
+// mirrors keeps views of partitions that other gateways sequence. Those tell, on one
+// stream each, of every commit as it is settled: so followers here hear of it within a
+// round trip. What nobody tells is read from the table.
+type mirrors struct {
+	g     *Gateway
+	life  context.Context
+	reads singleflight.Group
+
+	mu      sync.Mutex
+	streams map[metadata.GatewayID]*mirrorStream
+	running sync.WaitGroup
+	// moved is when who lives changed last.
+	moved   time.Time
+	version uint64
+}
+
+// mirrorState is how one partition's view is kept up to date. Guarded by mirrors.mu.
+type mirrorState struct {
+	on    *mirrorStream // nil: nobody tells
+	told  bool          // it has, and the view is what it told
+	first chan struct{} // closed when it has, or will not
+	// read is when the view was read from the table, and version who lived then.
+	read    time.Time
+	version uint64
+	valid   bool
+}
+
+func newMirrors(g *Gateway) *mirrors {
+	return &mirrors{g: g, life: context.Background(), streams: make(map[metadata.GatewayID]*mirrorStream)}
+}
+
+// run ends the streams when ctx ends, and looks again where things are when gateways come
+// or go.
+func (m *mirrors) run(ctx context.Context) error {
+	m.mu.Lock()
+	m.life = ctx
+	m.mu.Unlock()
+	defer m.running.Wait()
+	for {
+		changed := m.g.members.watch()
+		m.reconsider()
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-changed:
+		}
+	}
+}
+
+// reconsider asks again about partitions that somebody waits for, where another gateway
+// should know better now.
+func (m *mirrors) reconsider() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.moved, m.version = time.Now(), m.g.members.epoch()
+	for _, p := range m.g.partitions.known() {
+		if p.owned.Load() || !p.hasFollowers() {
+			continue
+		}
+		if on := p.mirror.on; on != nil && on.to != m.g.router.route(p.id) {
+			m.leaveLocked(p)
+		}
+		m.wantLocked(p)
+	}
+}
+
+// want has a partition told about, if another gateway sequences it.
+func (m *mirrors) want(p *partition) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.wantLocked(p)
+}
+
+func (m *mirrors) wantLocked(p *partition) {
+	if p.mirror.on != nil || p.owned.Load() || m.life.Err() != nil {
+		return
+	}
+	to := m.g.router.route(p.id)
+	if to == m.g.ID() {
+		return
+	}
+	s := m.streams[to]
+	if s == nil {
+		s = &mirrorStream{m: m, to: to, parts: make(map[metadata.PartitionID]*partition), wake: make(chan struct{}, 1)}
+		m.streams[to] = s
+		m.running.Go(func() { s.run(m.life) })
+	}
+	p.mirror.on, p.mirror.told, p.mirror.first = s, false, make(chan struct{})
+	s.parts[p.id] = p
+	s.begin = append(s.begin, p.id)
+	s.poke()
+}
+
+// drop ends the telling: this gateway sequences the partition itself.
+func (m *mirrors) drop(p *partition) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.leaveLocked(p)
+}
+
+// leaveLocked takes a partition off its stream.
+func (m *mirrors) leaveLocked(p *partition) {
+	s := p.mirror.on
+	if s == nil {
+		return
+	}
+	delete(s.parts, p.id)
+	s.end = append(s.end, p.id)
+	s.poke()
+	m.silentLocked(p)
+}
+
+// silentLocked notes that nobody tells of a partition.
+func (m *mirrors) silentLocked(p *partition) {
+	p.mirror.on, p.mirror.valid = nil, false
+	if !p.mirror.told {
+		close(p.mirror.first)
+	}
+	p.mirror.told = false
+}
+
+// tidy ends the telling about what nobody reads.
+func (m *mirrors) tidy() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, s := range m.streams {
+		for _, p := range s.parts {
+			if p.unused() > mirrorLinger && !p.hasFollowers() {
+				m.leaveLocked(p)
+			}
+		}
+	}
+}
+
+// view is what readers see of a partition that another gateway sequences, or nobody.
+func (m *mirrors) view(ctx context.Context, p *partition) (*metadata.View, error) {
+	p.touch()
+	m.mu.Lock()
+	m.wantLocked(p)
+	told, first := p.mirror.told, p.mirror.first
+	waiting := p.mirror.on != nil && !told
+	m.mu.Unlock()
+	if waiting {
+		limit := time.NewTimer(firstView)
+		defer limit.Stop()
+		select {
+		case <-first:
+		case <-limit.C:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+		m.mu.Lock()
+		told = p.mirror.told
+		m.mu.Unlock()
+	}
+	if v := p.view.Load(); told && v != nil || p.owned.Load() && v != nil {
+		return v, nil
+	}
+	return m.fromTable(ctx, p)
+}
+
+// fromTable reads a partition's view from the table, unless it was read before and nobody
+// can have appended since: whoever does is either this gateway, or has come since.
+func (m *mirrors) fromTable(ctx context.Context, p *partition) (*metadata.View, error) {
+	m.mu.Lock()
+	st := p.mirror
+	alone := m.g.config.Exclusive || m.g.router.route(p.id) == m.g.ID()
+	// For a while after gateways came or went they may not agree on whose a partition is.
+	settled := m.g.config.Exclusive || time.Since(m.moved) > 4*m.g.config.LeaseTime || time.Since(st.read) < m.g.config.LeaseTime/4
+	fresh := st.valid && (alone && settled && st.version == m.version || time.Since(st.read) < m.g.config.LeaseTime/40)
+	version := m.version
+	m.mu.Unlock()
+	if v := p.view.Load(); v != nil && fresh {
+		return v, nil
+	}
+	began := time.Now()
+	read := m.reads.DoChan(p.id.String(), func() (any, error) {
+		limit, cancel := context.WithTimeout(m.lifetime(), peerTime)
+		defer cancel()
+		return m.g.readTable(limit, p.id)
+	})
+	select {
+	case r := <-read:
+		if r.Err != nil {
+			return nil, r.Err
+		}
+		p.publish(r.Val.(*metadata.View))
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	m.mu.Lock()
+	if p.mirror.on == nil {
+		p.mirror.valid, p.mirror.read, p.mirror.version = true, began, version
+	}
+	m.mu.Unlock()
+	return p.view.Load(), nil
+}
+
+func (m *mirrors) lifetime() context.Context {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.life
+}
+
+// readTable reads a view from the table. Should its sequencer live, it is asked from now on.
+func (g *Gateway) readTable(ctx context.Context, id metadata.PartitionID) (*metadata.View, error) {
+	if !g.config.Exclusive {
+		lease, err := metadata.ReadLease(ctx, g.table, id, metadata.Strong)
+		if err == nil && !lease.Released && lease.Journal != g.ID() && g.members.lives(lease.Journal) {
+			g.router.learn(id, lease.Journal)
+		}
+		if err != nil && !errors.Is(err, metadata.ErrNotFound) {
+			return nil, err
+		}
+	}
+	return metadata.ReadView(ctx, g.table, id)
+}
+
+// mirrorStream is what one other gateway tells.
+type mirrorStream struct {
+	m  *mirrors
+	to metadata.GatewayID
+	// Guarded by mirrors.mu:
+	parts      map[metadata.PartitionID]*partition
+	begin, end []metadata.PartitionID // to be asked for
+
+	wake chan struct{}
+}
+
+func (s *mirrorStream) poke() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// run talks to the gateway until it goes, or something goes wrong; what it told about is
+// then asked for elsewhere, or again.
+func (s *mirrorStream) run(ctx context.Context) {
+	err := s.talk(ctx)
+	m := s.m
+	m.mu.Lock()
+	delete(m.streams, s.to)
+	left := make([]*partition, 0, len(s.parts))
+	for _, p := range s.parts {
+		m.silentLocked(p)
+		left = append(left, p)
+	}
+	m.mu.Unlock()
+	if ctx.Err() != nil || len(left) == 0 {
+		return
+	}
+	m.g.log.Debug("another gateway no longer tells of its partitions", "gateway", s.to, "error", err)
+	m.again(left)
+}
+
+// mirrorPause is before partitions are asked for again that nobody told about.
+const mirrorPause = 100 * time.Millisecond
+
+// again asks, in a moment, for partitions that somebody waits for.
+func (m *mirrors) again(left []*partition) {
+	time.AfterFunc(mirrorPause+jitter(mirrorPause), func() {
+		for _, p := range left {
+			if !p.hasFollowers() || p.owned.Load() {
+				continue
+			}
+			// Readers see what the table says meanwhile, so that nothing is missed for long.
+			ctx, cancel := context.WithTimeout(m.lifetime(), peerTime)
+			_, err := m.fromTable(ctx, p)
+			cancel()
+			if err != nil {
+				m.g.log.Debug("partition not read", "partition", p.id.String(), "error", err)
+			}
+			m.want(p)
+			if m.untold(p) && m.lifetime().Err() == nil && m.g.router.route(p.id) != m.g.ID() {
+				m.again([]*partition{p})
+			}
+		}
+	})
+}
+
+// untold says that nobody was asked about a partition.
+func (m *mirrors) untold(p *partition) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return p.mirror.on == nil
+}
+
+// talk opens the stream and takes what it tells.
+func (s *mirrorStream) talk(ctx context.Context) error {
+	peer, err := s.m.g.peers.get(s.to)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(peer.gone, cancel)()
+	stream, err := peer.client.Watch(ctx)
+	if err != nil {
+		return err
+	}
+	defer stream.Close()
+	sent := make(chan error, 1)
+	go func() {
+		sent <- s.ask(ctx, stream)
+		cancel()
+	}()
+	for {
+		response, err := stream.Receive()
+		if err != nil {
+			cancel()
+			<-sent
+			return err
+		}
+		for _, u := range response.GetUpdates() {
+			if err := s.take(u); err != nil {
+				cancel()
+				<-sent
+				return err
+			}
+		}
+	}
+}
+
+// ask sends what is to be told about.
+func (s *mirrorStream) ask(ctx context.Context, stream peerv1connect.PeerServiceWatchClientStream) error {
+	call := s.m.g.peers.introduce(s.to)
+	for {
+		s.m.mu.Lock()
+		request := &peerv1.WatchRequest{Call: call}
+		for _, id := range s.end {
+			request.End = append(request.End, partitionMessage(id))
+		}
+		for _, id := range s.begin {
+			if s.parts[id] != nil {
+				request.Begin = append(request.Begin, &peerv1.Interest{Partition: partitionMessage(id)})
+			}
+		}
+		s.begin, s.end = nil, nil
+		s.m.mu.Unlock()
+		if call != nil || len(request.Begin)+len(request.End) > 0 {
+			if err := stream.Send(request); err != nil {
+				return err
+			}
+			call = nil
+		}
+		select {
+		case <-s.wake:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// take takes one update.
+func (s *mirrorStream) take(u *peerv1.Update) error {
+	id, err := partitionOfMessage(u.GetPartition())
+	if err != nil {
+		return err
+	}
+	m := s.m
+	m.mu.Lock()
+	p := s.parts[id]
+	told := p != nil && p.mirror.told
+	m.mu.Unlock()
+	if p == nil {
+		return nil // no longer wanted
+	}
+	if r := u.GetRefusal(); r != nil {
+		s.refused(p, refusalError(r))
+		return nil
+	}
+	var v *metadata.View
+	if u.GetView() != nil {
+		v, err = metadata.DecodeView(id, u.GetView())
+	} else if !told {
+		return fmt.Errorf("%w: a change to a view that was not told", errUnreachable)
+	} else {
+		v, err = p.view.Load().Follow(u.GetDelta())
+	}
+	if err != nil {
+		if errors.Is(err, metadata.ErrIndexMoved) {
+			s.tellAgain(p)
+			return nil
+		}
+		return err
+	}
+	p.publish(v)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if p.mirror.on == s && !p.mirror.told {
+		p.mirror.told = true
+		close(p.mirror.first)
+	}
+	if len(v.Tail) > tailLimit && u.GetView() == nil {
+		s.begin = append(s.begin, id)
+		s.poke()
+	}
+	return nil
+}
+
+// tellAgain asks for the whole of a partition's view.
+func (s *mirrorStream) tellAgain(p *partition) {
+	s.m.mu.Lock()
+	defer s.m.mu.Unlock()
+	if p.mirror.on == s {
+		s.begin = append(s.begin, p.id)
+		s.poke()
+	}
+}
+
+// refused goes on elsewhere with a partition that the gateway does not tell about.
+func (s *mirrorStream) refused(p *partition, err error) {
+	m := s.m
+	var held *elsewhere
+	if errors.As(err, &held) && held.holder != s.to {
+		m.g.router.learn(p.id, held.holder)
+	}
+	m.mu.Lock()
+	delete(s.parts, p.id)
+	if p.mirror.on == s {
+		m.silentLocked(p)
+	}
+	m.mu.Unlock()
+	m.again([]*partition{p})
+}

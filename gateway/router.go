@@ -1,0 +1,347 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	peerv1 "github.com/varvelog/varve/api/varve/peer/v1"
+	"github.com/varvelog/varve/metadata"
+)
+
+// router finds the sequencer of a partition: this gateway, or another one by a peer call.
+// It remembers who answered last; who does not know asks the gateway that should have it,
+// which takes the partition or says who has it.
+type router struct {
+	g *Gateway
+
+	mu     sync.Mutex
+	routes map[metadata.PartitionID]metadata.GatewayID
+	broken map[metadata.PartitionID]error // partitions that cannot be sequenced, for good
+}
+
+func newRouter(g *Gateway) *router {
+	return &router{g: g, routes: make(map[metadata.PartitionID]metadata.GatewayID), broken: make(map[metadata.PartitionID]error)}
+}
+
+// route says whom to ask about a partition.
+func (r *router) route(id metadata.PartitionID) metadata.GatewayID {
+	own := r.g.ID()
+	if p := r.g.partitions.peek(id); p != nil && p.owned.Load() {
+		return own
+	}
+	r.mu.Lock()
+	to, known := r.routes[id]
+	r.mu.Unlock()
+	if known && (to == own || r.g.members.lives(to)) {
+		return to
+	}
+	if to = r.g.members.winner(id); to == "" {
+		return own
+	}
+	return to
+}
+
+// sequencer is the gateway that is known to sequence a partition; "" when none is.
+func (r *router) sequencer(id metadata.PartitionID) metadata.GatewayID {
+	if p := r.g.partitions.peek(id); p != nil && p.owned.Load() {
+		return r.g.ID()
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.routes[id]
+}
+
+// learn notes where a partition is said to be; "": not where it was thought to be.
+func (r *router) learn(id metadata.PartitionID, at metadata.GatewayID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if at == "" || at == r.g.ID() {
+		delete(r.routes, id)
+		return
+	}
+	r.routes[id] = at
+}
+
+// breakOff refuses a partition's appends from now on.
+func (r *router) breakOff(id metadata.PartitionID, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.broken[id] == nil {
+		r.broken[id] = err
+	}
+}
+
+func (r *router) brokenOff(id metadata.PartitionID) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.broken[id]
+}
+
+// forget drops what is known of a partition that takes nothing more, for ever.
+func (r *router) forget(id metadata.PartitionID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.routes, id)
+	delete(r.broken, id)
+}
+
+// exchange is the references of one segment on their way.
+type exchange struct {
+	r          *router
+	references []*metadata.Reference
+	results    chan indexed
+	again      chan []int
+	troubled   bool // it was said that something is wrong
+}
+
+// indexed is what became of the reference with an index.
+type indexed struct {
+	index int
+	to    metadata.GatewayID // who was asked
+	referred
+}
+
+// refer has references judged, each until there is a verdict, and reports them in whatever
+// order they come. It returns an error when the gateway ends before.
+func (r *router) refer(ctx context.Context, references []*metadata.Reference, judged func(i int, v metadata.Verdict, err error)) error {
+	x := &exchange{r: r, references: references, results: make(chan indexed, len(references)), again: make(chan []int, len(references)+1)}
+	all := make([]int, len(references))
+	for i := range all {
+		all[i] = i
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	x.send(ctx, all)
+	pauses := metadata.DefaultBackOff()
+	for left := len(references); left > 0; {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case indexes := <-x.again:
+			x.send(ctx, indexes)
+		case first := <-x.results:
+			var retry []int
+			hurry := true
+			for n, result := len(x.results), first; ; n-- {
+				if x.settles(&result) {
+					judged(result.index, result.verdict, result.err)
+					left--
+				} else {
+					retry = append(retry, result.index)
+					hurry = hurry && x.pointed(&result)
+				}
+				if n == 0 {
+					break
+				}
+				result = <-x.results
+			}
+			if len(retry) == 0 {
+				continue
+			}
+			delay := pauses.NextBackOff()
+			if hurry {
+				delay = time.Millisecond
+			}
+			time.AfterFunc(delay, func() { x.again <- retry }) // there is room for it
+		}
+	}
+	return nil
+}
+
+// send hands references to those who sequence their partitions.
+func (x *exchange) send(ctx context.Context, indexes []int) {
+	own := x.r.g.ID()
+	groups := make(map[metadata.GatewayID][]int)
+	for _, i := range indexes {
+		id := x.references[i].Partition
+		if err := x.r.brokenOff(id); err != nil {
+			// Its chain of numbers has a hole now: it would wait for ever.
+			x.results <- indexed{index: i, to: own, referred: referred{err: err}}
+			continue
+		}
+		to := x.r.route(id)
+		groups[to] = append(groups[to], i)
+	}
+	for to, group := range groups {
+		if to == own {
+			x.sendHere(ctx, group)
+		} else {
+			go x.sendTo(ctx, to, group)
+		}
+	}
+}
+
+func (x *exchange) sendHere(ctx context.Context, group []int) {
+	s := x.r.g.tenure.Load().sequencer
+	tickets := make([]*ticket, len(group))
+	for at, i := range group {
+		tickets[at] = s.refer(x.references[i], ctx.Done(), func(v metadata.Verdict, err error) {
+			x.results <- indexed{index: i, to: s.t.id, referred: referred{v, err}}
+		})
+	}
+	s.submit(tickets...)
+}
+
+func (x *exchange) sendTo(ctx context.Context, to metadata.GatewayID, group []int) {
+	references := make([]*metadata.Reference, len(group))
+	for at, i := range group {
+		references[at] = x.references[i]
+	}
+	results, err := x.r.g.peers.refer(ctx, to, references)
+	for at, i := range group {
+		result := indexed{index: i, to: to, referred: referred{err: err}}
+		if err == nil {
+			result.referred = results[at]
+		}
+		x.results <- result
+	}
+}
+
+// settles says whether a result is the last word on its reference.
+func (x *exchange) settles(result *indexed) bool {
+	id := x.references[result.index].Partition
+	var held *elsewhere
+	var closed *uploaderClosed
+	switch err := result.err; {
+	case err == nil && result.verdict.Status == metadata.Waiting:
+		return false
+	case err == nil, errors.Is(err, metadata.ErrClosed), errors.As(err, &closed):
+		if result.to != x.r.g.ID() {
+			x.r.learn(id, result.to)
+		}
+		return true
+	case lasting(err):
+		if x.r.brokenOff(id) == nil {
+			x.r.g.log.Error("a partition cannot be sequenced: appends to it are refused until it is mended and the gateway starts again",
+				"partition", id.String(), "error", err)
+			x.r.breakOff(id, err)
+		}
+		return true
+	case errors.As(err, &held):
+		x.r.learn(id, held.holder)
+	case errors.Is(err, errUnreachable):
+		x.r.learn(id, "")
+	case errors.Is(err, metadata.ErrFenced), errors.Is(err, errStopped): // goes on in the next tenure, if there is one
+	case errors.Is(err, metadata.ErrBusy):
+	case !x.troubled:
+		x.troubled = true // once is enough: a segment may be of thousands of partitions
+		x.r.g.log.Warn("a partition cannot be sequenced yet; it is tried until it can", "partition", id.String(), "error", err)
+	}
+	return false
+}
+
+// pointed says that somebody else was named who may know better: no need to wait.
+func (x *exchange) pointed(result *indexed) bool {
+	var held *elsewhere
+	return errors.As(result.err, &held) && held.holder != "" && held.holder != result.to
+}
+
+// decision is what can be decided about a partition, other than an append.
+type decision struct {
+	trim  *int64
+	close bool
+	fence *fencing
+}
+
+// fencing sets the fencing token.
+type fencing struct {
+	token    string
+	current  *string
+	expected *int64
+}
+
+func (d decision) judge(p *metadata.Partition) (*metadata.Change, error) {
+	switch {
+	case d.trim != nil:
+		return p.JudgeTrim(*d.trim)
+	case d.fence != nil:
+		return p.JudgeFence(d.fence.token, d.fence.current, d.fence.expected)
+	}
+	return p.JudgeClose(), nil
+}
+
+func (d decision) message(id metadata.PartitionID) *peerv1.DecideRequest {
+	r := &peerv1.DecideRequest{Partition: partitionMessage(id)}
+	switch {
+	case d.trim != nil:
+		r.Decision = &peerv1.DecideRequest_Trim{Trim: *d.trim}
+	case d.fence != nil:
+		r.Decision = &peerv1.DecideRequest_Fence{Fence: &peerv1.Fence{Token: d.fence.token, CurrentToken: d.fence.current, ExpectedOffset: d.fence.expected}}
+	default:
+		r.Decision = &peerv1.DecideRequest_Close{Close: true}
+	}
+	return r
+}
+
+func decisionOf(r *peerv1.DecideRequest) (decision, error) {
+	switch d := r.GetDecision().(type) {
+	case *peerv1.DecideRequest_Trim:
+		return decision{trim: &d.Trim}, nil
+	case *peerv1.DecideRequest_Fence:
+		return decision{fence: &fencing{d.Fence.GetToken(), d.Fence.CurrentToken, d.Fence.ExpectedOffset}}, nil
+	case *peerv1.DecideRequest_Close:
+		return decision{close: true}, nil
+	}
+	return decision{}, fmt.Errorf("%w: a decision of unknown kind", metadata.ErrInvalid)
+}
+
+// decide has a decision taken by whoever sequences the partition, and returns what readers
+// see after it. Decisions can be taken twice without harm: it is tried until ctx ends.
+func (r *router) decide(ctx context.Context, id metadata.PartitionID, d decision) (*metadata.View, error) {
+	pauses := metadata.DefaultBackOff()
+	doubt := false // an earlier try may have taken effect
+	for {
+		to, own := r.route(id), r.g.ID()
+		var v *metadata.View
+		var err error
+		if to == own {
+			v, err = r.g.tenure.Load().sequencer.decide(ctx, id, d)
+		} else {
+			v, err = r.g.peers.decide(ctx, to, id, d)
+		}
+		var held *elsewhere
+		var conflict *metadata.FenceConflict
+		switch {
+		case err == nil:
+			return v, nil
+		case errors.As(err, &held):
+			r.learn(id, held.holder)
+		case errors.Is(err, errUnreachable):
+			r.learn(id, "")
+			doubt = true
+		case errors.Is(err, metadata.ErrFenced), errors.Is(err, metadata.ErrUnavailable):
+			doubt = true
+		case errors.Is(err, metadata.ErrBusy):
+		case errors.As(err, &conflict) && doubt:
+			return nil, fmt.Errorf("%w: an earlier try may have taken effect, and somebody else's after it: %w", metadata.ErrUnknown, err)
+		default:
+			return nil, err
+		}
+		if pauseErr := pause(ctx, pauses); pauseErr != nil {
+			return nil, fmt.Errorf("%w; last: %w", pauseErr, err)
+		}
+	}
+}
+
+// decide takes a decision here.
+func (s *sequencer) decide(ctx context.Context, id metadata.PartitionID, d decision) (v *metadata.View, err error) {
+	err = s.ask(ctx, id, func(p *metadata.Partition) (*metadata.Change, error) {
+		c, err := d.judge(p)
+		if errors.Is(err, metadata.ErrClosed) && d.close {
+			return nil, nil
+		}
+		return c, err
+	})
+	if err != nil && !(d.close && errors.Is(err, metadata.ErrClosed)) {
+		return nil, err
+	}
+	if p := s.g.partitions.peek(id); p != nil {
+		if v := p.view.Load(); v != nil {
+			return v, nil
+		}
+	}
+	return &metadata.View{Partition: id, Closed: true}, nil // it was closed, and is forgotten already
+}
