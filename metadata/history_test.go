@@ -232,15 +232,40 @@ func (h *history) trim(rt *rapid.T) {
 	h.model.start = to
 }
 
+// fence sets a token, maybe on conditions that do not hold.
 func (h *history) fence(rt *rapid.T) {
-	h.model.fence = rapid.SampledFrom([]string{"", "a", "b"}).Draw(rt, "fence")
-	entry := metadata.NewEntryBuilder(time.Now())
-	change, err := h.owner.state.JudgeFence(h.model.fence, nil, nil)
-	if err != nil {
-		rt.Fatalf("fence: %v", err)
+	tokens := rapid.SampledFrom([]string{"", "a", "b"})
+	token, was := tokens.Draw(rt, "fence"), h.model.fence
+	var current *string
+	var expected *int64
+	if rapid.Bool().Draw(rt, "with current") {
+		c := tokens.Draw(rt, "current")
+		current = &c
 	}
+	if rapid.Bool().Draw(rt, "with expected") {
+		e := h.model.next + rapid.SampledFrom([]int64{0, 0, 0, -1, 1}).Draw(rt, "expected")
+		expected = &e
+	}
+	change, err := h.owner.state.JudgeFence(token, current, expected)
+	ok := token == was || (current == nil || *current == was) && (expected == nil || *expected == h.model.next)
+	var conflict *metadata.FenceConflict
+	switch {
+	case ok && err != nil || !ok && !errors.As(err, &conflict) || (change != nil) != (ok && token != was):
+		rt.Fatalf("fence %q over %q: %v %v", token, was, change, err)
+	case !ok:
+		if *conflict != (metadata.FenceConflict{Token: was, Next: h.model.next}) {
+			rt.Fatalf("fence: %v, the token is %q and the next offset %d", conflict, was, h.model.next)
+		}
+		h.did["fence refused"]++
+		return
+	}
+	h.model.fence = token
+	entry := metadata.NewEntryBuilder(time.Now())
 	h.apply(rt, entry, change)
 	h.commit(rt, entry)
+	if got := h.owner.state.Fence(); got != token {
+		rt.Fatalf("the token is %q, was set to %q", got, token)
+	}
 }
 
 func (h *history) checkpoint(rt *rapid.T) {
@@ -260,14 +285,18 @@ func (h *history) checkpoint(rt *rapid.T) {
 		if through := h.owner.journal.Next() - 1; through > 1 {
 			h.trimJournal(rt, min(h.owner.lease.Through, through-1))
 		}
-		if h.owner.state.Unfolded() == 0 && rapid.Bool().Draw(rt, "others") {
-			h.others(rt)
+		if rapid.Bool().Draw(rt, "others") {
+			h.othersOnly(rt)
 		}
 	}
 }
 
-// others commit to the journal and checkpoint, so that it is trimmed behind the partition's back.
-func (h *history) others(rt *rapid.T) {
+// othersOnly commit to the journal and checkpoint, so that it is trimmed behind the back of
+// the partition, whose lease row has all of it.
+func (h *history) othersOnly(rt *rapid.T) {
+	if h.owner.state.Unfolded() != 0 {
+		return
+	}
 	for range rapid.IntRange(1, 3).Draw(rt, "entries") {
 		if _, err := h.owner.journal.Append(rt.Context(), metadata.NewEntryBuilder(time.Now()).Encode()); err != nil {
 			rt.Fatalf("append: %v", err)
@@ -522,7 +551,7 @@ func (h *history) check(rt *rapid.T) {
 
 // readBetween reads the partition from the table while its life goes on between the reads.
 func (h *history) readBetween(rt *rapid.T) {
-	actions := []func(*rapid.T){h.cycle, h.checkpoint, h.die, h.release, h.trim, h.fence}
+	actions := []func(*rapid.T){h.cycle, h.checkpoint, h.die, h.release, h.trim, h.fence, h.othersOnly, h.othersOnly}
 	left := rapid.IntRange(1, 6).Draw(rt, "meanwhile")
 	table := metadata.Observe(shortPages{metadata.Retry(h.table, nil)}, func(metadata.Observation) {
 		if left > 0 && rapid.Bool().Draw(rt, "now") {
@@ -563,7 +592,7 @@ func TestHistory(t *testing.T) {
 	t.Log(did)
 	for _, must := range []string{"accepted", "duplicate", "duplicate-forgotten", "offset-mismatch", "fence-mismatch", "sequence-gap",
 		"producer-fenced", "unknown-producer", "status 2", "status 3", "takeovers", "cut short", "lease in doubt", "releases", "half takeovers", "based", "second tries",
-		"haunted", "late", "read between", "trimmed by others", "followed", "sent whole", "fault lost answer", "fault vanished", "fault late"} {
+		"haunted", "late", "read between", "trimmed by others", "fence refused", "followed", "sent whole", "fault lost answer", "fault vanished", "fault late"} {
 		if did[must] == 0 {
 			t.Errorf("%s never happened", must)
 		}
