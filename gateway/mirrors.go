@@ -304,6 +304,20 @@ func (m *mirrors) again(left []*partition) {
 	})
 }
 
+// teller is the gateway that tells of a partition which somebody has appended to; "" when none does.
+func (m *mirrors) teller(id metadata.PartitionID) metadata.GatewayID {
+	p := m.g.partitions.peek(id)
+	if p == nil {
+		return ""
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if v := p.view.Load(); p.mirror.on == nil || !p.mirror.told || v == nil || v.Epoch == 0 {
+		return ""
+	}
+	return p.mirror.on.to
+}
+
 // untold says that nobody was asked about a partition.
 func (m *mirrors) untold(p *partition) bool {
 	m.mu.Lock()

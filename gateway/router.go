@@ -50,8 +50,12 @@ func (r *router) sequencer(id metadata.PartitionID) metadata.GatewayID {
 		return r.g.ID()
 	}
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.routes[id]
+	at := r.routes[id]
+	r.mu.Unlock()
+	if at == "" {
+		at = r.g.mirrors.teller(id)
+	}
+	return at
 }
 
 // learn notes where a partition is said to be; "": not where it was thought to be.
