@@ -343,6 +343,8 @@ func (s *mirrorStream) talk(ctx context.Context) error {
 	go func() {
 		sent <- s.ask(ctx, stream)
 		cancel()
+		// While its sending half is open, HTTP/2 does not hear that the context has ended.
+		_ = stream.CloseSend()
 	}()
 	for {
 		response, err := stream.Receive()
