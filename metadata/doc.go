@@ -5,8 +5,10 @@
 //	Journal   a gateway's decisions; appended to until it is sealed (journal.go, entry.go)
 //	Partition a pure state machine: Judge a reference, Apply a change (partition.go)
 //	Lease     who sequences a partition, and its checkpoint (lease.go)
-//	View      what readers may see: log start, end, index (index.go, lookup.go, time.go)
+//	View      what readers may see: log start, end, index (view.go, index.go, lookup.go, time.go)
+//	Messages  what gateways say to each other of all these (wire.go, view_wire.go)
 //	Topics, Cluster, Gateway   rows that are written rarely
+//	Rendezvous which gateway should sequence a partition (rendezvous.go)
 //
 // What holds:
 //

@@ -84,6 +84,29 @@ func TestSizes(t *testing.T) {
 	}
 }
 
+// TestMessageSizes measures what gateways send each other: whole views are rare, what follows
+// on them is small.
+func TestMessageSizes(t *testing.T) {
+	l := newTimeline(t)
+	was := l.state.View()
+	for n := range int64(256) {
+		was = l.state.View()
+		l.append(t, 60_000, []int64{1_700_000_000_000 + n})
+	}
+	v := l.state.View()
+	delta, ok := v.Since(was)
+	whole := v.Encode()
+	t.Logf("a view of 256 entries: %d bytes; a commit that follows: %d", len(whole), len(delta))
+	if !ok || len(delta) > 60 || len(whole) > 256*27 {
+		t.Errorf("%v: %d bytes, and %d", ok, len(delta), len(whole))
+	}
+	row := metadata.EncodeVerdict(metadata.Verdict{Status: metadata.Judged, Next: 1 << 40, Batches: []metadata.BatchVerdict{{Outcome: metadata.Accepted, Offset: 1 << 40, Actual: metadata.NoOffset}}})
+	t.Logf("a verdict on one batch: %d bytes", len(row))
+	if len(row) > 24 {
+		t.Errorf("a verdict takes %d bytes", len(row))
+	}
+}
+
 // leaseSize makes commits, with a checkpoint after each so many and at the end.
 func leaseSize(t *testing.T, commits, every, producers int) (lease, page int) {
 	t.Helper()

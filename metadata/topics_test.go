@@ -366,21 +366,30 @@ func TestGateways(t *testing.T) {
 		table := metadata.Retry(faulty, nil)
 		for round := range 20 {
 			id := metadata.GatewayID(fmt.Sprintf("g%02d", round))
-			g, err := metadata.RegisterGateway(ctx, table, metadata.Gateway{ID: id, Address: "127.0.0.1:1"})
+			g, err := metadata.RegisterGateway(ctx, table, metadata.Gateway{ID: id, Address: "127.0.0.1:1", Peer: "127.0.0.1:2", Protocol: 3})
 			if err != nil {
 				t.Fatal(err)
 			}
 			for beat := uint64(2); beat < 10; beat++ {
-				g.Floor = beat
+				g.Floor, g.Partitions, g.Buffered = beat, beat+1, beat+2
 				if err := g.Write(ctx, table); err != nil || g.Beat < beat {
 					t.Fatalf("beat %d: %+v %v", beat, g, err)
 				}
 			}
+			began := time.Now().UnixMilli()
 			if err := metadata.MarkSealed(ctx, table, id); err != nil {
 				t.Fatal(err)
 			}
 			if err := g.Write(ctx, table); !errors.Is(err, metadata.ErrFenced) || g.State != metadata.GatewaySealed {
 				t.Fatalf("write after the seal: %+v %v", g, err)
+			}
+			sealed := g.SealedAt
+			if sealed < began || sealed > time.Now().UnixMilli() {
+				t.Fatalf("sealed at %d, it was %d", sealed, began)
+			}
+			time.Sleep(time.Second)
+			if err := metadata.MarkSealed(ctx, table, id); err != nil { // once is enough
+				t.Fatal(err)
 			}
 			g.Floor = 99 // its numbers are settled under its old id
 			if err := g.Write(ctx, table); err != nil {
@@ -394,7 +403,7 @@ func TestGateways(t *testing.T) {
 			if err := metadata.MarkSealed(ctx, table, id); err != nil { // closed stays closed
 				t.Fatal(err)
 			}
-			if err := g.Write(ctx, table); !errors.Is(err, metadata.ErrFenced) || g.State != metadata.GatewayClosed {
+			if err := g.Write(ctx, table); !errors.Is(err, metadata.ErrFenced) || g.State != metadata.GatewayClosed || g.SealedAt != sealed {
 				t.Fatalf("write after closing: %+v %v", g, err)
 			}
 			faulty.Release()
@@ -402,6 +411,9 @@ func TestGateways(t *testing.T) {
 		list, err := metadata.ListGateways(ctx, table, metadata.Strong)
 		if err != nil || len(list) != 20 || list[7].ID != "g07" || list[7].State != metadata.GatewayClosed || list[7].Floor != 99 {
 			t.Fatalf("%v %+v", err, list)
+		}
+		if g := list[7]; g.Peer != "127.0.0.1:2" || g.Protocol != 3 || g.Partitions != 10 || g.Buffered != 11 || g.SealedAt == 0 {
+			t.Errorf("%+v", g)
 		}
 		if err := metadata.MarkSealed(ctx, table, "nobody"); !errors.Is(err, metadata.ErrNotFound) {
 			t.Errorf("mark nobody: %v", err)
