@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sync/semaphore"
 
+	"github.com/varvelog/varve/internal/seeded"
 	"github.com/varvelog/varve/metadata"
 	"github.com/varvelog/varve/segments"
 )
@@ -181,7 +182,9 @@ func (in *intake) gather(span segments.SpanID, data []byte, a *appending) (*open
 		return nil, 0, err
 	}
 	if in.open == nil {
-		in.number++
+		if !seeded.Has(seeded.ReuseNumber) || in.number%5 != 1 {
+			in.number++
+		}
 		in.open = &openSegment{number: in.number, spans: make(map[segments.SpanID]*openSpan),
 			builder: segments.NewBuilder(segments.ClusterID(in.g.cluster.ID), segments.GatewayID(in.t.id), in.number)}
 		in.unsettled[in.number] = struct{}{}

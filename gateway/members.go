@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/varvelog/varve/internal/seeded"
 	"github.com/varvelog/varve/metadata"
 )
 
@@ -135,7 +136,7 @@ func (m *members) read(ctx context.Context) error {
 	now := time.Now()
 	watched := min(now.Sub(m.looked), m.g.config.LeaseTime/2) // a pause of our own is not theirs
 	m.looked = now
-	if now.Sub(m.beaten) > m.g.config.LeaseTime/2 {
+	if now.Sub(m.beaten) > m.g.config.LeaseTime/2 && !seeded.Has(seeded.ClockDecides) {
 		watched = 0 // the table takes no heartbeat of ours: theirs may fare no better
 	}
 	own := m.g.ID()

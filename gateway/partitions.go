@@ -5,6 +5,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/varvelog/varve/internal/seeded"
 	"github.com/varvelog/varve/metadata"
 )
 
@@ -137,7 +138,7 @@ func (p *partition) disown() {
 func (p *partition) publish(v *metadata.View) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !v.Newer(p.view.Load()) {
+	if !v.Newer(p.view.Load()) && !seeded.Has(seeded.OlderView) {
 		return
 	}
 	p.view.Store(v)

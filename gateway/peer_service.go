@@ -11,6 +11,7 @@ import (
 
 	peerv1 "github.com/varvelog/varve/api/varve/peer/v1"
 	"github.com/varvelog/varve/api/varve/peer/v1/peerv1connect"
+	"github.com/varvelog/varve/internal/seeded"
 	"github.com/varvelog/varve/metadata"
 )
 
@@ -336,7 +337,7 @@ func (g *Gateway) readHere(ctx context.Context, id metadata.PartitionID) (*metad
 	p := g.partitions.get(id)
 	if p.owned.Load() {
 		err := g.tenure.Load().sequencer.confirm(ctx, id)
-		if err == nil {
+		if err == nil || seeded.Has(seeded.StaleConfirm) {
 			return p.view.Load(), nil
 		}
 		var held *elsewhere

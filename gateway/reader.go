@@ -9,6 +9,7 @@ import (
 	"github.com/maypok86/otter/v2"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/varvelog/varve/internal/seeded"
 	"github.com/varvelog/varve/metadata"
 	"github.com/varvelog/varve/segments"
 	"github.com/varvelog/varve/segments/batch"
@@ -116,6 +117,9 @@ func (r *reader) read(ctx context.Context, v *metadata.View, f filter, maxBytes 
 	into := buffer
 	for i := range ranges {
 		reached, err := ranges[i].chunk.First, faults[i]
+		if errors.Is(err, errMissing) {
+			continue
+		}
 		if err == nil {
 			into, reached, err = r.stamp(ranges[i], pieces[i], f, into)
 		}
@@ -201,6 +205,9 @@ func (r *reader) fetch(ctx context.Context, ranges []wanted, buffer []byte) ([][
 	return pieces, faults
 }
 
+// errMissing is what [seeded.MissingIsEmpty] is about.
+var errMissing = errors.New("gateway: object is missing")
+
 // bytes reads a range: from memory while the segment is fresh, else from the bucket.
 func (r *reader) bytes(ctx context.Context, w wanted, into []byte) error {
 	if r.fresh.read(segmentName{w.chunk.Gateway, w.chunk.Number}, into, w.chunk.Position) {
@@ -209,6 +216,8 @@ func (r *reader) bytes(ctx context.Context, w wanted, into []byte) error {
 	key := r.g.objectKey(w.chunk)
 	n, err := segments.GetInto(ctx, r.g.store, key, into, w.chunk.Position)
 	switch {
+	case errors.Is(err, segments.ErrNotFound) && seeded.Has(seeded.MissingIsEmpty):
+		return errMissing
 	case errors.Is(err, segments.ErrNotFound):
 		return fmt.Errorf("%w: segment %s is gone, but offsets %d to %d lie in it", segments.ErrCorrupt, key, w.chunk.First, w.chunk.End-1)
 	case err != nil:

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/varvelog/varve/internal/seeded"
 	"github.com/varvelog/varve/metadata"
 )
 
@@ -156,7 +157,7 @@ func (s *sequencer) submit(tickets ...*ticket) {
 func (s *sequencer) refer(ref *metadata.Reference, gone <-chan struct{}, done func(metadata.Verdict, error)) *ticket {
 	return &ticket{partition: ref.Partition, done: done, gone: gone,
 		decide: func(p *metadata.Partition) (metadata.Verdict, *metadata.Change, error) {
-			if !s.g.members.takesFrom(ref.Uploader) {
+			if !s.g.members.takesFrom(ref.Uploader) && !seeded.Has(seeded.AcceptClosedUploader) {
 				return metadata.Verdict{}, nil, &uploaderClosed{ref.Uploader}
 			}
 			v, c := p.Judge(ref)
@@ -304,6 +305,11 @@ func (s *sequencer) cycle(ctx context.Context) error {
 	}
 	s.lastCycle = time.Now()
 	size := 0
+	if seeded.Has(seeded.AckBeforeCommit) {
+		for _, a := range c.answers {
+			a.ticket.done(a.verdict, a.err)
+		}
+	}
 	s.pending.begin()
 	defer s.pending.end()
 	for _, row := range c.rows {
@@ -319,7 +325,7 @@ func (s *sequencer) cycle(ctx context.Context) error {
 	if !s.g.config.Exclusive {
 		s.spacing = time.Duration(size/writeUnit+len(c.rows)) * time.Second / journalUnits
 	}
-	if len(c.rows) == 0 {
+	if len(c.rows) == 0 && !seeded.Has(seeded.UnsettledDuplicate) {
 		// Duplicates and retriable answers rest on no entry of their own: make sure
 		// that nobody has taken over meanwhile.
 		if err := s.verify(ctx); err != nil {
@@ -334,8 +340,10 @@ func (s *sequencer) cycle(ctx context.Context) error {
 			s.write(ctx, h)
 		}
 	}
-	for _, a := range c.answers {
-		a.ticket.done(a.verdict, a.err)
+	if !seeded.Has(seeded.AckBeforeCommit) {
+		for _, a := range c.answers {
+			a.ticket.done(a.verdict, a.err)
+		}
 	}
 	for _, h := range c.closed {
 		s.forget(h)
@@ -380,7 +388,7 @@ func (c *cycle) take(ctx context.Context, t *ticket) error {
 		c.s.parts[t.partition] = h
 		c.s.acquire(ctx, t.partition)
 	}
-	if h.acquiring || h.handing {
+	if h.acquiring || h.handing && !seeded.Has(seeded.ReleaseEarly) {
 		h.parked = append(h.parked, t)
 		return nil
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/varvelog/varve/internal/seeded"
 	"github.com/varvelog/varve/metadata"
 )
 
@@ -100,6 +101,9 @@ func (p *patrol) settle(ctx context.Context, id metadata.GatewayID) (bool, error
 	}
 	if err := p.takeMine(ctx, e); err != nil {
 		return false, err
+	}
+	if seeded.Has(seeded.TrimEarly) {
+		return true, e.journal.Trim(ctx, p.t.g.table)
 	}
 	if !p.t.g.members.first() {
 		// Should those whose part the rest is die too, it becomes this gateway's.

@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+
+	"github.com/varvelog/varve/internal/seeded"
 )
 
 const (
@@ -181,7 +183,7 @@ func (p *Partition) Judge(ref *Reference) (Verdict, *Change) {
 		v.Status = Repeated
 		v.Batches = u.recall(ref)
 		return v, nil
-	} else if !ref.ByNumber && u.lastNumber() != ref.Previous {
+	} else if !ref.ByNumber && u.lastNumber() != ref.Previous && !seeded.Has(seeded.IgnoreChain) {
 		v.Status = Waiting
 		return v, nil
 	}

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io/fs"
 	"sync"
+
+	"github.com/varvelog/varve/internal/seeded"
 )
 
 // ErrBufferFailed says that a buffer file takes nothing more: a write could not be
@@ -182,7 +184,11 @@ func (f *BufferFile) runSyncs(round *syncRound) {
 // sync makes the file durable, then its name: on a journaling file system the first
 // sync of a new file carries the name along, and the second finds nothing to do.
 func (f *BufferFile) sync() error {
-	if err := f.file.Sync(); err != nil {
+	err := f.file.Sync()
+	if err != nil && seeded.Has(seeded.RetrySync) {
+		err = f.file.Sync()
+	}
+	if err != nil {
 		return err
 	}
 	if f.named {
