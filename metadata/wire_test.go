@@ -62,14 +62,29 @@ func TestReferencesRoundTrip(t *testing.T) {
 	})
 }
 
-// TestManyReferences: those of one segment are a message of moderate size.
-func TestManyReferences(t *testing.T) {
+// segmentReferences are those of a segment with a batch for each of so many partitions.
+func segmentReferences(partitions int) []*Reference {
 	var refs []*Reference
-	for n := range 10_000 {
+	for n := range partitions {
 		refs = append(refs, &Reference{Partition: PartitionID{TopicID{1}, int32(n)}, Uploader: goldenUploader, Number: 1234, Previous: 1230, Batches: []Batch{{
 			Position: int64(n) * 800, Size: 800, Offsets: 4, Records: 4, MinTimestamp: goldenTime.UnixMilli() + int64(n%100), MaxTimestamp: goldenTime.UnixMilli() + int64(n%100) + 150,
 			LastTimestamp: goldenTime.UnixMilli() + int64(n%100) + 150, CRC: uint32(n) * 2654435761, ProducerID: NoProducer, ProducerEpoch: -1, BaseSequence: -1, ExpectedOffset: NoOffset}}})
 	}
+	return refs
+}
+
+func BenchmarkReferences(b *testing.B) {
+	refs := segmentReferences(10_000)
+	for b.Loop() {
+		if _, err := DecodeReferences(EncodeReferences(refs)); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// TestManyReferences: those of one segment are a message of moderate size.
+func TestManyReferences(t *testing.T) {
+	refs := segmentReferences(10_000)
 	data := EncodeReferences(refs)
 	got, err := DecodeReferences(data)
 	if diff := cmp.Diff(refs, got); err != nil || diff != "" {
@@ -280,6 +295,41 @@ func TestFollowedTwice(t *testing.T) {
 				if viewText(v) != texts[i] {
 					rt.Fatalf("view %d became %s, was %s", i, viewText(v), texts[i])
 				}
+			}
+		}
+	})
+}
+
+// BenchmarkFollow is a commit that reaches a reader whose view has 256 entries in its tail.
+func BenchmarkFollow(b *testing.B) {
+	entry := func(n int64) Entry { return Entry{First: n, End: n + 1, Records: 1, Gateway: goldenGateway, Number: uint64(n)} }
+	base := &View{Partition: goldenPartition, Next: 256}
+	for n := range int64(256) {
+		base.Tail = append(base.Tail, entry(n))
+	}
+	next := *base
+	next.Stamp.Sequence, next.Next = 1, 257
+	next.Tail = append(base.Tail[:256:256], entry(256))
+	delta, _ := next.Since(base)
+	b.Run("copied", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			if _, err := base.Follow(delta); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("in a row", func(b *testing.B) {
+		b.ReportAllocs()
+		v := base
+		for b.Loop() {
+			end := v.Next
+			next := View{Partition: v.Partition, Stamp: v.Stamp, Next: end + 1, Start: end - 255, Tail: []Entry{entry(end)}}
+			next.Stamp.Sequence++
+			delta, _ := next.Since(&View{Partition: v.Partition, Stamp: v.Stamp, Next: end})
+			var err error
+			if v, err = v.Follow(delta); err != nil {
+				b.Fatal(err)
 			}
 		}
 	})
