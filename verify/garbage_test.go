@@ -1,0 +1,194 @@
+package verify_test
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/varvelog/varve/metadata"
+	"github.com/varvelog/varve/segments"
+	"github.com/varvelog/varve/verify"
+)
+
+func (f *forge) hasObject(key string) bool {
+	f.t.Helper()
+	_, _, err := f.store.Get(f.t.Context(), key, 0, 1)
+	if err != nil && !errors.Is(err, segments.ErrNotFound) {
+		f.t.Fatal(err)
+	}
+	return err == nil
+}
+
+func (f *forge) hasRow(key metadata.Key) bool {
+	f.t.Helper()
+	_, err := f.table.Get(f.t.Context(), key, metadata.Strong)
+	if err != nil && !errors.Is(err, metadata.ErrNotFound) {
+		f.t.Fatal(err)
+	}
+	return err == nil
+}
+
+func (f *forge) repair() verify.Config {
+	config := f.config()
+	config.Repair = true
+	return config
+}
+
+// An object that was uploaded and never committed is an orphan once its number is settled, and
+// goes once its uploader is closed.
+func TestOrphanObject(t *testing.T) {
+	f := newForge(t)
+	f.append(1, 0)
+	f.segment(1, 0)
+	lost := f.key(f.number)
+	f.expect(f.repair()) // it may still be committed
+
+	row := metadata.Gateway{}
+	rows, err := metadata.ListGateways(t.Context(), f.table, metadata.Strong)
+	f.must(err)
+	row = rows[0]
+	row.Floor = f.number + 1
+	f.must(row.Write(t.Context(), f.table))
+	for _, found := range f.expect(f.repair(), verify.OrphanObject) {
+		if found.Repaired || found.Object != lost {
+			t.Errorf("%+v, want %s, which stays while its uploader lives", found, lost)
+		}
+	}
+	cautious := f.repair()
+	cautious.Grace = 2 * longAgo
+	f.expect(cautious)
+
+	f.leave()
+	f.expect(f.config(), verify.OrphanObject)
+	if !f.hasObject(lost) {
+		t.Fatal("verify without repair removed an object")
+	}
+	f.must(f.store.Delete(t.Context(), f.key(1)))
+	f.expect(f.repair(), verify.ObjectMissing, verify.OrphanObject)
+	if !f.hasObject(lost) {
+		t.Fatal("repair removed an object of a cluster that is broken")
+	}
+	f.putObject(f.key(1), segments.Bytes(f.build(1, "value", 1, 0)))
+	for _, found := range f.expect(f.repair(), verify.OrphanObject) {
+		if !found.Repaired {
+			t.Errorf("%+v was not removed", found)
+		}
+	}
+	if f.hasObject(lost) || !f.hasObject(f.key(1)) {
+		t.Error("repair removed the wrong object")
+	}
+	f.expect(f.repair())
+}
+
+// Topics that the catalog no longer knows: what a lease row names stays.
+func TestLostTopicKeepsItsObjects(t *testing.T) {
+	f := newForge(t)
+	f.append(1, 0)
+	f.leave()
+	f.deleteRow(metadata.Key{Partition: "topics", Sort: "a"})
+	f.topic.Name = "gone"
+	for _, found := range f.expect(f.repair(), verify.OrphanObject, verify.OrphanRow) {
+		if found.Repaired {
+			t.Errorf("%+v was removed", found)
+		}
+	}
+	if !f.hasObject(f.key(1)) {
+		t.Error("repair removed what a lease row names")
+	}
+}
+
+func TestObjectWithoutUploader(t *testing.T) {
+	f := newForge(t)
+	f.append(1, 0)
+	nobody := *f
+	nobody.gateway = metadata.NewGatewayID(time.Now().Add(-longAgo))
+	nobody.segment(1, 0)
+	for _, found := range f.expect(f.repair(), verify.OrphanObject) {
+		if found.Repaired {
+			t.Errorf("%+v was removed", found)
+		}
+	}
+}
+
+// Pages and nodes that nothing names go if they are older than the checkpoint; those of a
+// checkpoint that is being written stay.
+func TestOrphanRows(t *testing.T) {
+	f := sample(t)
+	stray := f.row(f.id(0).PageKey(0))
+	stray.Key, stray.Stamp = f.id(0).PageKey(3), metadata.Stamp{Epoch: 1, Sequence: 5}
+	f.putRow(stray)
+	node := stray
+	node.Key = f.id(0).NodeKey(1, 3)
+	f.putRow(node)
+	coming := stray
+	coming.Key, coming.Stamp = f.id(0).PageKey(140), metadata.Stamp{Epoch: 1, Sequence: 99}
+	f.putRow(coming)
+	f.expect(f.config(), verify.OrphanRow)
+	for _, found := range f.expect(f.repair(), verify.OrphanRow) {
+		if !found.Repaired {
+			t.Errorf("%+v was not removed", found)
+		}
+	}
+	if f.hasRow(stray.Key) || f.hasRow(node.Key) {
+		t.Error("rows that nothing names are there after a repair")
+	}
+	if !f.hasRow(coming.Key) {
+		t.Error("repair removed a row of a checkpoint that is being written")
+	}
+	f.expect(f.repair())
+}
+
+// A partition with a break keeps everything.
+func TestNoRepairOfBrokenPartition(t *testing.T) {
+	f := sample(t)
+	stray := f.row(f.id(0).PageKey(0))
+	stray.Key, stray.Stamp = f.id(0).PageKey(3), metadata.Stamp{Epoch: 1, Sequence: 5}
+	f.putRow(stray)
+	f.editLease(0, func(l *leaseFields) { l.sum++ })
+	f.expect(f.repair(), verify.ContentSum)
+	if !f.hasRow(stray.Key) {
+		t.Error("repair removed a row of a partition that is broken")
+	}
+}
+
+// A deleted topic leaves rows and objects; a journal is left over once no lease names it.
+func TestRemovedTopic(t *testing.T) {
+	f := newForge(t)
+	f.append(1, 0, 2)
+	_, err := f.topics.MarkDeleting(t.Context(), "a")
+	f.must(err)
+	f.expect(f.config())
+	for _, partition := range []int32{0, 2} {
+		entry := metadata.NewEntryBuilder(time.Now())
+		f.apply(entry, partition, f.held(partition).state.JudgeClose())
+		_, err := f.journal.Append(t.Context(), entry.Encode())
+		f.must(err)
+	}
+	f.leave()
+	f.expect(f.config())
+	f.must(f.topics.Remove(t.Context(), f.topic))
+	f.begin()
+	f.leave()
+	found := f.expect(f.config(), verify.OrphanObject, verify.OrphanRow)
+	if len(found) != 3 {
+		t.Errorf("%d findings, want an object, a topic's rows and a journal: %+v", len(found), found)
+	}
+	f.expect(f.repair(), verify.OrphanObject, verify.OrphanRow)
+	found = f.expect(f.repair(), verify.OrphanRow)
+	for _, found := range found {
+		if found.Repaired || !f.hasRow(f.id(0).LeaseKey()) {
+			t.Errorf("%+v was removed", found)
+		}
+	}
+}
+
+func TestForeignObject(t *testing.T) {
+	f := sample(t)
+	f.putObject(f.cluster.ID+"/notes.txt", []byte("x"))
+	f.putObject(f.cluster.ID+"/probe-ABC-once", []byte("x"))
+	f.putObject("elsewhere/notes.txt", []byte("x"))
+	found := f.expect(f.repair(), verify.ForeignObject)
+	if len(found) != 1 || found[0].Repaired || !f.hasObject(f.cluster.ID+"/notes.txt") {
+		t.Errorf("%+v, want the one file, which stays", found)
+	}
+}
