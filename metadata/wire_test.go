@@ -302,7 +302,9 @@ func TestFollowedTwice(t *testing.T) {
 
 // BenchmarkFollow is a commit that reaches a reader whose view has 256 entries in its tail.
 func BenchmarkFollow(b *testing.B) {
-	entry := func(n int64) Entry { return Entry{First: n, End: n + 1, Records: 1, Gateway: goldenGateway, Number: uint64(n)} }
+	entry := func(n int64) Entry {
+		return Entry{First: n, End: n + 1, Records: 1, Gateway: goldenGateway, Number: uint64(n)}
+	}
 	base := &View{Partition: goldenPartition, Next: 256}
 	for n := range int64(256) {
 		base.Tail = append(base.Tail, entry(n))
