@@ -124,8 +124,3 @@ func (d *dump) pieces(data []byte, size int64) error {
 func (s *clusterService) Usage(context.Context, *varvev1.UsageRequest) (*varvev1.UsageResponse, error) {
 	return s.g.meters.Usage(), nil
 }
-
-// Verify checks bucket and table against the invariants.
-func (s *clusterService) Verify(context.Context, *varvev1.VerifyRequest, varvev1connect.ClusterServiceVerifyServerStream) error {
-	return refuse(connect.CodeUnimplemented, reasonInvalid, "not there yet")
-}
