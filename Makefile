@@ -3,18 +3,20 @@
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 FUZZTIME ?= 10s
 BENCH    ?= .
+IMAGE    ?= varve:$(VERSION)
+CA_FILE  ?= $(firstword $(wildcard /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt /etc/ssl/ca-bundle.pem /etc/ssl/cert.pem))
 
 # Two packages at a time: some run servers, and -race takes memory.
 GOTEST := go test -p 2 -timeout 8m
 
 # These start real servers or the real binary.
-WITH_SERVERS := /(localstack|segments/s3store|segments/miniostore|metadata/dynamotable|cmd|e2e)(/|$$)
+WITH_SERVERS := /(localstack|segments/s3store|segments/miniostore|metadata/dynamotable|deploy/iam|cmd|e2e)(/|$$)
 # Here nothing of ours runs at once, or it runs in the binary: -race finds nothing.
 WITHOUT_RACE := /(api|cmd|e2e|segments/batch)(/|$$)
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help build run test check fmt-check vet lint generate generate-check \
+.PHONY: help build image run test check fmt-check vet lint generate generate-check manifests \
         unit race e2e fuzz bench fetch demo localstack localstack-down clean
 
 help: ## list the targets
@@ -23,12 +25,19 @@ help: ## list the targets
 build: ## build bin/varve
 	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-X main.version=$(VERSION)' -o bin/varve ./cmd/varve
 
+image: ## build the container image IMAGE (varve:VERSION) with docker, podman or buildah
+	@test -n '$(CA_FILE)' || { echo 'no CA certificates found here: name a file of them with CA_FILE=…'; exit 1; }
+	@rm -rf bin/image && mkdir -p bin/image/data
+	CGO_ENABLED=0 GOOS=linux go build -trimpath -buildvcs=false -ldflags '-X main.version=$(VERSION)' -o bin/image/varve ./cmd/varve
+	@cp '$(CA_FILE)' bin/image/ca-certificates.crt && chmod 644 bin/image/ca-certificates.crt
+	@deploy/image.sh '$(IMAGE)' '$(VERSION)' bin/image
+
 run: build ## build, and serve from ./varve-data on 127.0.0.1:7480
 	bin/varve serve
 
 test: check race e2e ## everything: check, and all tests, with the servers they need
 
-check: fmt-check vet lint generate-check ## format, vet, lint, and generated code is current
+check: fmt-check vet lint generate-check manifests ## format, vet, lint, generated code is current, manifests are valid
 
 fmt-check:
 	@files=$$(gofmt -l .) || exit 1; \
@@ -51,6 +60,12 @@ generate-check:
 	@cd bin/_api && go run ../../api/internal/gen
 	@diff -ru api/varve bin/_api/varve || { echo 'generated code is not current: run make generate'; exit 1; }
 	@rm -rf bin/_api
+
+# A module of its own: whoever imports the client gets nothing of Kubernetes. Its tests read files
+# outside of it, of which the cache of test results knows nothing.
+manifests: ## the Kubernetes manifests, strictly against its API
+	go -C deploy/kubernetes/check vet ./...
+	go -C deploy/kubernetes/check test -count=1 ./...
 
 unit: ## the tests that need no server, without -race: quick
 	$(GOTEST) $$(go list ./... | grep -vE '$(WITH_SERVERS)')
