@@ -236,8 +236,10 @@ func AcquireIf(ctx context.Context, t Table, id PartitionID, journal *Journal, m
 		}
 	}
 	p := was.state
-	if err := loadProducers(ctx, t, p); err != nil {
-		return nil, nil, err
+	if len(p.producers) >= inlineProducers { // else the lease row has them all
+		if err := loadProducers(ctx, t, p); err != nil {
+			return nil, nil, err
+		}
 	}
 	if was.Journal == journal.id && !was.Released && was.base == "" {
 		p.capProducers()
