@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -17,11 +16,12 @@ const (
 	idempotent              // committed, with a producer id, sent again until it is answered
 	conditional             // committed, at an expected offset
 	buffered                // acked as buffered, sent once
+	fenced                  // committed, with a fencing token
 	kinds
 )
 
 func (k kind) String() string {
-	return [...]string{"plain", "idempotent", "conditional", "buffered"}[k]
+	return [...]string{"plain", "idempotent", "conditional", "buffered", "fenced"}[k]
 }
 
 // outcome is what a client was told.
@@ -47,6 +47,19 @@ type operation struct {
 	partition int32
 	records   int
 	base      int64 // of a committed one
+	// beaten: it was refused since its condition did not hold, as it should be.
+	beaten bool
+	// expected is the offset that a conditional one was sent for, else -1.
+	expected int64
+	// token is what a fenced one named.
+	token string
+	// disks are where a buffered one may lie, if disks can be lost.
+	disks []*disk
+}
+
+// excused says that the operation may be gone with a disk.
+func (op *operation) excused() bool {
+	return slices.ContainsFunc(op.disks, func(d *disk) bool { return d.lost })
 }
 
 // account holds what clients were told. Each record's value names its operation and
@@ -63,7 +76,7 @@ func (a *account) begin(k kind, client int, partition int32, records int) (op *o
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	id := len(a.operations)
-	op = &operation{kind: k, client: client, partition: partition, records: records, base: -1}
+	op = &operation{kind: k, client: client, partition: partition, records: records, base: -1, expected: -1}
 	a.operations = append(a.operations, op)
 	for i := range records {
 		values = append(values, fmt.Appendf(nil, "%d %d", id, i))
@@ -110,32 +123,31 @@ func (a *account) table() string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	var counts [kinds][outcomes]int
+	var all, beaten [kinds]int
 	for _, op := range a.operations {
 		counts[op.kind][op.outcome]++
+		all[op.kind]++
+		if op.beaten {
+			beaten[op.kind]++
+		}
 	}
 	var b strings.Builder
 	for k := range kinds {
+		if all[k] == 0 {
+			continue // not part of this run
+		}
 		fmt.Fprintf(&b, "  %-12s", k)
 		for o := range outcomes {
 			fmt.Fprintf(&b, " %s %6d ", o, counts[k][o])
+		}
+		if beaten[k] > 0 {
+			fmt.Fprintf(&b, " (%d of these by their condition)", beaten[k])
 		}
 		b.WriteByte('\n')
 	}
 	fmt.Fprintf(&b, "  %d repetitions were recognised\n", a.repeats)
 	return b.String()
 }
-
-// The anomalies keep the names that Jepsen's kafka workload gave them.
-const (
-	lostWrite    = "lost write"          // acked and absent
-	inconsistent = "inconsistent offset" // acked elsewhere
-	duplicate    = "duplicate"
-	abortedRead  = "aborted read" // refused for certain, and there
-	tornBatch    = "torn batch"   // there in part
-	unheardOf    = "unheard of"   // there and never sent, or in another partition
-	nonmonotonic = "nonmonotonic send"
-	mistold      = "wrong answer"
-)
 
 // copyOf is an operation as it was found in the log.
 type copyOf struct {
@@ -147,38 +159,44 @@ type copyOf struct {
 // offset, from 0 on. It returns what was found of unknown outcomes.
 func (a *account) check(t *testing.T, logs map[int32][]string) (foundUnknown int) {
 	t.Helper()
+	found := newAnomalies()
+	foundUnknown, _ = a.judge(logs, found)
+	found.report(t)
+	return foundUnknown
+}
+
+// judge does the same and notes what is wrong. lost are operations that are gone with a disk, as they may.
+func (a *account) judge(logs map[int32][]string, anomalies *anomalies) (foundUnknown, lost int) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	anomalies := map[string]int{lostWrite: 0, inconsistent: 0, duplicate: 0, abortedRead: 0, tornBatch: 0, unheardOf: 0, nonmonotonic: 0, mistold: 0}
-	note := func(name, format string, args ...any) {
-		if anomalies[name]++; anomalies[name] <= 5 {
-			t.Errorf("%s: %s", name, fmt.Sprintf(format, args...))
-		}
-	}
 	for _, f := range a.faults {
-		note(mistold, "%s", f)
+		anomalies.note(mistold, "%s", f)
 	}
-	found := a.locate(logs, note)
+	found := a.locate(logs, anomalies.note)
 	for id, op := range a.operations {
 		copies := found[id]
 		if len(copies) > 1 {
-			note(duplicate, "%s operation %d (%s) is at %v", op.kind, id, op.outcome, copies)
+			anomalies.note(duplicate, "%s operation %d (%s) is at %v", op.kind, id, op.outcome, copies)
 		}
 		switch {
 		case op.outcome == underway:
-			note(mistold, "%s operation %d never got an answer", op.kind, id)
+			anomalies.note(mistold, "%s operation %d never got an answer", op.kind, id)
+		case op.outcome == confirmed && len(copies) == 0 && op.excused():
+			lost++
 		case op.outcome == confirmed && len(copies) == 0:
-			note(lostWrite, "%s operation %d was acked at %d/%d", op.kind, id, op.partition, op.base)
+			anomalies.note(lostWrite, "%s operation %d was acked at %d/%d", op.kind, id, op.partition, op.base)
 		case op.outcome == confirmed && op.base >= 0 && copies[0].base != op.base:
-			note(inconsistent, "%s operation %d was acked at %d/%d, and is at %v", op.kind, id, op.partition, op.base, copies)
+			anomalies.note(inconsistent, "%s operation %d was acked at %d/%d, and is at %v", op.kind, id, op.partition, op.base, copies)
 		case op.outcome == refused && len(copies) > 0:
-			note(abortedRead, "%s operation %d was refused, and is at %v", op.kind, id, copies)
+			anomalies.note(abortedRead, "%s operation %d was refused, and is at %v", op.kind, id, copies)
 		case op.outcome == unknown:
 			foundUnknown += len(copies)
 		}
+		if op.expected >= 0 && len(copies) > 0 && copies[0].base != op.expected {
+			anomalies.note(inconsistent, "%s operation %d (%s) expected offset %d, and is at %v", op.kind, id, op.outcome, op.expected, copies)
+		}
 	}
-	t.Logf("anomalies: %s", inOrder(anomalies))
-	return foundUnknown
+	return foundUnknown, lost
 }
 
 // locate finds each operation's copies. Only whole ones count; the rest is noted.
@@ -215,12 +233,4 @@ func (a *account) locate(logs map[int32][]string, note func(string, string, ...a
 		}
 	}
 	return found
-}
-
-func inOrder(counts map[string]int) string {
-	var parts []string
-	for _, name := range slices.Sorted(maps.Keys(counts)) {
-		parts = append(parts, fmt.Sprintf("%s %d", name, counts[name]))
-	}
-	return strings.Join(parts, ", ")
 }

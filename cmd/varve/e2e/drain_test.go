@@ -55,9 +55,9 @@ func drainUnderLoad(t *testing.T, where place, signal os.Signal) {
 	took := time.Since(began)
 	waitFor(t, "a refusal", func() bool { return l.sum(func(op *operation) bool { return op.outcome == refused }) > before })
 	for _, each := range f.each {
-		_, _, err := each.state()
+		_, err := each.state()
 		if info := infoOf(err); info != nil && !info.GetRetriable() {
-			t.Errorf("partition %d: the follower's stream ended with an error that is not retriable: %v", each.partition, err)
+			t.Errorf("%s: the follower's stream ended with an error that is not retriable: %v", each.name, err)
 		}
 	}
 	for _, file := range bufferFiles(t, where) {

@@ -5,7 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -13,55 +16,115 @@ import (
 	"connectrpc.com/connect/v2"
 
 	varvev1 "github.com/varvelog/varve/api/varve/v1"
-	"github.com/varvelog/varve/api/varve/v1/varvev1connect"
 	"github.com/varvelog/varve/segments/batch"
 )
 
-// followers read a topic as it grows, a stream a partition over the bare API, and connect again
+// followers read a topic as it grows, each over a stream of its own over the bare API, and connect again
 // whenever a stream ends.
 type followers struct {
-	raw    varvev1connect.LogServiceClient
 	each   []*follower
+	seen   *sightings
 	cancel context.CancelFunc
 	all    sync.WaitGroup
+	// transport is theirs alone.
+	transport *http.Transport
+}
+
+// newFollowers returns none yet; they end with the test at the latest.
+func newFollowers(t *testing.T) *followers {
+	f := &followers{seen: newSightings(), transport: &http.Transport{MaxIdleConnsPerHost: 64}}
+	t.Cleanup(f.stop)
+	return f
+}
+
+// follow has one follower for each partition.
+func follow(t *testing.T, url string, partitions int32) *followers {
+	f := newFollowers(t)
+	ctx, cancel := context.WithCancel(context.Background())
+	f.cancel = cancel
+	for p := range partitions {
+		f.add(ctx, &follower{name: fmt.Sprintf("partition %d", p), partitions: []int32{p}, url: func() string { return url }, pause: awayPause})
+	}
+	return f
+}
+
+// add starts a follower.
+func (f *followers) add(ctx context.Context, each *follower) {
+	each.seen, each.http = f.seen, &http.Client{Transport: f.transport}
+	each.next, each.watermarks = make(map[int32]int64), make(map[int32]int64)
+	f.each = append(f.each, each)
+	f.all.Go(func() { each.run(ctx) })
+}
+
+func (f *followers) stop() {
+	if f.cancel != nil {
+		f.cancel()
+	}
+	f.all.Wait()
+	f.transport.CloseIdleConnections()
+}
+
+// sightings are what followers saw, all together: whoever sees an offset first says what is there.
+type sightings struct {
+	found *anomalies
+
+	mu     sync.Mutex
+	values map[int32][]string // by partition and offset
+}
+
+func newSightings() *sightings {
+	return &sightings{found: newAnomalies(), values: make(map[int32][]string)}
+}
+
+// take notes that somebody saw a value. Everybody sees all offsets from 0 on, so that none is beyond the first
+// one that nobody has seen.
+func (s *sightings) take(partition int32, offset int64, value string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	known := s.values[partition]
+	switch {
+	case offset == int64(len(known)):
+		s.values[partition] = append(known, value)
+	case known[offset] != value:
+		s.found.note(inconsistent, "offset %d/%d was seen as %q, and as %q", partition, offset, known[offset], value)
+	}
+}
+
+// compare notes what is not in the log as it was seen.
+func (s *sightings) compare(logs map[int32][]string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for partition, values := range s.values {
+		for offset, value := range values {
+			switch {
+			case offset >= len(logs[partition]):
+				s.found.note(precommitted, "offset %d/%d was seen as %q, and the log ends at %d", partition, offset, value, len(logs[partition]))
+			case logs[partition][offset] != value:
+				s.found.note(inconsistent, "offset %d/%d was seen as %q and is %q", partition, offset, value, logs[partition][offset])
+			}
+		}
+	}
 }
 
 // follower is one of them.
 type follower struct {
-	partition int32
+	name       string
+	partitions []int32
+	url        func() string // the gateway for the next stream
+	pause      time.Duration // before it connects again
+	http       *http.Client
+	seen       *sightings
 
-	mu        sync.Mutex
-	values    []string // by offset
-	watermark int64
-	streams   int
-	faults    []string
-	lastError error // of the stream that ended last
+	mu         sync.Mutex
+	next       map[int32]int64
+	watermarks map[int32]int64
+	streams    int
+	lastError  error // of the stream that ended last
 }
 
-func follow(t *testing.T, url string, partitions int32) *followers {
-	ctx, cancel := context.WithCancel(context.Background())
-	transport := &http.Transport{}
-	f := &followers{raw: rawClient(&http.Client{Transport: transport}, url), cancel: cancel}
-	for p := range partitions {
-		each := &follower{partition: p}
-		f.each = append(f.each, each)
-		f.all.Go(func() { each.run(ctx, f.raw) })
-	}
-	t.Cleanup(func() {
-		f.stop()
-		transport.CloseIdleConnections()
-	})
-	return f
-}
-
-func (f *followers) stop() {
-	f.cancel()
-	f.all.Wait()
-}
-
-func (f *follower) run(ctx context.Context, raw varvev1connect.LogServiceClient) {
+func (f *follower) run(ctx context.Context) {
 	for ctx.Err() == nil {
-		err := f.stream(ctx, raw)
+		err := f.stream(ctx)
 		if ctx.Err() != nil {
 			return
 		}
@@ -70,21 +133,17 @@ func (f *follower) run(ctx context.Context, raw varvev1connect.LogServiceClient)
 		f.mu.Unlock()
 		select {
 		case <-ctx.Done():
-		case <-time.After(awayPause): // nobody tells when a server is back
+		case <-time.After(f.pause): // nobody tells when a server is back
 		}
 	}
 }
 
 // stream reads from where it is until the stream ends.
-func (f *follower) stream(ctx context.Context, raw varvev1connect.LogServiceClient) error {
+func (f *follower) stream(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	f.mu.Lock()
-	next := int64(len(f.values))
-	f.mu.Unlock()
-	stream, err := raw.Consume(ctx, &varvev1.ConsumeRequest{Topic: topic, Partitions: []*varvev1.PartitionRange{
-		{Partition: f.partition, Start: &varvev1.Place{At: &varvev1.Place_Offset{Offset: next}}},
-	}})
+	request, asked := f.request()
+	stream, err := rawClient(f.http, f.url()).Consume(ctx, request)
 	if err != nil {
 		return err
 	}
@@ -101,96 +160,120 @@ func (f *follower) stream(ctx context.Context, raw varvev1connect.LogServiceClie
 		if err != nil {
 			return err
 		}
-		f.take(message, next)
+		f.take(message, asked)
 	}
 }
 
-// take checks a message of a stream that began at asked against all before it.
-func (f *follower) take(m *varvev1.ConsumeResponse, asked int64) {
+// request asks for what comes next, by partition.
+func (f *follower) request() (request *varvev1.ConsumeRequest, asked map[int32]int64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	fault := func(format string, args ...any) {
-		f.faults = append(f.faults, fmt.Sprintf("partition %d: %s", f.partition, fmt.Sprintf(format, args...)))
+	request = &varvev1.ConsumeRequest{Topic: topic}
+	for _, p := range f.partitions {
+		request.Partitions = append(request.Partitions, &varvev1.PartitionRange{
+			Partition: p, Start: &varvev1.Place{At: &varvev1.Place_Offset{Offset: f.next[p]}}, SeenHighWatermark: f.watermarks[p],
+		})
 	}
-	if m.GetHighWatermark() < f.watermark {
-		fault("the high watermark fell from %d to %d", f.watermark, m.GetHighWatermark())
+	return request, maps.Clone(f.next)
+}
+
+// take checks a message of a stream that began where asked says against all before it.
+func (f *follower) take(m *varvev1.ConsumeResponse, asked map[int32]int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	partition := m.GetPartition()
+	note := func(name, format string, args ...any) {
+		f.seen.found.note(name, "the follower of %s, in partition %d: %s", f.name, partition, fmt.Sprintf(format, args...))
 	}
-	f.watermark = max(f.watermark, m.GetHighWatermark())
-	start := int64(len(f.values))
-	if m.GetStartOffset() != asked {
-		fault("nonmonotonic poll: asked for offset %d, got %d", asked, m.GetStartOffset())
+	if !slices.Contains(f.partitions, partition) {
+		note(mistold, "it did not ask for it")
+		return
+	}
+	if m.GetHighWatermark() < f.watermarks[partition] {
+		note(fallenWatermark, "from %d to %d", f.watermarks[partition], m.GetHighWatermark())
+	}
+	f.watermarks[partition] = max(f.watermarks[partition], m.GetHighWatermark())
+	start := f.next[partition]
+	if m.GetStartOffset() != asked[partition] {
+		note(nonmonotonicPoll, "asked for offset %d, got %d", asked[partition], m.GetStartOffset())
 		return
 	}
 	for raw, err := range batch.Split(m.GetRecordBatches()) {
 		if err != nil {
-			fault("%v", err)
+			note(mistold, "%v", err)
 			return
 		}
 		for record, err := range batch.Records(raw, batch.DefaultLimits()) {
-			next := int64(len(f.values))
+			next := f.next[partition]
 			switch {
 			case err != nil:
-				fault("%v", err)
+				note(mistold, "%v", err)
 				return
 			case record.Offset < start:
-			case record.Offset != next:
-				fault("poll skip: offset %d follows %d", record.Offset, next-1)
+			case record.Offset < next:
+				note(nonmonotonicPoll, "offset %d follows %d", record.Offset, next-1)
+				return
+			case record.Offset > next:
+				note(pollSkip, "offset %d follows %d", record.Offset, next-1)
 				return
 			default:
-				f.values = append(f.values, string(record.Value))
+				f.seen.take(partition, next, string(record.Value))
+				f.next[partition] = next + 1
 			}
 		}
 	}
-	if next := int64(len(f.values)); m.GetNextOffset() != next || m.GetHighWatermark() < next {
-		fault("the message leads to offset %d of %d, its records to %d", m.GetNextOffset(), m.GetHighWatermark(), next)
+	if next := f.next[partition]; m.GetNextOffset() != next || m.GetHighWatermark() < next {
+		note(mistold, "the message leads to offset %d of %d, its records to %d", m.GetNextOffset(), m.GetHighWatermark(), next)
 	}
 }
 
-// state returns what the follower has, and how many streams it took.
-func (f *follower) state() (values []string, streams int, lastError error) {
+// state returns how often the follower connected, and how its last stream ended.
+func (f *follower) state() (streams int, lastError error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.values, f.streams, f.lastError
+	return f.streams, f.lastError
+}
+
+// behind lists where the follower has not come to the end.
+func (f *follower) behind(logs map[int32][]string) (where []string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, p := range f.partitions {
+		if end := int64(len(logs[p])); f.next[p] < end {
+			where = append(where, fmt.Sprintf("%d of %d in partition %d", f.next[p], end, p))
+		}
+	}
+	return where
 }
 
 // check waits until the followers have as much as the log, and compares. It returns how often
 // they connected.
 func (f *followers) check(t *testing.T, logs map[int32][]string) (streams int) {
 	t.Helper()
+	streams = f.judge(logs)
+	f.seen.found.report(t)
+	return streams
+}
+
+// judge does the same and notes what is wrong.
+func (f *followers) judge(logs map[int32][]string) (streams int) {
 	deadline := time.After(patience)
+	late := false
 	for _, each := range f.each {
-		want := logs[each.partition]
-		for {
-			values, n, err := each.state()
-			if len(values) >= len(want) {
-				streams += n
-				break
-			}
+		for !late && len(each.behind(logs)) > 0 {
 			select {
 			case <-time.After(5 * time.Millisecond):
 			case <-deadline:
-				f.stop()
-				t.Fatalf("the follower of partition %d is at offset %d and the end at %d; its last stream: %v; faults: %q",
-					each.partition, len(values), len(want), err, each.faults[:min(3, len(each.faults))])
+				late = true
 			}
+		}
+		n, err := each.state()
+		streams += n
+		if where := each.behind(logs); len(where) > 0 {
+			f.seen.found.note(unseen, "the follower of %s is at offset %s; its last stream: %v", each.name, strings.Join(where, ", "), err)
 		}
 	}
 	f.stop()
-	for _, each := range f.each {
-		want := logs[each.partition]
-		for _, fault := range each.faults {
-			t.Error(fault)
-		}
-		if len(each.values) != len(want) {
-			t.Errorf("partition %d: the follower saw %d records, there are %d", each.partition, len(each.values), len(want))
-			continue
-		}
-		for offset := range want {
-			if each.values[offset] != want[offset] {
-				t.Errorf("partition %d: offset %d was %q and is %q", each.partition, offset, each.values[offset], want[offset])
-				break
-			}
-		}
-	}
+	f.seen.compare(logs)
 	return streams
 }

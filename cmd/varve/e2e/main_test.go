@@ -16,6 +16,8 @@ var (
 	seedFlag   = flag.Uint64("seed", 0, "what chance begins with; 0: something else each time")
 	killsFlag  = flag.Int("kills", 50, "how often TestKill kills")
 	idleFlag   = flag.Duration("idle", 20*time.Second, "how long TestIdle watches")
+	chaosFlag  = flag.Duration("chaos", time.Minute, "how long TestChaos disturbs")
+	fleetFlag  = flag.Int("gateways", 5, "how many gateways TestChaos has")
 	binaryFlag = flag.String("binary", "", "absolute path of the varve to test; empty: built for this run")
 )
 

@@ -29,6 +29,8 @@ type place struct {
 	env  []string
 	// alone: no other gateway can use the table.
 	alone bool
+	// log is a file for what processes say, if not empty.
+	log string
 }
 
 // with returns the place with more arguments.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"io"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -47,6 +48,14 @@ func launch(t *testing.T, where place, address string) *process {
 		}
 	}}
 	p.cmd.Stderr = p.said
+	if where.log != "" {
+		file, err := os.OpenFile(where.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { file.Close() })
+		p.cmd.Stderr = io.MultiWriter(file, p.said)
+	}
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
