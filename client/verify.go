@@ -42,11 +42,17 @@ type VerifyFinding struct {
 
 // VerifySummary counts what was looked at and found.
 type VerifySummary struct {
-	ClusterID                    string
-	Topics, Partitions, Journals int64
-	Entries, Batches, Records    int64
-	Objects, ObjectBytes         int64
-	Breaks, Garbage, Repaired    int64
+	ClusterID string
+	Topics    int64
+	// Partitions that have been appended to.
+	Partitions int64
+	// Entries of the index, Batches and Records in them, all between log start and end.
+	Entries, Batches, Records int64
+	// Objects are the segments in the bucket, ObjectBytes their size.
+	Objects, ObjectBytes int64
+	Journals             int64
+	// Breaks, and pieces of Garbage of which Repaired were removed.
+	Breaks, Garbage, Repaired int64
 }
 
 // Verify has a gateway check bucket and table against the invariants, while gateways work on them. report is
