@@ -134,7 +134,7 @@ func (l *lane) next(now time.Time) step {
 	if l.lost || l.handing != nil || l.sending > 0 && (l.probing || l.moving || !l.idempotent) {
 		return step{}
 	}
-	if l.firstWaiting() == nil && l.open != nil && l.open.ready {
+	if (l.firstWaiting() == nil || l.ended != nil) && l.open != nil && l.open.ready {
 		l.seal()
 	}
 	if l.ended != nil {

@@ -243,6 +243,9 @@ func TestLaneThatExpectsOffsetsEndsWithAFailure(t *testing.T) {
 	l.fails(lostAnswer(), b[3])
 	l.fails(mismatch, b[1])
 	l.fails(outOfOrder(), b[2], b[4])
+	last := &pending{carries: batch.NoProducer, count: 2, deadline: epoch.Add(time.Hour), ready: true}
+	l.open = last
+	b = append(b, last)
 	wantSent(t, sendAll(l))
 	wantSent(t, l.finished(), b...)
 	for _, after := range b[1:] {

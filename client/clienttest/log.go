@@ -191,6 +191,10 @@ func (s *Server) Fetch(ctx context.Context, req *varvev1.FetchRequest) (*varvev1
 		view = s.late(p, req.GetSeenHighWatermark())
 	}
 	start, err := view.place(req.GetStart())
+	if err != nil && view != p {
+		view = p // Nothing is called out of range by one who may be late.
+		start, err = view.place(req.GetStart())
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -283,7 +287,11 @@ func (s *Server) followers(req *varvev1.ConsumeRequest) ([]*follower, error) {
 			return nil, err
 		}
 		f := &follower{p: p, view: s.late(p, r.GetSeenHighWatermark()), end: math.MaxInt64}
-		if f.next, err = f.view.place(r.GetStart()); err != nil {
+		if f.next, err = f.view.place(r.GetStart()); err != nil && f.view != p {
+			f.view = p // As in Fetch.
+			f.next, err = p.place(r.GetStart())
+		}
+		if err != nil {
 			return nil, err
 		}
 		if at, ok := r.GetEnd().GetAt().(*varvev1.Place_Offset); ok {

@@ -243,6 +243,9 @@ func fail(code connect.Code, info *varvev1.ErrorInfo, format string, args ...any
 	return connect.Errorf(code, format, args...).WithDetail(detail)
 }
 
+// Failure is an error for hooks, as a gateway answers it.
+func Failure(code connect.Code, info *varvev1.ErrorInfo) error { return fail(code, info, "injected") }
+
 // Refusal is an error for hooks: retriable, and with an outcome that is known or not.
 func Refusal(unknownOutcome bool) error {
 	return fail(connect.CodeUnavailable, &varvev1.ErrorInfo{Reason: "INJECTED", Retriable: true, UnknownOutcome: unknownOutcome}, "injected")
