@@ -1,6 +1,7 @@
 package verify_test
 
 import (
+	"context"
 	"errors"
 	"testing"
 	"time"
@@ -80,20 +81,60 @@ func TestOrphanObject(t *testing.T) {
 	f.expect(f.repair())
 }
 
-// Topics that the catalog no longer knows: what a lease row names stays.
+// Topics that the catalog no longer knows: what a lease row names stays, and so does everything when that
+// row cannot be read.
 func TestLostTopicKeepsItsObjects(t *testing.T) {
-	f := newForge(t)
-	f.append(1, 0)
-	f.leave()
-	f.deleteRow(metadata.Key{Partition: "topics", Sort: "a"})
-	f.topic.Name = "gone"
-	for _, found := range f.expect(f.repair(), verify.OrphanObject, verify.OrphanRow) {
+	for _, damage := range []func(f *forge){
+		func(*forge) {},
+		func(f *forge) { f.replaceRow(f.id(0).LeaseKey(), cut) },
+	} {
+		f := newForge(t)
+		f.append(1, 0)
+		f.leave()
+		f.deleteRow(metadata.Key{Partition: "topics", Sort: "a"})
+		damage(f)
+		for _, found := range f.expect(f.repair(), verify.OrphanObject, verify.OrphanRow) {
+			if found.Repaired {
+				t.Errorf("%+v was removed", found)
+			}
+		}
+		if !f.hasObject(f.key(1)) {
+			t.Error("repair removed what a lease row names")
+		}
+	}
+}
+
+// lateWriter puts a row again, with a higher stamp, just before it is removed.
+type lateWriter struct {
+	metadata.Table
+	rows map[metadata.Key]metadata.Row
+}
+
+func (l lateWriter) Delete(ctx context.Context, key metadata.Key, c metadata.Condition) error {
+	if row, late := l.rows[key]; late {
+		row.Stamp.Sequence, row.Nonce = 99, metadata.NewNonce()
+		if err := l.Put(ctx, row, metadata.Condition{}); err != nil {
+			return err
+		}
+	}
+	return l.Table.Delete(ctx, key, c)
+}
+
+// A row that the next checkpoint writes while it is being removed stays.
+func TestRowWrittenAgain(t *testing.T) {
+	f := sample(t)
+	stray := f.row(f.id(0).PageKey(0))
+	stray.Key, stray.Stamp = f.id(0).PageKey(140), metadata.Stamp{Epoch: 1, Sequence: 5}
+	f.putRow(stray)
+	config := f.repair()
+	config.Table = lateWriter{f.table, map[metadata.Key]metadata.Row{stray.Key: stray}}
+	for _, found := range f.expect(config, verify.OrphanRow) {
 		if found.Repaired {
 			t.Errorf("%+v was removed", found)
 		}
 	}
-	if !f.hasObject(f.key(1)) {
-		t.Error("repair removed what a lease row names")
+	if !f.hasRow(stray.Key) {
+		t.Error("repair removed a row that was written again")
 	}
 }
 

@@ -26,15 +26,25 @@ import (
 // running is a gateway and a client of it.
 type running struct {
 	*client.Client
-	stop func() error
+	address string
+	server  *httptest.Server
+	stop    func() error
 }
 
+// start starts a gateway that has the table for itself.
 func start(store segments.Store, table metadata.Table) (*running, error) {
-	g, err := gateway.New(gateway.Config{Exclusive: true, FlushInterval: time.Millisecond, CycleInterval: -1},
-		gateway.Dependencies{Store: store, Table: table, Log: slog.New(slog.DiscardHandler)})
+	return startWith(gateway.Config{Exclusive: true}, gateway.Dependencies{Store: store, Table: table}, func(*gateway.Gateway) {})
+}
+
+// startWith starts a gateway after prepare has seen it.
+func startWith(config gateway.Config, d gateway.Dependencies, prepare func(*gateway.Gateway)) (*running, error) {
+	config.FlushInterval, config.CycleInterval = time.Millisecond, -1
+	d.Log = slog.New(slog.DiscardHandler)
+	g, err := gateway.New(config, d)
 	if err != nil {
 		return nil, err
 	}
+	prepare(g)
 	ctx, cancel := context.WithCancel(context.Background())
 	started, ended := make(chan struct{}), make(chan error, 1)
 	go func() { ended <- g.Run(ctx, func() { close(started) }) }()
@@ -46,10 +56,11 @@ func start(store segments.Store, table metadata.Table) (*running, error) {
 	}
 	server := httptest.NewServer(g.Handler())
 	c, err := client.New(client.Config{Servers: []string{server.URL}})
-	return &running{c, func() error {
+	return &running{c, config.PeerAddress, server, func() error {
 		err := c.Close()
 		cancel()
 		err = errors.Join(err, <-ended)
+		server.CloseClientConnections()
 		server.Close()
 		return err
 	}}, err
@@ -73,6 +84,7 @@ func check(ctx context.Context, config verify.Config) (verify.Summary, error) {
 // TestHealthyGateways: whatever gateways did, nothing of it is a break, and what repair removes
 // nobody misses.
 func TestHealthyGateways(t *testing.T) {
+	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		store, table := memstore.New(), memtable.New()
 		ctx := context.Background()
@@ -147,6 +159,7 @@ func TestHealthyGateways(t *testing.T) {
 // TestAtFullPace verifies in a loop while a gateway writes as fast as it can, with checkpoints,
 // trims, topics that come and go, and restarts: nothing of that is a break.
 func TestAtFullPace(t *testing.T) {
+	t.Parallel()
 	const partitions = 8
 	store, table := memstore.New(), memtable.New()
 	g, err := start(store, table)
@@ -163,7 +176,7 @@ func TestAtFullPace(t *testing.T) {
 		t.Fatal(err)
 	}
 	// So many that partitions are checkpointed into pages, and the journal is trimmed.
-	const restarts, target = 2, 4000
+	const restarts, target = 2, 2500
 	var appended atomic.Int64
 	rounds := 0
 	for restart := range restarts {
@@ -171,7 +184,7 @@ func TestAtFullPace(t *testing.T) {
 		ctx, done := context.WithCancelCause(ctx)
 		finished := errors.New("finished")
 		for partition := range int32(partitions) {
-			work.Go(func() error { return appendUntil(ctx, g, partition, &appended) })
+			work.Go(func() error { return appendUntil(ctx, g.Client, partition, &appended) })
 		}
 		work.Go(func() error { return comeAndGo(ctx, g) })
 		for ; appended.Load() < int64(target*(restart+1)) && ctx.Err() == nil; rounds++ {
@@ -202,7 +215,7 @@ func TestAtFullPace(t *testing.T) {
 }
 
 // appendUntil appends batches that are large enough for checkpoints, and trims now and then.
-func appendUntil(ctx context.Context, g *running, partition int32, appended *atomic.Int64) error {
+func appendUntil(ctx context.Context, g *client.Client, partition int32, appended *atomic.Int64) error {
 	for i := 0; ctx.Err() == nil; i++ {
 		ack, err := g.Append(ctx, "a", partition, []client.Record{{Value: make([]byte, 100)}, {Value: []byte("two")}}, client.AppendOptions{})
 		if err != nil {

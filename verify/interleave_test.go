@@ -111,49 +111,53 @@ func (f *forge) collect() {
 // journals, takeovers, releases, garbage collection. None of it is a break, and repair removes nothing
 // that is needed.
 func TestBetweenReads(t *testing.T) {
-	rapid.Check(t, func(r *rapid.T) {
-		f := newForge(t)
-		steps := []func(){
-			func() { f.append(1, 0, 1) },
-			func() { f.append(2, 2) },
-			func() {
-				for range 70 {
-					f.append(1, 0)
-				}
-				f.checkpoint(0, false)
-			},
-			func() { f.checkpoint(1, false) },
-			func() { f.checkpoint(2, true); delete(f.parts, 2) },
-			func() {
-				p := f.held(0).state
-				f.trim(0, p.Start()+(p.Next()-p.Start())*3/4)
-				f.checkpoint(0, false)
-			},
-			func() { f.trim(1, f.held(1).state.Next()) },
-			f.trimJournal,
-			f.collect,
-			f.begin,
-			func() { f.leave(); f.begin() },
-		}
-		step := func() { steps[rapid.IntRange(0, len(steps)-1).Draw(r, "step")]() }
-		for range rapid.IntRange(0, 20).Draw(r, "before") {
+	for range 4 { // it needs no gateways: see TestMain
+		rapid.Check(t, func(r *rapid.T) { betweenReads(t, r) })
+	}
+}
+
+func betweenReads(t *testing.T, r *rapid.T) {
+	f := newForge(t)
+	steps := []func(){
+		func() { f.append(1, 0, 1) },
+		func() { f.append(2, 2) },
+		func() {
+			for range 70 {
+				f.append(1, 0)
+			}
+			f.checkpoint(0, false)
+		},
+		func() { f.checkpoint(1, false) },
+		func() { f.checkpoint(2, true); delete(f.parts, 2) },
+		func() {
+			p := f.held(0).state
+			f.trim(0, p.Start()+(p.Next()-p.Start())*3/4)
+			f.checkpoint(0, false)
+		},
+		func() { f.trim(1, f.held(1).state.Next()) },
+		f.trimJournal,
+		f.collect,
+		f.begin,
+		func() { f.leave(); f.begin() },
+	}
+	step := func() { steps[rapid.IntRange(0, len(steps)-1).Draw(r, "step")]() }
+	for range rapid.IntRange(0, 20).Draw(r, "before") {
+		step()
+	}
+	left := 40
+	both := moving{f.store, f.table, func() {
+		if left > 0 && rapid.IntRange(0, 3).Draw(r, "moves") == 0 {
+			left--
 			step()
 		}
-		left := 40
-		both := moving{f.store, f.table, func() {
-			if left > 0 && rapid.IntRange(0, 3).Draw(r, "moves") == 0 {
-				left--
-				step()
-			}
-		}}
-		config := verify.Config{Store: movingStore{both}, Table: movingTable{both}, Parallel: 1, Grace: time.Nanosecond,
-			Deep: rapid.Bool().Draw(r, "deep"), Repair: rapid.Bool().Draw(r, "repair")}
-		if summary, err := check(t.Context(), config); err != nil {
-			r.Fatalf("beside a gateway: %v\n%+v", err, summary)
-		}
-		config.Store, config.Table, config.Deep = f.store, f.table, true
-		if summary, err := check(t.Context(), config); err != nil {
-			r.Fatalf("afterwards: %v\n%+v", err, summary)
-		}
-	})
+	}}
+	config := verify.Config{Store: movingStore{both}, Table: movingTable{both}, Parallel: 1, Grace: time.Nanosecond,
+		Deep: rapid.Bool().Draw(r, "deep"), Repair: rapid.Bool().Draw(r, "repair")}
+	if summary, err := check(t.Context(), config); err != nil {
+		r.Fatalf("beside a gateway: %v\n%+v", err, summary)
+	}
+	config.Store, config.Table, config.Deep = f.store, f.table, true
+	if summary, err := check(t.Context(), config); err != nil {
+		r.Fatalf("afterwards: %v\n%+v", err, summary)
+	}
 }

@@ -1,0 +1,199 @@
+package verify_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"connectrpc.com/connect/v2/connectinprocess"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/varvelog/varve/client"
+	"github.com/varvelog/varve/gateway"
+	"github.com/varvelog/varve/metadata"
+	"github.com/varvelog/varve/metadata/memtable"
+	"github.com/varvelog/varve/segments"
+	"github.com/varvelog/varve/segments/memstore"
+	"github.com/varvelog/varve/verify"
+)
+
+// fleet is gateways that share a bucket and a table, and reach each other in this process.
+type fleet struct {
+	t     *testing.T
+	store *memstore.Store
+	table *memtable.Table
+	count int
+
+	mu    sync.Mutex
+	peers map[string]*connect.Server
+}
+
+// mortal is a connection to bucket or table that breaks for ever when its gateway dies.
+type mortal struct{ dead *atomic.Bool }
+
+var errDead = errors.New("the gateway is dead")
+
+type mortalTable struct {
+	metadata.Table
+	mortal
+}
+
+func (m mortalTable) Get(ctx context.Context, key metadata.Key, c metadata.Consistency) (metadata.Row, error) {
+	if m.dead.Load() {
+		return metadata.Row{}, fmt.Errorf("%w: %w", metadata.ErrUnavailable, errDead)
+	}
+	return m.Table.Get(ctx, key, c)
+}
+
+func (m mortalTable) Range(ctx context.Context, r metadata.Range) ([]metadata.Row, error) {
+	if m.dead.Load() {
+		return nil, fmt.Errorf("%w: %w", metadata.ErrUnavailable, errDead)
+	}
+	return m.Table.Range(ctx, r)
+}
+
+func (m mortalTable) Put(ctx context.Context, row metadata.Row, c metadata.Condition) error {
+	if m.dead.Load() {
+		return fmt.Errorf("%w: %w", metadata.ErrUnavailable, errDead)
+	}
+	return m.Table.Put(ctx, row, c)
+}
+
+type mortalStore struct {
+	segments.Store
+	mortal
+}
+
+func (m mortalStore) Put(ctx context.Context, key string, body segments.Body) error {
+	if m.dead.Load() {
+		return fmt.Errorf("%w: %w", segments.ErrUnavailable, errDead)
+	}
+	return m.Store.Put(ctx, key, body)
+}
+
+// member is a gateway of the fleet.
+type member struct {
+	*running
+	dead *atomic.Bool
+}
+
+func (f *fleet) start() *member {
+	f.t.Helper()
+	f.count++
+	address := fmt.Sprintf("peer-%d:1", f.count)
+	dead := &atomic.Bool{}
+	d := gateway.Dependencies{Store: mortalStore{f.store, mortal{dead}}, Table: mortalTable{f.table, mortal{dead}}, Dial: f.dial}
+	r, err := startWith(gateway.Config{PeerAddress: address, LeaseTime: 500 * time.Millisecond, DrainTime: 2 * time.Second}, d, func(g *gateway.Gateway) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.peers[address] = g.PeerServer()
+	})
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return &member{r, dead}
+}
+
+func (f *fleet) dial(address string) connect.Transport { return peer{f, address} }
+
+type peer struct {
+	f       *fleet
+	address string
+}
+
+func (p peer) NewClientStream(ctx context.Context, spec connect.Spec) (connect.ClientStream, error) {
+	p.f.mu.Lock()
+	server := p.f.peers[p.address]
+	p.f.mu.Unlock()
+	if server == nil {
+		return nil, connect.NewError(connect.CodeUnavailable, "no route to "+p.address)
+	}
+	return connectinprocess.New(server).NewClientStream(ctx, spec)
+}
+
+// cutOff lets nobody reach a gateway any more.
+func (f *fleet) cutOff(m *member) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.peers, m.address)
+}
+
+// TestFleet verifies in a loop while gateways join, leave in good order and die, with appends to
+// partitions that move between them.
+func TestFleet(t *testing.T) {
+	t.Parallel()
+	f := &fleet{t: t, store: memstore.New(), table: memtable.New(), peers: make(map[string]*connect.Server)}
+	first, second := f.start(), f.start()
+	servers := []string{first.server.URL, second.server.URL}
+	if _, _, err := first.CreateTopic(t.Context(), "a", client.CreateTopicOptions{Partitions: 6}); err != nil {
+		t.Fatal(err)
+	}
+	third := f.start()
+	c, err := client.New(client.Config{Servers: append(servers, third.server.URL), RequestTimeout: 20 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	var appended atomic.Int64
+	finished := errors.New("finished")
+	ctx, done := context.WithCancelCause(t.Context())
+	defer done(nil)
+	var work errgroup.Group
+	for partition := range int32(6) {
+		work.Go(func() error {
+			err := appendUntil(ctx, c, partition, &appended)
+			if errors.Is(context.Cause(ctx), finished) {
+				return nil
+			}
+			done(err)
+			return err
+		})
+	}
+	rounds := 0
+	verifyUntil := func(target int64) {
+		t.Helper()
+		for ; appended.Load() < target && ctx.Err() == nil; rounds++ {
+			summary, err := check(t.Context(), verify.Config{Store: f.store, Table: f.table, Deep: rounds%2 == 0, Repair: rounds%3 == 0, Grace: time.Nanosecond})
+			if err != nil {
+				t.Fatalf("round %d: %v\n%+v", rounds, err, summary)
+			}
+		}
+	}
+	const more = 600
+	verifyUntil(more)
+	fourth := f.start()
+	verifyUntil(2 * more)
+	if err := first.stop(); err != nil {
+		t.Fatal(err)
+	}
+	f.cutOff(first)
+	verifyUntil(appended.Load() + more)
+	f.cutOff(second)
+	second.dead.Store(true)
+	ended := make(chan struct{})
+	go func() {
+		_ = second.stop() // it does not end well
+		close(ended)
+	}()
+	verifyUntil(appended.Load() + more)
+	done(finished)
+	if err := work.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	<-ended
+	for _, m := range []*member{third, fourth} {
+		if err := m.stop(); err != nil {
+			t.Error(err)
+		}
+	}
+	summary, err := check(t.Context(), verify.Config{Store: f.store, Table: f.table, Deep: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d appends, %d rounds; at the end %+v", appended.Load(), rounds, summary)
+}
