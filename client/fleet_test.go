@@ -219,7 +219,8 @@ func TestWatermarkNeverFalls(t *testing.T) {
 		}
 		f.trouble = rapid.IntRange(0, 40).Draw(rt, "trouble")
 		k, err := c.NewConsumer(client.ConsumerConfig{
-			Topic: "t", End: client.Latest(), Linearizable: true, MaxBytes: rapid.SampledFrom([]int{1, 200}).Draw(rt, "max bytes"),
+			Topic: "t", End: rapid.SampledFrom([]client.Place{client.Latest(), client.AtTime(ms(1 << 40))}).Draw(rt, "end"),
+			Linearizable: true, MaxBytes: rapid.SampledFrom([]int{1, 200}).Draw(rt, "max bytes"),
 		})
 		if err != nil {
 			rt.Fatal(err)
@@ -432,8 +433,8 @@ func TestExpectedOffsets(t *testing.T) {
 		var got []int64
 		for _, r := range collect(rt, c, client.ConsumerConfig{Topic: "t", End: client.Latest()}) {
 			if at := r.Timestamp.UnixMilli(); at != 99 {
-				if r.Offset != at {
-					rt.Fatalf("record %d is at %d", at, r.Offset)
+				if r.Offset != at || at != int64(len(got)) {
+					rt.Fatalf("record %d is at %d, after %v", at, r.Offset, got)
 				}
 				got = append(got, at)
 			}

@@ -255,3 +255,17 @@ func TestLaneThatExpectsOffsetsEndsWithAFailure(t *testing.T) {
 		}
 	}
 }
+
+// What goes to another server must not overtake what is still on its way to this one.
+func TestLaneWaitsBeforeItMoves(t *testing.T) {
+	l, b := newLane(4)
+	l.acks(sendAll(l)...)
+	if s := l.next(epoch); s.send != b[1] {
+		t.Fatal("want the second batch")
+	}
+	l.handedOver(b[1])
+	l.moving = true
+	wantSent(t, sendAll(l))
+	l.acks(b[1])
+	wantSent(t, sendAll(l), b[2])
+}
