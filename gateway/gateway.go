@@ -205,7 +205,10 @@ func (g *Gateway) succeed(ctx context.Context, was *tenure) (*tenure, error) {
 		if err == nil {
 			return next, nil
 		}
-		g.members.bury(next.id) // whatever of it is in the table, it will do nothing
+		g.members.bury(next.id)            // whatever of it is in the table, it will do nothing
+		if errors.As(err, new(*refusal)) { // the table was rolled back: it must not be served
+			return nil, err
+		}
 		g.log.Warn("cannot start under a new id yet; it is tried again", "error", err)
 		if err := pause(ctx, pauses); err != nil {
 			return nil, err

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/singleflight"
 
 	peerv1 "github.com/varvelog/varve/api/varve/peer/v1"
@@ -34,6 +35,8 @@ type mirrors struct {
 	mu      sync.Mutex
 	streams map[metadata.GatewayID]*mirrorStream
 	running sync.WaitGroup
+	ended   bool // nothing more may run
+	caring  bool // for what nobody tells of
 	// moved is when who lives changed last.
 	moved   time.Time
 	version uint64
@@ -60,7 +63,12 @@ func (m *mirrors) run(ctx context.Context) error {
 	m.mu.Lock()
 	m.life = ctx
 	m.mu.Unlock()
-	defer m.running.Wait()
+	defer func() {
+		m.mu.Lock()
+		m.ended = true
+		m.mu.Unlock()
+		m.running.Wait()
+	}()
 	for {
 		changed := m.g.members.watch()
 		m.reconsider()
@@ -97,7 +105,7 @@ func (m *mirrors) want(p *partition) {
 }
 
 func (m *mirrors) wantLocked(p *partition) {
-	if p.mirror.on != nil || p.owned.Load() || m.life.Err() != nil {
+	if p.mirror.on != nil || p.owned.Load() || m.ended {
 		return
 	}
 	to := m.g.router.route(p.id)
@@ -144,10 +152,20 @@ func (m *mirrors) silentLocked(p *partition) {
 	p.mirror.told = false
 }
 
-// tidy ends the telling about what nobody reads.
+// unsettled is for how many lease times after gateways came or went they may not agree on
+// whose a partition is.
+const unsettled = 4
+
+// tidy ends the telling about what nobody reads. While gateways may not agree on whose a
+// partition is, it looks after those of which nobody tells: one may have taken one, and left it
+// again, without this gateway's hearing of it.
 func (m *mirrors) tidy() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if time.Since(m.moved) < unsettled*m.g.config.LeaseTime && !m.caring && !m.ended {
+		m.caring = true
+		m.running.Go(m.care)
+	}
 	for _, s := range m.streams {
 		for _, p := range s.parts {
 			if p.unused() > mirrorLinger && !p.hasFollowers() {
@@ -155,6 +173,20 @@ func (m *mirrors) tidy() {
 			}
 		}
 	}
+}
+
+// care looks after what somebody waits for and nobody tells of.
+func (m *mirrors) care() {
+	var untold []*partition
+	for _, p := range m.g.partitions.known() {
+		if !p.owned.Load() && p.hasWaiters() && m.untold(p) {
+			untold = append(untold, p)
+		}
+	}
+	m.lookAfter(untold)
+	m.mu.Lock()
+	m.caring = false
+	m.mu.Unlock()
 }
 
 // view is what readers see of a partition that another gateway sequences, or nobody.
@@ -191,13 +223,18 @@ func (m *mirrors) fromTable(ctx context.Context, p *partition) (*metadata.View, 
 	st := p.mirror
 	alone := m.g.config.Exclusive || m.g.router.route(p.id) == m.g.ID()
 	// For a while after gateways came or went they may not agree on whose a partition is.
-	settled := m.g.config.Exclusive || time.Since(m.moved) > 4*m.g.config.LeaseTime || time.Since(st.read) < m.g.config.LeaseTime/4
+	settled := m.g.config.Exclusive || time.Since(m.moved) > unsettled*m.g.config.LeaseTime || time.Since(st.read) < m.g.config.LeaseTime/4
 	fresh := st.valid && (alone && settled && st.version == m.version || time.Since(st.read) < m.g.config.LeaseTime/40)
 	version := m.version
 	m.mu.Unlock()
 	if v := p.view.Load(); v != nil && fresh {
 		return v, nil
 	}
+	return m.readTable(ctx, p, version)
+}
+
+// readTable reads a partition's view from the table, once for all who ask at the same time.
+func (m *mirrors) readTable(ctx context.Context, p *partition, version uint64) (*metadata.View, error) {
 	began := time.Now()
 	read := m.reads.DoChan(p.id.String(), func() (any, error) {
 		limit, cancel := context.WithTimeout(m.lifetime(), peerTime)
@@ -285,23 +322,44 @@ const mirrorPause = 100 * time.Millisecond
 // again asks, in a moment, for partitions that somebody waits for.
 func (m *mirrors) again(left []*partition) {
 	time.AfterFunc(mirrorPause+jitter(mirrorPause), func() {
+		waited := left[:0]
 		for _, p := range left {
-			if !p.hasFollowers() || p.owned.Load() {
-				continue
-			}
-			// Readers see what the table says meanwhile, so that nothing is missed for long.
-			ctx, cancel := context.WithTimeout(m.lifetime(), peerTime)
-			_, err := m.fromTable(ctx, p)
-			cancel()
-			if err != nil {
-				m.g.log.Debug("partition not read", "partition", p.id.String(), "error", err)
-			}
-			m.want(p)
-			if m.untold(p) && m.lifetime().Err() == nil && m.g.router.route(p.id) != m.g.ID() {
-				m.again([]*partition{p})
+			if p.hasFollowers() && !p.owned.Load() {
+				waited = append(waited, p)
 			}
 		}
+		m.lookAfter(waited)
 	})
+}
+
+// tableReadsAtOnce is how many views are read from the table at a time when nobody tells.
+const tableReadsAtOnce = 16
+
+// lookAfter reads partitions from the table, so that nothing is missed for long while nobody
+// tells of them, and has them told about again.
+func (m *mirrors) lookAfter(untold []*partition) {
+	life := m.lifetime()
+	var group errgroup.Group
+	group.SetLimit(tableReadsAtOnce)
+	for _, p := range untold {
+		group.Go(func() error {
+			if life.Err() != nil {
+				return nil
+			}
+			m.mu.Lock()
+			version := m.version
+			m.mu.Unlock()
+			if _, err := m.readTable(life, p, version); err != nil {
+				m.g.log.Debug("partition not read", "partition", p.id.String(), "error", err)
+			}
+			p.nudge() // those who watch it from elsewhere may have to watch another gateway
+			if p.hasFollowers() {
+				m.want(p)
+			}
+			return nil
+		})
+	}
+	group.Wait() // no errors
 }
 
 // teller is the gateway that tells of a partition which somebody has appended to; "" when none does.

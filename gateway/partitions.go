@@ -122,16 +122,28 @@ func (p *partition) own(v *metadata.View) {
 // from whoever sequences it next.
 func (p *partition) disown() {
 	p.owned.Store(false)
+	p.nudge()
+	if p.hasFollowers() {
+		p.all.g.mirrors.want(p)
+	}
+}
+
+// nudge has those who watch from other gateways look whether this is the one to watch.
+func (p *partition) nudge() {
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	for w := range p.waiting {
 		if w.remote() {
 			w.changed(p)
 		}
 	}
-	p.mu.Unlock()
-	if p.hasFollowers() {
-		p.all.g.mirrors.want(p)
-	}
+}
+
+// hasWaiters says whether anybody waits for more, here or on another gateway.
+func (p *partition) hasWaiters() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.waiting) > 0
 }
 
 // publish shows a view, unless a newer one is shown, and wakes who waits for it.

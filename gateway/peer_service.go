@@ -163,7 +163,7 @@ func (s *peerService) Watch(ctx context.Context, stream peerv1connect.PeerServic
 	if err := s.check(first.GetCall()); err != nil {
 		return err
 	}
-	w := &watcher{g: s.g, told: make(map[*partition]*telling), wake: make(chan struct{}, 1)}
+	w := &watcher{g: s.g, told: make(map[*partition]*telling), wake: make(chan struct{}, 1), reads: make(chan struct{}, tableReadsAtOnce)}
 	defer w.stop()
 	t := s.g.tenure.Load()
 	asked := make(chan *peerv1.WatchRequest)
@@ -210,9 +210,10 @@ func (s *peerService) Watch(ctx context.Context, stream peerv1connect.PeerServic
 
 // watcher is what another gateway wants to hear about.
 type watcher struct {
-	g    *Gateway
-	told map[*partition]*telling
-	wake chan struct{}
+	g     *Gateway
+	told  map[*partition]*telling
+	wake  chan struct{}
+	reads chan struct{} // limits those of the table
 
 	mu    sync.Mutex
 	dirty []*partition
@@ -222,6 +223,7 @@ type watcher struct {
 type telling struct {
 	view   *metadata.View
 	cancel func()
+	read   bool // the table was asked
 }
 
 // changed implements waiter.
@@ -246,7 +248,7 @@ func (w *watcher) ask(r *peerv1.WatchRequest) error {
 		}
 		p := w.g.partitions.get(id)
 		if t := w.told[p]; t != nil {
-			t.view = nil // it wants to hear all of it again
+			t.view, t.read = nil, false // it wants to hear all of it again
 		} else {
 			w.told[p] = &telling{cancel: p.subscribe(w)}
 		}
@@ -294,8 +296,13 @@ func (w *watcher) updates(ctx context.Context) []*peerv1.Update {
 	return updates
 }
 
-// update says what is new about one; nil when nothing is.
+// update says what is new about one; nil when nothing is, or when that has to be read first.
 func (w *watcher) update(ctx context.Context, p *partition, t *telling) *peerv1.Update {
+	if !p.owned.Load() && t.view == nil && !t.read && w.g.router.route(p.id) == w.g.ID() {
+		t.read = true
+		go w.read(ctx, p) // the others' news do not wait for the table
+		return nil
+	}
 	v, err := w.g.viewHere(ctx, p)
 	u := &peerv1.Update{Partition: partitionMessage(p.id)}
 	switch {
@@ -317,6 +324,20 @@ func (w *watcher) update(ctx context.Context, p *partition, t *telling) *peerv1.
 	t.view = v
 	w.g.meters.peerBytes.Add(uint64(len(u.View) + len(u.Delta)))
 	return u
+}
+
+// read reads a partition from the table, which then is remembered for a moment.
+func (w *watcher) read(ctx context.Context, p *partition) {
+	select {
+	case w.reads <- struct{}{}:
+		defer func() { <-w.reads }()
+	case <-ctx.Done():
+		return
+	}
+	if _, err := w.g.mirrors.fromTable(ctx, p); err != nil && ctx.Err() == nil {
+		w.g.log.Debug("partition not read for another gateway", "partition", p.id.String(), "error", err)
+	}
+	w.changed(p)
 }
 
 // viewHere is what readers see of a partition that is, or should be, sequenced here;

@@ -92,6 +92,10 @@ func (r *router) forget(id metadata.PartitionID) {
 	delete(r.broken, id)
 }
 
+// maxHurried is how often references go where they are sent on to at once. Gateways that send
+// each other to and fro, since they disagree on who lives, need a moment to agree.
+const maxHurried = 3
+
 // exchange is the references of one segment on their way.
 type exchange struct {
 	r          *router
@@ -99,6 +103,7 @@ type exchange struct {
 	results    chan indexed
 	again      chan []int
 	troubled   bool // it was said that something is wrong
+	hurried    int  // how often it went on without a pause
 }
 
 // indexed is what became of the reference with an index.
@@ -146,8 +151,9 @@ func (r *router) refer(ctx context.Context, references []*metadata.Reference, ju
 				continue
 			}
 			delay := pauses.NextBackOff()
-			if hurry {
+			if hurry && x.hurried < maxHurried {
 				delay = time.Millisecond
+				x.hurried++
 			}
 			time.AfterFunc(delay, func() { x.again <- retry }) // there is room for it
 		}

@@ -96,11 +96,38 @@ func (t *tenure) serve(ctx, work context.Context) error {
 		t.intake.refuse(errReborn)
 		return err
 	}
+	if errors.Is(err, metadata.ErrFenced) { // while it was leaving
+		limit, cancel := context.WithTimeout(work, t.g.config.DrainTime)
+		err, drained = t.drainFenced(limit), nil
+		cancel()
+	}
 	stop(errStopped)
 	if errors.Is(err, errStopped) {
 		err = nil
 	}
 	return errors.Join(err, drained)
+}
+
+// drainFenced finishes what was accepted when another gateway takes over from one that leaves.
+func (t *tenure) drainFenced(ctx context.Context) error {
+	t.g.members.bury(t.id)
+	if err := t.drainIntakes(ctx); err != nil {
+		return err
+	}
+	return t.g.closePredecessor(ctx, t.id)
+}
+
+// drainIntakes waits until everything that was accepted is settled.
+func (t *tenure) drainIntakes(ctx context.Context) error {
+	err := t.intake.drain(ctx)
+	if err == nil {
+		err = t.g.drainEarlier(ctx)
+	}
+	if err != nil {
+		return fmt.Errorf("drain: not everything could be committed: what was acked as buffered stays in the buffer for the next start, "+
+			"what was to be acked as committed is unknown to its producers: %w", err)
+	}
+	return nil
 }
 
 func (t *tenure) finishFollowers(why error) {
@@ -116,13 +143,8 @@ func (t *tenure) ended() error { return t.why }
 // drain finishes what was accepted and leaves in good order.
 func (t *tenure) drain(ctx context.Context) error {
 	t.own.draining(ctx)
-	err := t.intake.drain(ctx)
-	if err == nil {
-		err = t.g.drainEarlier(ctx)
-	}
-	if err != nil {
-		return fmt.Errorf("drain: not everything could be committed: what was acked as buffered stays in the buffer for the next start, "+
-			"what was to be acked as committed is unknown to its producers: %w", err)
+	if err := t.drainIntakes(ctx); err != nil {
+		return err
 	}
 	if err := t.sequencer.leave(ctx); err != nil {
 		return fmt.Errorf("drain: leave partitions: %w", err)
