@@ -44,13 +44,15 @@ COPY --from=files /files/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
 COPY --from=files --chown=65532:65532 /files/data /var/lib/varve
 # With mem:// the buffer is a temporary folder, and there is no /tmp.
 ENV VARVE_LISTEN=0.0.0.0:7480 \
-    VARVE_DATA=/var/lib/varve \
     TMPDIR=/var/lib/varve
 # A number: Kubernetes cannot tell of a name whether it is root.
 USER 65532:65532
 # 7480: the API, health and metrics. 7481: what gateways on a shared table say to each other,
 # with --peer-listen 0.0.0.0:7481 and --advertise.
 EXPOSE 7480 7481
+# The data folder is ./varve-data. (VARVE_DATA would have varve verify, run beside a gateway,
+# read that gateway's folder.)
+WORKDIR /var/lib/varve
 VOLUME /var/lib/varve
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["/usr/local/bin/varve"]

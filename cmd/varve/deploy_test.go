@@ -62,10 +62,11 @@ func stopTime(o *serveOptions) time.Duration { return o.drainTimeout + shutdownT
 
 // image is what the last stage of the Dockerfile says.
 type image struct {
-	copied, expose         []string
-	entrypoint, command    []string
-	user, volume, stopWith string
-	env                    variables
+	copied, expose       []string
+	entrypoint, command  []string
+	user, volume, folder string
+	stopWith             string
+	env                  variables
 }
 
 func readImage(t *testing.T) image {
@@ -95,6 +96,8 @@ func readImage(t *testing.T) image {
 			i.user = rest[0]
 		case "VOLUME":
 			i.volume = rest[0]
+		case "WORKDIR":
+			i.folder = rest[0]
 		case "STOPSIGNAL":
 			i.stopWith = rest[0]
 		case "ENV":
@@ -123,8 +126,8 @@ func TestImage(t *testing.T) {
 	if len(i.entrypoint) != 1 || !slices.Contains(i.copied, i.entrypoint[0]) || !slices.Equal(i.command, []string{"serve"}) {
 		t.Errorf("it runs %v %v, and holds %v", i.entrypoint, i.command, i.copied)
 	}
-	if i.volume != i.env["VARVE_DATA"] || !slices.Contains(i.copied, i.volume) || i.env["TMPDIR"] != i.volume {
-		t.Errorf("volume %s, data in %s, temporary files in %s", i.volume, i.env["VARVE_DATA"], i.env["TMPDIR"])
+	if i.volume != i.folder || !slices.Contains(i.copied, i.volume) || i.env["TMPDIR"] != i.volume {
+		t.Errorf("volume %s, data below %s, temporary files in %s", i.volume, i.folder, i.env["TMPDIR"])
 	}
 	if !slices.Equal(i.expose, []string{"7480", "7481"}) || i.stopWith != "SIGTERM" {
 		t.Errorf("exposes %v, stops with %s", i.expose, i.stopWith)
@@ -133,8 +136,8 @@ func TestImage(t *testing.T) {
 	if _, _, err := planned(i.command, i.env); err == nil || !strings.Contains(err.Error(), "--insecure") {
 		t.Errorf("without --insecure: %v", err)
 	}
-	if p, _, err := planned(append(i.command, "--insecure"), i.env); err != nil || p.config.Address != "0.0.0.0:7480" {
-		t.Errorf("with --insecure: %v", err)
+	if _, o, err := planned(append(i.command, "--insecure"), i.env); err != nil || o.listen != "0.0.0.0:7480" || filepath.IsAbs(o.data) {
+		t.Errorf("with --insecure: listens on %s, data in %s, error %v", o.listen, o.data, err)
 	}
 }
 
@@ -220,8 +223,8 @@ func TestComposeGateways(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
-		if p.exclusive() || p.data != image.volume {
-			t.Errorf("%s: table %+v, data in %s", name, p.metadata, p.data)
+		if p.exclusive() || filepath.IsAbs(o.data) {
+			t.Errorf("%s: table %+v, data in %s", name, p.metadata, o.data)
 		}
 		if service.Grace <= stopTime(o) {
 			t.Errorf("%s: killed after %s, a clean end may take %s", name, service.Grace, stopTime(o))
