@@ -17,7 +17,7 @@ const DefaultGrace = time.Hour
 const (
 	defaultParallel = 16
 	// attempts is how often a partition is read that moves while it is, with pauses that
-	// double from attemptPause: half a minute in all. A checkpoint comes once in seconds at most.
+	// double from attemptPause: 20 seconds in all. A checkpoint comes once in seconds at most.
 	attempts     = 12
 	attemptPause = 5 * time.Millisecond
 	// progressPace is how often progress is told.
