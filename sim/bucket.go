@@ -1,0 +1,62 @@
+package sim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/varvelog/varve/segments"
+)
+
+// bucket is the bucket as one process sees it.
+type bucket struct {
+	way   *way
+	store segments.Store
+}
+
+var _ segments.Store = (*bucket)(nil)
+
+func (b *bucket) call(ctx context.Context, key string, effect func(context.Context) error) error {
+	err := b.way.call(ctx, key, func() error { return effect(context.WithoutCancel(ctx)) })
+	if f := (*failure)(nil); errors.As(err, &f) {
+		return fmt.Errorf("%w: %w", segments.ErrUnavailable, f)
+	}
+	return err
+}
+
+// Put implements segments.Store.
+func (b *bucket) Put(ctx context.Context, key string, body segments.Body) error {
+	kept := segments.NewBody(segments.Bytes(body)) // the effect may outlive the call
+	return b.call(ctx, key, func(ctx context.Context) error { return b.store.Put(ctx, key, kept) })
+}
+
+// Get implements segments.Store.
+func (b *bucket) Get(ctx context.Context, key string, offset, length int64) (data []byte, size int64, err error) {
+	err = b.call(ctx, key, func(ctx context.Context) (err error) {
+		data, size, err = b.store.Get(ctx, key, offset, length)
+		return err
+	})
+	if err != nil {
+		return nil, 0, err
+	}
+	return data, size, nil
+}
+
+// Delete implements segments.Store.
+func (b *bucket) Delete(ctx context.Context, key string) error {
+	return b.call(ctx, key, func(ctx context.Context) error { return b.store.Delete(ctx, key) })
+}
+
+// List implements segments.Store.
+func (b *bucket) List(ctx context.Context, prefix, after string, limit int) (list []segments.ObjectInfo, err error) {
+	err = b.call(ctx, prefix, func(ctx context.Context) (err error) {
+		list, err = b.store.List(ctx, prefix, after, limit)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return list, nil
+}
+
+func (b *bucket) String() string { return "sim://bucket" }

@@ -1,0 +1,158 @@
+package sim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/varvelog/varve/gateway"
+	"github.com/varvelog/varve/segments"
+)
+
+// host is where a gateway runs, or will run again.
+type host struct {
+	cluster *Cluster
+	name    string
+
+	// Guarded by the cluster's mutex.
+	disk    *disk
+	process *process
+	// busy: an episode has it.
+	busy bool
+	// gone: it was removed.
+	gone bool
+}
+
+func (h *host) apiAddress() string  { return h.name + ":api" }
+func (h *host) peerAddress() string { return h.name + ":peer" }
+
+// process is one run of a gateway on a host.
+type process struct {
+	host  *host
+	disk  *disk
+	life  *life
+	leave context.CancelFunc
+	// ended is closed when all of it has ended.
+	ended chan struct{}
+	// asked: its end was wanted.
+	asked bool
+}
+
+// start runs a gateway, and another one should that end by itself.
+func (h *host) start() {
+	c := h.cluster
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if h.gone || c.over {
+		return
+	}
+	ctx, leave := context.WithCancel(context.Background())
+	p := &process{host: h, disk: h.disk, life: newLife(), leave: leave, ended: make(chan struct{})}
+	h.process = p
+	c.started++
+	c.strays.Go(func() {
+		defer close(p.ended)
+		err := p.run(ctx)
+		c.mu.Lock()
+		asked := p.asked
+		c.mu.Unlock()
+		if asked {
+			return
+		}
+		c.endedByItself(h.name, err)
+		time.Sleep(time.Second)
+		h.restart(p)
+	})
+}
+
+// restart starts a gateway again, unless somebody else did.
+func (h *host) restart(after *process) {
+	h.cluster.mu.Lock()
+	mine := h.process == after && !after.asked
+	h.cluster.mu.Unlock()
+	if mine {
+		h.start()
+	}
+}
+
+// run is the process.
+func (p *process) run(ctx context.Context) error {
+	h, c := p.host, p.host.cluster
+	buffers, err := segments.OpenBufferDir(&mounted{p.disk.fs, p.life}, "/buffer", segments.BufferConfig{Reserve: 1})
+	if err != nil {
+		return fmt.Errorf("open its buffer: %w", err)
+	}
+	defer buffers.Close()
+	me := party{h.name, p.life}
+	o := c.options
+	g, err := gateway.New(gateway.Config{
+		Address: h.apiAddress(), PeerAddress: h.peerAddress(), Version: "sim",
+		FlushInterval: o.FlushInterval, LeaseTime: o.LeaseTime, DrainTime: drainTime,
+		SegmentBytes: 64 << 10, UploadBytes: 1 << 20, BufferBytes: 1 << 20, RequestBytes: 1 << 20, MaxRequestBytes: 256 << 10,
+		FreshBytes: 64 << 10, MaxMessageBytes: 64 << 10,
+	}, gateway.Dependencies{
+		Store: &bucket{c.way(me, bucketName), c.bucket}, Table: &table{c.way(me, tableName), c.rows}, Buffers: buffers,
+		Log: c.log.With("host", h.name), Dial: c.dial(me),
+	})
+	if err != nil {
+		return err
+	}
+	c.network.listen(h.apiAddress(), &listener{me, g.APIServer()})
+	c.network.listen(h.peerAddress(), &listener{me, g.PeerServer()})
+	defer c.network.hangUp(h.apiAddress(), p.life)
+	defer c.network.hangUp(h.peerAddress(), p.life)
+	defer p.life.die() // whatever is left of it, its process has ended
+	return g.Run(ctx, nil)
+}
+
+// drainTime is what a gateway has for leaving in good order.
+const drainTime = 10 * time.Second
+
+// claim takes the process out of the supervisor's hands; nil if there is none.
+func (h *host) claim() *process {
+	h.cluster.mu.Lock()
+	defer h.cluster.mu.Unlock()
+	p := h.process
+	if p == nil || p.asked {
+		return nil
+	}
+	p.asked = true
+	return p
+}
+
+// kill ends the process in the middle of things. With power the whole host goes, and what was
+// not synced with it.
+func (h *host) kill(power bool) {
+	p := h.claim()
+	if p == nil {
+		return
+	}
+	p.life.die()
+	h.cluster.network.hangUp(h.apiAddress(), p.life)
+	h.cluster.network.hangUp(h.peerAddress(), p.life)
+	if power {
+		p.disk.fs.Crash(func(n int) int { return h.cluster.dice.upTo(n + 1) })
+	} else {
+		p.disk.fs.Kill()
+	}
+	p.leave()
+}
+
+// drain ends the process in good order. It returns when it has ended.
+func (h *host) drain() {
+	if p := h.claim(); p != nil {
+		p.life.goOn()
+		p.leave()
+		<-p.ended
+	}
+}
+
+// discardLog is for runs that nobody reads the log of.
+var discardLog = slog.New(slog.DiscardHandler)
+
+// isExpected says that a gateway may end like this.
+func isExpected(err error) bool {
+	return err == nil || errors.Is(err, context.Canceled) || errors.Is(err, errDead)
+}
