@@ -17,6 +17,7 @@ type Account struct {
 	simulated time.Duration
 	ops       map[Kind]map[Outcome]int
 	fired     map[Fault]int
+	reasons   map[string]int
 	anomalies map[string]int
 	starts    int
 	ends      int
@@ -27,7 +28,7 @@ type Account struct {
 
 // NewAccount returns one of no runs.
 func NewAccount() *Account {
-	return &Account{ops: make(map[Kind]map[Outcome]int), fired: make(map[Fault]int), anomalies: make(map[string]int)}
+	return &Account{ops: make(map[Kind]map[Outcome]int), fired: make(map[Fault]int), reasons: make(map[string]int), anomalies: make(map[string]int)}
 }
 
 // Add adds a run.
@@ -47,6 +48,9 @@ func (a *Account) Add(r *Result) {
 	for fault, n := range r.Fired {
 		a.fired[fault] += n
 	}
+	for reason, n := range r.Reasons {
+		a.reasons[reason] += n
+	}
 	for _, found := range r.Anomalies {
 		a.anomalies[found.Name]++
 	}
@@ -64,15 +68,62 @@ func (a *Account) String() string {
 	for _, kind := range slices.Sorted(maps.Keys(a.ops)) {
 		fmt.Fprintf(&b, "  %-20s ok %7d  no %7d  unknown %7d\n", kind, a.ops[kind][Done], a.ops[kind][No], a.ops[kind][Unknown])
 	}
+	b.WriteString("why not:\n")
+	for _, reason := range mostFirst(a.reasons)[:min(len(a.reasons), mostReasons)] {
+		fmt.Fprintf(&b, "  %-64s %7d\n", reason, a.reasons[reason])
+	}
 	b.WriteString("faults fired:\n")
-	faults := slices.Collect(maps.Keys(a.fired))
-	slices.SortFunc(faults, func(x, y Fault) int { return cmp.Or(cmp.Compare(a.fired[y], a.fired[x]), cmp.Compare(x, y)) })
-	for _, fault := range faults {
-		fmt.Fprintf(&b, "  %-36s %7d\n", fault, a.fired[fault])
+	for _, fault := range mostFirst(a.fired) {
+		fmt.Fprintf(&b, "  %-64s %7d\n", fault, a.fired[fault])
 	}
 	b.WriteString("anomalies:\n")
 	for _, name := range Names {
-		fmt.Fprintf(&b, "  %-24s %7d\n", name, a.anomalies[name])
+		fmt.Fprintf(&b, "  %-64s %7d\n", name, a.anomalies[name])
 	}
 	return b.String()
 }
+
+// mostReasons is how many reasons are worth telling.
+const mostReasons = 25
+
+// mostFirst lists the keys by their counts.
+func mostFirst[K cmp.Ordered](counts map[K]int) []K {
+	keys := slices.Collect(maps.Keys(counts))
+	slices.SortFunc(keys, func(x, y K) int { return cmp.Or(cmp.Compare(counts[y], counts[x]), cmp.Compare(x, y)) })
+	return keys
+}
+
+// Idle lists why all the runs together prove nothing.
+func (a *Account) Idle() []string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var why []string
+	done, all := 0, 0
+	for kind, outcomes := range a.ops {
+		if kind == Conditional || kind == Fenced {
+			continue // most of them lose a race
+		}
+		for outcome, n := range outcomes {
+			if all += n; outcome == Done {
+				done += n
+			}
+		}
+	}
+	if 2*done < all {
+		why = append(why, fmt.Sprintf("only %d of %d operations succeeded", done, all))
+	}
+	if a.seeds < manySeeds {
+		return why
+	}
+	for _, faults := range faultsOf {
+		for _, fault := range faults {
+			if a.fired[fault] == 0 {
+				why = append(why, fmt.Sprintf("not one %q in %d seeds", fault, a.seeds))
+			}
+		}
+	}
+	return why
+}
+
+// manySeeds must have had every fault.
+const manySeeds = 200

@@ -187,7 +187,8 @@ func (o *Op) excused() bool {
 	return slices.ContainsFunc(o.Disks, func(d *disk) bool { return d.lost })
 }
 
-// sent checks that what an idempotent client sent is in that order.
+// sent checks that what an idempotent client sent is in that order. Where the client was told that an outcome is not
+// known, it goes on under another producer id, and what it gave up may come last.
 func (c *checker) sent() {
 	type lane struct {
 		client string
@@ -195,7 +196,7 @@ func (c *checker) sent() {
 	}
 	lanes := make(map[lane][]*Op)
 	for _, op := range c.h.Ops {
-		if op.Kind == Idempotent {
+		if op.Kind == Idempotent && op.Outcome == Done {
 			k := lane{op.Client, op.Partition}
 			lanes[k] = append(lanes[k], op)
 		}

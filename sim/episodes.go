@@ -36,6 +36,15 @@ func newNemesis(c *Cluster, over <-chan struct{}) *nemesis {
 	return n
 }
 
+// seize takes a host as soon as one is free; nil when the safety phase is over before.
+func (n *nemesis) seize() *host {
+	for {
+		if h := n.Cluster.seize(); h != nil || n.wait(50*time.Millisecond) {
+			return h
+		}
+	}
+}
+
 // run starts one episode after the other, each of them at least once, and returns when all of them
 // are over.
 func (n *nemesis) run() {
@@ -161,7 +170,7 @@ func (n *nemesis) killAll() {
 	n.weather.fire(allKilled)
 	var mine []*host
 	for {
-		h := n.seize()
+		h := n.Cluster.seize()
 		if h == nil {
 			break
 		}

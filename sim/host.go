@@ -2,7 +2,6 @@ package sim
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"time"
@@ -40,8 +39,16 @@ type process struct {
 	asked bool
 }
 
+// Pauses before a gateway that ended by itself is started again.
+const (
+	firstPause   = time.Second
+	longestPause = 30 * time.Second
+)
+
 // start runs a gateway, and another one should that end by itself.
-func (h *host) start() {
+func (h *host) start() { h.startWith(firstPause) }
+
+func (h *host) startWith(pause time.Duration) {
 	c := h.cluster
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -62,18 +69,18 @@ func (h *host) start() {
 			return
 		}
 		c.endedByItself(h.name, err)
-		time.Sleep(time.Second)
-		h.restart(p)
+		time.Sleep(pause)
+		h.restart(p, min(2*pause, longestPause))
 	})
 }
 
 // restart starts a gateway again, unless somebody else did.
-func (h *host) restart(after *process) {
+func (h *host) restart(after *process, pause time.Duration) {
 	h.cluster.mu.Lock()
 	mine := h.process == after && !after.asked
 	h.cluster.mu.Unlock()
 	if mine {
-		h.start()
+		h.startWith(pause)
 	}
 }
 
@@ -151,8 +158,3 @@ func (h *host) drain() {
 
 // discardLog is for runs that nobody reads the log of.
 var discardLog = slog.New(slog.DiscardHandler)
-
-// isExpected says that a gateway may end like this.
-func isExpected(err error) bool {
-	return err == nil || errors.Is(err, context.Canceled) || errors.Is(err, errDead)
-}

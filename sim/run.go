@@ -191,6 +191,8 @@ type Result struct {
 	Simulated time.Duration
 	Ops       map[Kind]map[Outcome]int
 	Fired     map[Fault]int
+	// Reasons of what was refused, or not known.
+	Reasons   map[string]int
 	Anomalies []Anomaly
 	// Starts of gateways, and Ends that nobody had asked for.
 	Starts int
@@ -202,7 +204,7 @@ type Result struct {
 }
 
 func (w *workload) result(found []Anomaly, took time.Duration) *Result {
-	r := &Result{Options: w.options, Simulated: took, Ops: make(map[Kind]map[Outcome]int), Fired: w.weather.fired, Anomalies: found, Starts: w.started, Ends: w.ends}
+	r := &Result{Options: w.options, Simulated: took, Ops: make(map[Kind]map[Outcome]int), Fired: w.weather.fired, Reasons: make(map[string]int), Anomalies: found, Starts: w.started, Ends: w.ends}
 	there := make(map[string]bool)
 	for _, log := range w.history.Logs {
 		r.Records += len(log.Records)
@@ -215,6 +217,9 @@ func (w *workload) result(found []Anomaly, took time.Duration) *Result {
 			r.Ops[op.Kind] = make(map[Outcome]int)
 		}
 		r.Ops[op.Kind][op.Outcome]++
+		if op.Outcome != Done {
+			r.Reasons[shorten(op.Reason)]++
+		}
 		if op.Kind == Buffered && op.Outcome == Done && op.excused() && !there[op.Values[0]] {
 			r.Lost++
 		}
@@ -225,8 +230,11 @@ func (w *workload) result(found []Anomaly, took time.Duration) *Result {
 	return r
 }
 
-// Idle lists why a run proves nothing: faults that were wanted and did not fire, operations that
-// mostly failed.
+// leastAppends is how many appends must succeed for a run to prove something.
+const leastAppends = 20
+
+// Idle lists why a run proves nothing: faults that were wanted and did not fire, hardly an append that
+// succeeded.
 func (r *Result) Idle() []string {
 	var why []string
 	for _, family := range r.Options.Faults {
@@ -234,19 +242,12 @@ func (r *Result) Idle() []string {
 			why = append(why, fmt.Sprintf("no fault of %q fired", family))
 		}
 	}
-	done, all := 0, 0
-	for kind, outcomes := range r.Ops {
-		if kind == Conditional || kind == Fenced {
-			continue // most of them lose a race
-		}
-		for outcome, n := range outcomes {
-			if all += n; outcome == Done {
-				done += n
-			}
-		}
+	appended := 0
+	for _, kind := range []Kind{Plain, Idempotent, Conditional, Fenced, Buffered} {
+		appended += r.Ops[kind][Done]
 	}
-	if 2*done < all {
-		why = append(why, fmt.Sprintf("only %d of %d operations succeeded", done, all))
+	if appended < leastAppends {
+		why = append(why, fmt.Sprintf("only %d appends succeeded", appended))
 	}
 	return why
 }
@@ -257,4 +258,14 @@ var faultsOf = map[Family][]Fault{
 	NetworkCalls: {refused, vanished, lostAnswer, slow, garbage, cutStream}, DiskCalls: {syncError, diskFull},
 	Partitions: {severed, severedOne}, Outages: {tableOut, bucketOut, throttled, storm}, Kills: {killed, powerCut, allKilled},
 	Disks: {diskLost, diskMoved}, Pauses: {stopped}, Churn: {drained, scaledOut, scaledIn, cutShort},
+}
+
+// shorten leaves of a reason what many have in common.
+func shorten(reason string) string {
+	for i, r := range reason {
+		if r == ':' && i > 20 || i > 60 {
+			return reason[:i]
+		}
+	}
+	return reason
 }

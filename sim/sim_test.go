@@ -34,6 +34,12 @@ func TestSeeds(t *testing.T) {
 		}
 	})
 	t.Logf("\n%s", account)
+	if *oneSeed >= 0 {
+		return
+	}
+	for _, why := range account.Idle() {
+		t.Errorf("this run proves nothing: %s", why)
+	}
 }
 
 // patience is how long a seed may take, in real time. A mutex that is held while something waits stops the
@@ -66,6 +72,6 @@ func runSeed(t *testing.T, o Options, account *Account) {
 		t.Errorf("this run proves nothing: %s", why)
 	}
 	if t.Failed() {
-		t.Errorf("%s\nanomalies %v, ended by themselves:\n%s\nagain with: go test ./sim -run TestSeeds -seed %d", o, told, strings.Join(r.Ends, "\n"), o.Seed)
+		t.Errorf("%s\nanomalies %v, ended by themselves:\n%s\nagain with: go test ./sim -run TestSeeds -seed %d", o, told, strings.Join(r.Ends[:min(len(r.Ends), 10)], "\n"), o.Seed)
 	}
 }

@@ -125,7 +125,7 @@ func (w *workload) finish() {
 // think pauses between two requests. It returns false when the phase is over. In an outage of hours
 // clients have become patient.
 func (w *workload) think(c *caller, most time.Duration) bool {
-	if time.Since(w.history.began) > 5*time.Minute {
+	if time.Since(w.history.began) > time.Minute {
 		most = 10 * time.Minute
 	}
 	t := time.NewTimer(c.dice.between(most/10, most))
