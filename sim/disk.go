@@ -22,9 +22,9 @@ func newDisk(w *weather) *disk {
 		var list []odds
 		switch op.Kind {
 		case faultfs.Sync:
-			list = []odds{{syncError, 20, 0}}
+			list = []odds{{syncError, 8, 0}}
 		case faultfs.Write:
-			list = []odds{{diskFull, 60, 0}}
+			list = []odds{{diskFull, 25, 0}}
 		default:
 			return nil
 		}

@@ -96,9 +96,6 @@ var partitionModel = (&porcupine.NondeterministicModel{
 // modelOps is how many operations of a partition are judged: the search is exponential at worst.
 const modelOps = 250
 
-// modelTime bounds the search, in real time.
-const modelTime = 2 * time.Second
-
 // models has porcupine judge the partitions with conditional appends or fences.
 func (c *checker) models() {
 	for _, log := range c.logs() {

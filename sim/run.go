@@ -53,6 +53,7 @@ func (w *workload) recover() {
 		}
 	}
 	w.awaitBuffered(c, began.Add(liveTime))
+	w.settle(c, began.Add(liveTime))
 	hosts := w.present()
 	for _, p := range w.partitions {
 		for i, h := range hosts {
@@ -88,10 +89,11 @@ func (w *workload) appendUntil(c *caller, h *host, p Partition, deadline time.Ti
 	}
 }
 
-// awaitBuffered waits until whatever was acked as buffered, and is not lost, is there.
+// awaitBuffered waits until whatever was acked as buffered, and is not lost, is there. Of a log whose beginning
+// is gone followers know what was there.
 func (w *workload) awaitBuffered(c *caller, deadline time.Time) {
 	for {
-		there := make(map[string]bool)
+		there := w.followed()
 		for _, p := range w.partitions {
 			if log, err := w.read(c, c.some(), p); err == nil {
 				for _, r := range log.Records {
@@ -99,14 +101,45 @@ func (w *workload) awaitBuffered(c *caller, deadline time.Time) {
 				}
 			}
 		}
-		trimmed, any := w.trimmed()
 		missing := slices.ContainsFunc(w.history.Ops, func(op *Op) bool {
-			return op.Kind == Buffered && op.Outcome == Done && !op.excused() && !(any && op.Partition == trimmed) && !there[op.Values[0]]
+			return op.Kind == Buffered && op.Outcome == Done && !op.excused() && op.Topic != churned.Topic && !there[op.Values[0]]
 		})
 		if !missing || time.Now().After(deadline) {
 			return // the check says what is lost
 		}
 		time.Sleep(time.Second)
+	}
+}
+
+// followed is what followers got.
+func (w *workload) followed() map[string]bool {
+	got := make(map[string]bool)
+	w.history.mu.Lock()
+	defer w.history.mu.Unlock()
+	for _, f := range w.history.Follows {
+		for _, p := range f.Polls {
+			for _, r := range p.Records {
+				got[r.Value] = true
+			}
+		}
+	}
+	return got
+}
+
+// settle waits until nothing more arrives: what is not known to clients may land late.
+func (w *workload) settle(c *caller, deadline time.Time) {
+	const quiet = 5 * time.Second
+	ends := make(map[Partition]int64)
+	for moved := true; moved && time.Now().Before(deadline); {
+		moved = false
+		for _, p := range w.partitions {
+			log, err := w.read(c, c.some(), p)
+			moved = moved || err != nil || log.End != ends[p]
+			if err == nil {
+				ends[p] = log.End
+			}
+		}
+		time.Sleep(quiet)
 	}
 }
 

@@ -351,10 +351,13 @@ func (w *workload) trim(c *caller) {
 	}
 }
 
+// churned is the partition of the topic that is deleted time and again.
+var churned = Partition{"churned", 0}
+
 // churn makes and deletes a topic of its own, time and again. What was answered before a topic was deleted
 // must not be in the next one of its name.
 func (w *workload) churn(c *caller) {
-	p := Partition{"churned", 0}
+	p := churned
 	for w.think(c, 2*time.Second) {
 		if !w.manage(c, Create, p) {
 			continue
