@@ -42,7 +42,7 @@ func newShell(t *testing.T) *testShell {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g, err := gateway.New(gateway.Config{FlushInterval: time.Millisecond, CycleInterval: -1, AutoCreate: 1}, gateway.Dependencies{
+	g, err := gateway.New(gateway.Config{FlushInterval: time.Millisecond, CycleInterval: -1, AutoCreate: 1, Exclusive: true}, gateway.Dependencies{
 		Store: store, Table: memtable.New(), Buffers: buffers, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
 	})
 	if err != nil {
