@@ -57,5 +57,5 @@ func (p *partition) judgeOffset(want *int64) error {
 func (p *partition) otherToken() error {
 	e, next := p.info("FENCING_TOKEN_MISMATCH"), p.end
 	e.NextOffset = &next
-	return fail(connect.CodeFailedPrecondition, e, "the fencing token is another")
+	return fail(connect.CodeAborted, e, "the fencing token is another")
 }
