@@ -231,24 +231,37 @@ func (s *supervisor) kill() bool {
 	return true
 }
 
+// strand has a gateway keep on its disk what it acks as buffered from now on, and kills it after a moment in which it does.
+func (s *supervisor) strand(p *post, then func()) {
+	p.busy = true
+	p.bucket.SetCut(true)
+	s.after(300*time.Millisecond+moment(s.r, time.Second), func() {
+		p.busy = false
+		s.killNow(p)
+		p.bucket.SetCut(false)
+		then()
+		s.startSoon(p)
+	})
+}
+
 // killAndSwap: the gateway comes back without its disk, which is lost, or comes back somewhere else later.
 func (s *supervisor) killAndSwap(lost bool) bool {
 	p := s.target(serving)
 	if p == nil {
 		return false
 	}
-	s.killNow(p)
-	old := p.disk()
-	if lost {
-		old.lost = true
-		if err := os.RemoveAll(old.folder); err != nil {
-			s.t.Fatal(err)
+	s.strand(p, func() {
+		old := p.disk()
+		if lost {
+			old.lost = true
+			if err := os.RemoveAll(old.folder); err != nil {
+				s.t.Fatal(err)
+			}
+		} else {
+			s.attic = append(s.attic, old)
 		}
-	} else {
-		s.attic = append(s.attic, old)
-	}
-	p.insert(s.fleet.newDisk())
-	s.startSoon(p)
+		p.insert(s.fleet.newDisk())
+	})
 	return true
 }
 
@@ -261,12 +274,12 @@ func (s *supervisor) bringBack() bool {
 	if p == nil {
 		return false
 	}
-	s.killNow(p)
-	i := s.r.IntN(len(s.attic))
-	back := s.attic[i]
-	s.attic[i] = p.disk()
-	p.insert(back)
-	s.startSoon(p)
+	back := s.attic[0]
+	s.attic = s.attic[1:]
+	s.strand(p, func() {
+		s.attic = append(s.attic, p.disk())
+		p.insert(back)
+	})
 	return true
 }
 
