@@ -91,6 +91,7 @@ func New(config Config, d Dependencies) (*Gateway, error) {
 	g.store = segments.Retry(g.meters.observeStore(d.Store), segments.DefaultRetry())
 	g.table = metadata.Retry(g.meters.observeTable(d.Table), fewPauses)
 	g.topics = metadata.NewTopics(g.table)
+	g.producerIDs.turn = make(chan struct{}, 1)
 	g.partitions = newPartitions(g)
 	g.reader = newReader(g)
 	g.members = newMembers(g)

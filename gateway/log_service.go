@@ -350,7 +350,7 @@ func (s *logService) InitProducer(ctx context.Context, _ *varvev1.InitProducerRe
 
 // producerIDs gives out ids from blocks that the table reserves.
 type producerIDs struct {
-	mu         sync.Mutex
+	turn       chan struct{} // holds one while somebody takes an id: whoever waits for it can give up
 	first, end int64
 }
 
@@ -358,8 +358,12 @@ type producerIDs struct {
 const producerBlock = 1000
 
 func (p *producerIDs) next(ctx context.Context, c *metadata.Cluster) (int64, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	select {
+	case p.turn <- struct{}{}:
+		defer func() { <-p.turn }()
+	case <-ctx.Done():
+		return 0, context.Cause(ctx)
+	}
 	if p.first == p.end {
 		first, err := c.AllocateProducers(ctx, producerBlock)
 		if err != nil {

@@ -107,7 +107,7 @@ type sequencer struct {
 
 // sealing reads a predecessor's sealed journal once for all who ask.
 type sealing struct {
-	once    sync.Mutex
+	turn    chan struct{} // holds one while somebody reads it: whoever waits for it can give up
 	journal *metadata.SealedJournal
 }
 
@@ -567,12 +567,16 @@ func (s *sequencer) readSealed(ctx context.Context, id metadata.GatewayID) (*met
 	s.sealedMu.Lock()
 	entry := s.sealed[id]
 	if entry == nil {
-		entry = &sealing{}
+		entry = &sealing{turn: make(chan struct{}, 1)}
 		s.sealed[id] = entry
 	}
 	s.sealedMu.Unlock()
-	entry.once.Lock()
-	defer entry.once.Unlock()
+	select {
+	case entry.turn <- struct{}{}:
+		defer func() { <-entry.turn }()
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
 	if entry.journal != nil {
 		return entry.journal, nil
 	}
