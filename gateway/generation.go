@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -65,8 +66,13 @@ func (n *generation) raise(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := n.gateway.store.Put(ctx, n.key(number), segments.NewBody([]byte(n.gateway.ID()))); err != nil || number == 1 {
+	// Nobody else writes this number: should it be there, an earlier try of ours came through.
+	err = n.gateway.store.Put(ctx, n.key(number), segments.NewBody([]byte(n.gateway.ID())))
+	if err != nil && !errors.Is(err, segments.ErrExists) {
 		return err
+	}
+	if number == 1 {
+		return nil
 	}
 	// The newest says it all; with the others a LIST would grow for ever.
 	return n.gateway.store.Delete(ctx, n.key(number-1))

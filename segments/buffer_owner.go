@@ -47,17 +47,25 @@ func (d *BufferDir) Claim(cluster ClusterID) error {
 	}
 }
 
+// writeClaim writes the file under another name first: a part of an id looks like an id.
 func (d *BufferDir) writeClaim(path string, cluster ClusterID) error {
-	file, err := d.fs.Create(path)
+	torn := path + ".new"
+	if err := d.fs.Remove(torn); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("segments: remove %s: %w", torn, err)
+	}
+	file, err := d.fs.Create(torn)
 	if err != nil {
-		return fmt.Errorf("segments: create %s: %w", path, err)
+		return fmt.Errorf("segments: create %s: %w", torn, err)
 	}
 	_, err = file.WriteAt([]byte(cluster), 0)
 	if err == nil {
 		err = file.Sync()
 	}
 	if err = errors.Join(err, file.Close()); err != nil {
-		return fmt.Errorf("segments: write %s: %w", path, err)
+		return fmt.Errorf("segments: write %s: %w", torn, err)
+	}
+	if err := d.fs.Rename(torn, path); err != nil {
+		return fmt.Errorf("segments: rename %s: %w", torn, err)
 	}
 	return d.fs.SyncDir(d.dir)
 }

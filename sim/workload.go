@@ -399,7 +399,7 @@ func (w *workload) inspect(c *caller, p Partition, sent []*Op) {
 	ctx, cancel := context.WithTimeout(context.Background(), requestTime)
 	defer cancel()
 	res, err := c.log(h).Fetch(ctx, &varvev1.FetchRequest{Topic: p.Topic, Partition: p.Number, Decode: true, Linearizable: true})
-	if err != nil {
+	if err != nil || res.GetNextOffset() != res.GetHighWatermark() { // it may end before what cannot be read now
 		return
 	}
 	known := make(map[string]bool)
