@@ -3,6 +3,9 @@
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 FUZZTIME ?= 10s
 BENCH    ?= .
+SEEDS    ?= 200
+FROM     ?= 1
+CHAOS    ?= 10m
 IMAGE    ?= varve:$(VERSION)
 CA_FILE  ?= $(firstword $(wildcard /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt /etc/ssl/ca-bundle.pem /etc/ssl/cert.pem))
 
@@ -17,7 +20,7 @@ WITHOUT_RACE := /(api|cmd|e2e|segments/batch)(/|$$)
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 .PHONY: help build image run test check fmt-check vet lint generate generate-check manifests \
-        unit race e2e fuzz bench fetch demo localstack localstack-down clean
+        unit race e2e sim seeded chaos fuzz bench fetch demo localstack localstack-down clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -75,6 +78,15 @@ race: fetch ## all tests where -race pays, with -race
 
 e2e: fetch ## all other tests, among them those of the real binary
 	$(GOTEST) $$(go list ./... | grep -E '$(WITHOUT_RACE)')
+
+sim: ## SEEDS (200) simulated clusters from FROM (1) on, with their account
+	go test ./sim -count 1 -timeout 12h -run TestSeeds -seeds $(SEEDS) -from $(FROM) -v
+
+seeded: ## plant each known bug, and see that the simulated cluster or a test finds it
+	go test -tags seeded ./sim -count 1 -timeout 2h -run TestSeededBugs -v
+
+chaos: build fetch ## CHAOS (10m) of several gateways that are killed, paused, moved and cut off
+	go test ./cmd/varve/e2e -count 1 -timeout 2h -run TestChaos -chaos $(CHAOS) -v
 
 fuzz: ## every fuzz test, for FUZZTIME (10s) each
 	@grep -rEo --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*' . | sort | \
