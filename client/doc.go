@@ -6,8 +6,8 @@
 //	                    ├ ListOffsets  offsets by time
 //	                    └ topics, segments, gateways
 //
-// A Client holds connections to one cluster. It tries its servers in turn, and everything made from
-// it may be used by many goroutines at once, except a Consumer's iterators, which belong to one loop each.
+// A Client holds connections to one cluster. It stays with one of its servers and goes on with
+// another when that one fails. Everything made from it may be used by many goroutines at once, except a Consumer's iterators, which belong to one loop each.
 //
 //	c, err := client.New(client.Config{Servers: []string{"http://127.0.0.1:7480"}})
 //	p, err := c.NewProducer(client.ProducerConfig{Topic: "quakes"})

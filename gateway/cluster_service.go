@@ -31,7 +31,7 @@ func (s *clusterService) ListGateways(ctx context.Context, _ *varvev1.ListGatewa
 	out := &varvev1.ListGatewaysResponse{ClusterId: s.g.ClusterID()}
 	for _, g := range list {
 		out.Gateways = append(out.Gateways, &varvev1.Gateway{Id: string(g.ID), Address: g.Address, Zone: g.Zone, State: string(g.State),
-			Beat: g.Beat, Floor: g.Floor, Version: g.Version})
+			Beat: g.Beat, Floor: g.Floor, Version: g.Version, PeerAddress: g.Peer, Partitions: g.Partitions, BufferedRecords: g.Buffered})
 	}
 	return out, nil
 }

@@ -330,12 +330,11 @@ func TestFencedGoesOn(t *testing.T) {
 		l.tolerate = func(err error) bool { return connect.CodeOf(classified(err)) == connect.CodeUnavailable }
 		time.Sleep(3 * time.Second)
 		id := first.ID()
-		var paused sync.WaitGroup
-		paused.Add(1)
-		block := func(metadata.Op, metadata.Key) error { paused.Wait(); return nil }
 		gate := make(chan struct{})
-		block = func(metadata.Op, metadata.Key) error { <-gate; return nil }
-		first.table.set(block)
+		first.table.set(func(metadata.Op, metadata.Key) error {
+			<-gate
+			return nil
+		})
 		c.network.disconnect(first.address, true)
 		time.Sleep(3 * c.config.LeaseTime)
 		first.table.clear()

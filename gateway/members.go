@@ -207,13 +207,6 @@ func (m *members) peerOf(id metadata.GatewayID) (address string, protocol uint32
 	return row.Peer, row.Protocol
 }
 
-// alone says that there is nobody else to ask.
-func (m *members) alone() bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return len(m.living) == 0 || len(m.living) == 1 && !m.leaving
-}
-
 // watch returns what is closed when who lives changes next.
 func (m *members) watch() <-chan struct{} {
 	m.mu.Lock()

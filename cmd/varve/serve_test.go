@@ -47,7 +47,7 @@ func TestServeDefaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c := p.config; c.FlushInterval != bucketPace || c.CycleInterval < 0 || c.Exclusive || c.Address != "host:1" || c.Zone != "z" {
+	if c := p.config; c.FlushInterval != bucketPace || c.CycleInterval < 0 || c.Exclusive || c.PeerAddress != "host:1" || c.Zone != "z" {
 		t.Errorf("%+v", c)
 	}
 }
@@ -62,6 +62,9 @@ func TestServeUsage(t *testing.T) {
 		{[]string{"--listen", "192.0.2.1:7480"}, "--insecure"},
 		{[]string{"--listen", "example.org:7480"}, "--insecure"},
 		{[]string{"--listen", "7480"}, "want host:port"},
+		{[]string{"--peer-listen", "127.0.0.1:1"}, "give all of them the same --metadata dynamodb://"},
+		{[]string{"--metadata", "dynamodb://t", "--peer-listen", "0.0.0.0:1"}, "--insecure"},
+		{[]string{"--metadata", "dynamodb://t", "--advertise", "host"}, "--advertise \"host\": want host:port"},
 		{[]string{"--debug-listen", "0.0.0.0:1", "--insecure"}, "only a loopback address"},
 		{[]string{"--segments", "ftp://x"}, "--segments"},
 		{[]string{"--metadata", "sqlite:///x"}, "--metadata"},
