@@ -20,7 +20,7 @@ WITHOUT_RACE := /(api|cmd|e2e|segments/batch)(/|$$)
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 .PHONY: help build image run test check fmt-check vet lint generate generate-check manifests \
-        unit race e2e sim seeded chaos fuzz bench fetch demo localstack localstack-down clean
+        unit race e2e sim seeded chaos fuzz bench fetch demo scale-demo localstack localstack-down clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -103,6 +103,9 @@ fetch: ## get MinIO and dynalite into the user's cache folder
 
 demo: build ## the tour of the README, on real data
 	go run ./localstack/demo
+
+scale-demo: build fetch ## 1, 4, 1 and 3 gateways under load, with an account of what clients noticed
+	go run ./localstack/scaledemo
 
 localstack: ## start MinIO and a DynamoDB server here, print how to use them
 	@go run ./localstack up
