@@ -135,14 +135,15 @@ func lastLook(t *testing.T, s *supervisor, before *wholeLog) {
 	s.drainAll()
 }
 
-// verify runs varve verify through a gateway.
+// verify runs varve verify through a gateway, and returns its summary.
 func verify(t *testing.T, p *post) string {
 	t.Helper()
 	out, said, status := run(t, p.env, "verify", "--deep", "-o", "json", "--server", p.url())
 	if status != 0 {
 		t.Errorf("varve verify: exit status %d\n%s%s", status, out, said)
 	}
-	return strings.TrimSpace(out)
+	lines := strings.Split(strings.TrimSpace(out), "\n")
+	return lines[len(lines)-1]
 }
 
 // livelySince says whether every partition took appends after a moment.
