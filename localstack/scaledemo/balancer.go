@@ -24,8 +24,9 @@ type balancer struct {
 	ctx       context.Context
 	cancel    context.CancelFunc
 
-	produces atomic.Int64 // requests to append
-	refusals atomic.Int64 // of these, how many a client had to repeat
+	produces  atomic.Int64 // requests to append
+	refusals  atomic.Int64 // of these, how many a client had to repeat
+	overtaken atomic.Int64 // of these, how many came before an earlier batch that went to another gateway
 
 	mu       sync.Mutex
 	backends []*backend
@@ -150,6 +151,9 @@ func (b *balancer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 				e.once.Do(func() { close(e.acked) })
 			case produce:
 				b.refusals.Add(1)
+				if response.StatusCode == http.StatusConflict { // Connect's "aborted"
+					b.overtaken.Add(1)
+				}
 			}
 			return nil
 		},
