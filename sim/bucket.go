@@ -31,15 +31,22 @@ func (b *bucket) Put(ctx context.Context, key string, body segments.Body) error 
 }
 
 // Get implements segments.Store.
-func (b *bucket) Get(ctx context.Context, key string, offset, length int64) (data []byte, size int64, err error) {
-	err = b.call(ctx, key, func(ctx context.Context) (err error) {
-		data, size, err = b.store.Get(ctx, key, offset, length)
+func (b *bucket) Get(ctx context.Context, key string, offset, length int64) ([]byte, int64, error) {
+	type part struct {
+		data []byte
+		size int64
+	}
+	found := make(chan part, 2) // the call may outlive its caller
+	err := b.call(ctx, key, func(ctx context.Context) error {
+		data, size, err := b.store.Get(ctx, key, offset, length)
+		found <- part{data, size}
 		return err
 	})
 	if err != nil {
 		return nil, 0, err
 	}
-	return data, size, nil
+	p := <-found
+	return p.data, p.size, nil
 }
 
 // Delete implements segments.Store.
@@ -48,15 +55,17 @@ func (b *bucket) Delete(ctx context.Context, key string) error {
 }
 
 // List implements segments.Store.
-func (b *bucket) List(ctx context.Context, prefix, after string, limit int) (list []segments.ObjectInfo, err error) {
-	err = b.call(ctx, prefix, func(ctx context.Context) (err error) {
-		list, err = b.store.List(ctx, prefix, after, limit)
+func (b *bucket) List(ctx context.Context, prefix, after string, limit int) ([]segments.ObjectInfo, error) {
+	found := make(chan []segments.ObjectInfo, 2)
+	err := b.call(ctx, prefix, func(ctx context.Context) error {
+		list, err := b.store.List(ctx, prefix, after, limit)
+		found <- list
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	return list, nil
+	return <-found, nil
 }
 
 func (b *bucket) String() string { return "sim://bucket" }

@@ -87,11 +87,11 @@ func (n *nemesis) sever() {
 	to := pick(n.dice, others)
 	links := []link{{from, to}, {to, from}}
 	if n.dice.chance(2) {
-		n.weather.fire(severedOne)
 		one := n.dice.upTo(2)
 		links = links[one : one+1]
+		n.weather.befall(severedOne, links)
 	} else {
-		n.weather.fire(severed)
+		n.weather.befall(severed, links)
 	}
 	n.while(n.weather.block(links...), 200*time.Millisecond, 4*n.options.LeaseTime)
 }
@@ -106,7 +106,7 @@ func (n *nemesis) cutOff() {
 			links = append(links, link{from, h.name}, link{h.name, from})
 		}
 	}
-	n.weather.fire(severed)
+	n.weather.befall(severed, from)
 	n.while(n.weather.block(links...), 200*time.Millisecond, 4*n.options.LeaseTime)
 }
 
@@ -123,9 +123,9 @@ func (n *nemesis) outage() {
 	}
 	heal := n.weather.block(link{anyone, service})
 	defer heal()
-	n.weather.fire(fault)
+	n.weather.befall(fault)
 	if n.options.LongOutage {
-		n.weather.fire(hoursOut)
+		n.weather.befall(hoursOut)
 		time.Sleep(3 * time.Hour) // longer than the safety phase would be
 		return
 	}
@@ -159,7 +159,7 @@ func (n *nemesis) killOne(fault Fault, power bool) {
 		return
 	}
 	defer n.Cluster.release(h)
-	n.weather.fire(fault)
+	n.weather.befall(fault, h.name)
 	h.kill(power)
 	n.wait(n.dice.between(50*time.Millisecond, 2*n.options.LeaseTime))
 	h.start()
@@ -167,7 +167,7 @@ func (n *nemesis) killOne(fault Fault, power bool) {
 
 // killAll ends all of them at once.
 func (n *nemesis) killAll() {
-	n.weather.fire(allKilled)
+	n.weather.befall(allKilled)
 	var mine []*host
 	for {
 		h := n.Cluster.seize()
@@ -191,7 +191,7 @@ func (n *nemesis) loseDisk() {
 		return
 	}
 	defer n.Cluster.release(h)
-	n.weather.fire(diskLost)
+	n.weather.befall(diskLost, h.name)
 	h.kill(true)
 	n.mu.Lock()
 	h.disk.lost = true
@@ -208,7 +208,7 @@ func (n *nemesis) moveDisk() {
 		return
 	}
 	defer n.Cluster.release(h)
-	n.weather.fire(diskMoved)
+	n.weather.befall(diskMoved, h.name)
 	h.kill(false)
 	n.mu.Lock()
 	moved := h.disk
@@ -238,10 +238,11 @@ func (n *nemesis) pause() {
 	if p == nil {
 		return
 	}
-	n.weather.fire(stopped)
+	n.weather.befall(stopped, h.name)
 	p.life.stop()
 	n.wait(n.dice.between(n.options.LeaseTime/4, 3*n.options.LeaseTime))
 	p.life.goOn()
+	n.weather.befall(resumed, h.name)
 }
 
 // roll ends a gateway in good order and starts it again.
@@ -251,7 +252,7 @@ func (n *nemesis) roll() {
 		return
 	}
 	defer n.Cluster.release(h)
-	n.weather.fire(drained)
+	n.weather.befall(drained, h.name)
 	h.drain()
 	h.start()
 }
@@ -269,7 +270,7 @@ func (n *nemesis) cutShort() {
 	if p == nil {
 		return
 	}
-	n.weather.fire(cutShort)
+	n.weather.befall(cutShort, h.name)
 	p.leave()
 	n.wait(n.dice.between(0, 300*time.Millisecond))
 	h.kill(n.dice.chance(2))
@@ -283,7 +284,7 @@ const mostHosts = 9
 // scaleOut adds a gateway.
 func (n *nemesis) scaleOut() {
 	if len(n.present()) < mostHosts {
-		n.weather.fire(scaledOut)
+		n.weather.befall(scaledOut)
 		n.addHost(newDisk(n.weather)).start()
 	}
 }
@@ -297,7 +298,7 @@ func (n *nemesis) scaleIn() {
 	if h == nil {
 		return
 	}
-	n.weather.fire(scaledIn)
+	n.weather.befall(scaledIn, h.name)
 	h.drain()
 	n.mu.Lock()
 	defer n.mu.Unlock()

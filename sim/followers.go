@@ -30,8 +30,12 @@ func (w *workload) followOne(ctx context.Context, cl *client.Client, f *Follow) 
 		}
 		for m, err := range k.Batches(ctx) {
 			if err != nil {
-				if errors.Is(err, client.ErrOutOfRange) {
+				var told *client.Error
+				if errors.Is(err, client.ErrOutOfRange) && errors.As(err, &told) && told.LogStart > next {
 					at, restarted = client.Earliest(), true
+				} else if errors.Is(err, client.ErrOutOfRange) {
+					// It got everything below, so that the log reaches there.
+					w.history.loose(StaleRead, "at %s %s of %s got everything below %d, and then: %v", time.Since(w.history.began), f.Follower, f.Partition, next, err)
 				} else if next > 0 {
 					at = client.At(next)
 				}

@@ -234,10 +234,13 @@ type Result struct {
 	Records, Lost int
 	// Polls of followers.
 	Polls int
+	// History of it all, and what faults of things there were, with their times.
+	History  *History
+	Episodes []string
 }
 
 func (w *workload) result(found []Anomaly, took time.Duration) *Result {
-	r := &Result{Options: w.options, Simulated: took, Ops: make(map[Kind]map[Outcome]int), Fired: w.weather.fired, Reasons: make(map[string]int), Anomalies: found, Starts: w.started, Ends: w.ends}
+	r := &Result{Options: w.options, Simulated: took, Ops: make(map[Kind]map[Outcome]int), Fired: w.weather.fired, Reasons: make(map[string]int), Anomalies: found, Starts: w.started, Ends: w.ends, History: w.history, Episodes: w.weather.episodes}
 	there := make(map[string]bool)
 	for _, log := range w.history.Logs {
 		r.Records += len(log.Records)

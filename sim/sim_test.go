@@ -1,10 +1,12 @@
 package sim
 
 import (
+	"bytes"
 	"flag"
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"runtime/pprof"
 	"strings"
 	"testing"
@@ -14,7 +16,9 @@ import (
 
 var (
 	oneSeed = flag.Int64("seed", -1, "run this seed alone, with the gateways' logs")
-	seeds   = flag.Int("seeds", 40, "how many seeds to run")
+	seeds   = flag.Int("seeds", 24, "how many seeds to run")
+	repeat  = flag.Int("repeat", 1, "how often to run each seed: the scheduler makes every run a little different")
+	logs    = flag.String("logs", "", "a folder for the logs and the history of runs that fail")
 	from    = flag.Uint64("from", 1, "the first seed")
 )
 
@@ -27,10 +31,12 @@ func TestSeeds(t *testing.T) {
 	}
 	t.Run("all", func(t *testing.T) {
 		for seed := first; seed < first+uint64(count); seed++ {
-			t.Run(fmt.Sprint(seed), func(t *testing.T) {
-				t.Parallel()
-				runSeed(t, OptionsOf(seed), account)
-			})
+			for range *repeat {
+				t.Run(fmt.Sprint(seed), func(t *testing.T) {
+					t.Parallel()
+					runSeed(t, OptionsOf(seed), account)
+				})
+			}
 		}
 	})
 	t.Logf("\n%s", account)
@@ -56,7 +62,11 @@ func runSeed(t *testing.T, o Options, account *Account) {
 	})
 	defer stuck.Stop()
 	var log *slog.Logger
-	if *oneSeed >= 0 && testing.Verbose() {
+	var lines bytes.Buffer
+	switch {
+	case *logs != "":
+		log = slog.New(slog.NewTextHandler(&lines, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	case *oneSeed >= 0 && *repeat == 1 && testing.Verbose():
 		log = slog.New(slog.NewTextHandler(os.Stdout, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
 	var r *Result
@@ -71,7 +81,36 @@ func runSeed(t *testing.T, o Options, account *Account) {
 	for _, why := range r.Idle() {
 		t.Errorf("this run proves nothing: %s", why)
 	}
+	if t.Failed() && *logs != "" {
+		keep(t, o, r, lines.Bytes())
+	}
 	if t.Failed() {
 		t.Errorf("%s\nanomalies %v, ended by themselves:\n%s\nagain with: go test ./sim -run TestSeeds -seed %d", o, told, strings.Join(r.Ends[:min(len(r.Ends), 10)], "\n"), o.Seed)
 	}
+}
+
+// keep writes down what happened in a run that failed: another one of the seed may go well.
+func keep(t *testing.T, o Options, r *Result, log []byte) {
+	t.Helper()
+	var b bytes.Buffer
+	fmt.Fprintln(&b, o)
+	for _, a := range r.Anomalies {
+		fmt.Fprintf(&b, "%s: %s\n", a.Name, a.What)
+	}
+	for _, e := range r.Episodes {
+		fmt.Fprintln(&b, e)
+	}
+	for _, op := range r.History.Ops {
+		fmt.Fprintln(&b, op)
+	}
+	b.Write(log)
+	file, err := os.CreateTemp(*logs, fmt.Sprintf("seed-%d-*.txt", o.Seed))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	if _, err := file.Write(b.Bytes()); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("written down in %s", filepath.Base(file.Name()))
 }

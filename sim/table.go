@@ -55,29 +55,33 @@ func (t *table) write(ctx context.Context, key string, effect func(context.Conte
 }
 
 // Get implements metadata.Table.
-func (t *table) Get(ctx context.Context, key metadata.Key, c metadata.Consistency) (row metadata.Row, err error) {
+func (t *table) Get(ctx context.Context, key metadata.Key, c metadata.Consistency) (metadata.Row, error) {
 	c = t.consistency(c)
-	err = t.read(ctx, key.Partition, func(ctx context.Context) (err error) {
-		row, err = t.rows.Get(ctx, key, c)
+	found := make(chan metadata.Row, 2) // the call may outlive its caller
+	err := t.read(ctx, key.Partition, func(ctx context.Context) error {
+		row, err := t.rows.Get(ctx, key, c)
+		found <- row
 		return err
 	})
 	if err != nil {
 		return metadata.Row{}, err
 	}
-	return row, nil
+	return <-found, nil
 }
 
 // Range implements metadata.Table.
-func (t *table) Range(ctx context.Context, r metadata.Range) (rows []metadata.Row, err error) {
+func (t *table) Range(ctx context.Context, r metadata.Range) ([]metadata.Row, error) {
 	r.Consistency = t.consistency(r.Consistency)
-	err = t.read(ctx, r.Partition, func(ctx context.Context) (err error) {
-		rows, err = t.rows.Range(ctx, r)
+	found := make(chan []metadata.Row, 2)
+	err := t.read(ctx, r.Partition, func(ctx context.Context) error {
+		rows, err := t.rows.Range(ctx, r)
+		found <- rows
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	return rows, nil
+	return <-found, nil
 }
 
 // Put implements metadata.Table.

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"fmt"
 	"strings"
 	"sync"
 	"time"
@@ -37,6 +38,7 @@ const (
 	diskLost   Fault = "disk lost"
 	diskMoved  Fault = "disk moved"
 	stopped    Fault = "SIGSTOP"
+	resumed    Fault = "SIGCONT"
 	drained    Fault = "SIGTERM"
 	cutShort   Fault = "killed in its drain"
 	scaledOut  Fault = "gateway added"
@@ -66,6 +68,9 @@ type weather struct {
 	mu    sync.Mutex
 	calm  bool
 	fired map[Fault]int
+	began time.Time
+	// episodes says when what happened to whom.
+	episodes []string
 	// blocks counts the episodes that block a link.
 	blocks map[link]int
 	// throttles and storms count episodes by prefix of a key.
@@ -73,7 +78,7 @@ type weather struct {
 }
 
 func newWeather(o Options) *weather {
-	return &weather{options: o, dice: newDice(o.Seed, "weather"), fired: make(map[Fault]int), blocks: make(map[link]int),
+	return &weather{options: o, dice: newDice(o.Seed, "weather"), fired: make(map[Fault]int), began: time.Now(), blocks: make(map[link]int),
 		throttles: make(map[string]int), storms: make(map[string]int)}
 }
 
@@ -82,6 +87,14 @@ func (w *weather) fire(f Fault) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.fired[f]++
+}
+
+// befall counts a fault of a thing, and notes whose.
+func (w *weather) befall(f Fault, whom ...any) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.fired[f]++
+	w.episodes = append(w.episodes, fmt.Sprintf("%s %s %v", time.Since(w.began), f, whom))
 }
 
 // clear ends all bad weather for good.
