@@ -41,6 +41,7 @@ type members struct {
 type sighting struct {
 	row    metadata.Gateway
 	silent time.Duration // for how long its row did not change
+	open   bool          // it was seen before it was closed
 }
 
 func newMembers(g *Gateway) *members {
@@ -144,7 +145,7 @@ func (m *members) read(ctx context.Context) error {
 		was, known := m.seen[row.ID]
 		switch {
 		case !known || was.row.Stamp != row.Stamp:
-			m.seen[row.ID] = sighting{row: row}
+			m.seen[row.ID] = sighting{row: row, open: was.open || row.State != metadata.GatewayClosed}
 		default:
 			was.silent += watched
 			m.seen[row.ID] = was
@@ -232,6 +233,22 @@ func (m *members) others(states ...metadata.GatewayState) []metadata.Gateway {
 			list = append(list, s.row)
 		}
 	}
+	return list
+}
+
+// departed lists gateways that are sealed, or were closed since this one looks: what is in
+// their journals may still have to be taken.
+func (m *members) departed() []metadata.GatewayID {
+	own := m.g.ID()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var list []metadata.GatewayID
+	for id, s := range m.seen {
+		if id != own && (s.row.State == metadata.GatewaySealed || s.row.State == metadata.GatewayClosed && s.open) {
+			list = append(list, id)
+		}
+	}
+	slices.Sort(list)
 	return list
 }
 

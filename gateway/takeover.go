@@ -74,8 +74,8 @@ func (p *patrol) inspect(ctx context.Context) (pending bool, err error) {
 			return true, err
 		}
 	}
-	for _, row := range g.members.others(metadata.GatewaySealed) {
-		settled, err := p.settle(ctx, row.ID)
+	for _, id := range g.members.departed() {
+		settled, err := p.settle(ctx, id)
 		if err != nil {
 			return true, err
 		}
