@@ -107,9 +107,6 @@ demo: build ## the tour of the README, on real data
 scale-demo: build fetch ## 1, 4, 1 and 3 gateways under load, with an account of what clients noticed
 	go run ./localstack/scaledemo
 
-scale-demo: build fetch ## 1, 4 and 1 gateways under load, then a rolling restart; prints the account
-	go run ./localstack/scaledemo
-
 localstack: ## start MinIO and a DynamoDB server here, print how to use them
 	@go run ./localstack up
 
