@@ -16,7 +16,7 @@ import (
 
 var (
 	oneSeed = flag.Int64("seed", -1, "run this seed alone, with the gateways' logs")
-	seeds   = flag.Int("seeds", 24, "how many seeds to run")
+	seeds   = flag.Int("seeds", 12, "how many seeds to run")
 	repeat  = flag.Int("repeat", 1, "how often to run each seed: the scheduler makes every run a little different")
 	logs    = flag.String("logs", "", "a folder for the logs and the history of runs that fail")
 	from    = flag.Uint64("from", 1, "the first seed")
