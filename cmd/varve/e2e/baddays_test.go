@@ -21,6 +21,12 @@ import (
 // run runs a command line to its end.
 func run(t *testing.T, env []string, args ...string) (stdout, stderr string, status int) {
 	t.Helper()
+	return runWithin(t, patience, env, args...)
+}
+
+// runWithin does the same with another limit.
+func runWithin(t *testing.T, limit time.Duration, env []string, args ...string) (stdout, stderr string, status int) {
+	t.Helper()
 	cmd := command(args, env)
 	var out, notes bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &notes
@@ -32,7 +38,7 @@ func run(t *testing.T, env []string, args ...string) (stdout, stderr string, sta
 	var err error
 	select {
 	case err = <-ended:
-	case <-time.After(patience):
+	case <-time.After(limit):
 		cmd.Process.Kill()
 		<-ended
 		t.Fatalf("varve %s does not end; it said\n%s", strings.Join(args, " "), notes.String())

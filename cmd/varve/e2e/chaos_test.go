@@ -85,6 +85,7 @@ func followFleet(t *testing.T, f *fleet, found *anomalies, r interface{ IntN(int
 type wholeLog struct {
 	values map[int32][]string
 	times  map[int32][]int64 // ms
+	took   time.Duration     // to read it
 }
 
 func (l *wholeLog) records() (n int) {
@@ -97,8 +98,10 @@ func (l *wholeLog) records() (n int) {
 // readLog reads the topic to its end. Offsets are dense from 0.
 func readLog(t *testing.T, c *client.Client) *wholeLog {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+	// The records lie in many small spans, which are read one by one.
+	ctx, cancel := context.WithTimeout(t.Context(), 2*patience+*chaosFlag)
 	defer cancel()
+	began := time.Now()
 	consumer, err := c.NewConsumer(client.ConsumerConfig{Topic: topic, End: client.Latest()})
 	if err != nil {
 		t.Fatal(err)
@@ -106,7 +109,7 @@ func readLog(t *testing.T, c *client.Client) *wholeLog {
 	log := &wholeLog{values: make(map[int32][]string), times: make(map[int32][]int64)}
 	for record, err := range consumer.Records(ctx) {
 		if err != nil {
-			t.Fatal(err)
+			t.Fatalf("after %d records: %v", log.records(), err)
 		}
 		p := record.Partition
 		if next := int64(len(log.values[p])); record.Offset != next {
@@ -114,6 +117,7 @@ func readLog(t *testing.T, c *client.Client) *wholeLog {
 		}
 		log.values[p], log.times[p] = append(log.values[p], string(record.Value)), append(log.times[p], record.Timestamp.UnixMilli())
 	}
+	log.took = time.Since(began)
 	return log
 }
 
@@ -138,7 +142,7 @@ func lastLook(t *testing.T, s *supervisor, before *wholeLog) {
 // verify runs varve verify through a gateway, and returns its summary.
 func verify(t *testing.T, p *post) string {
 	t.Helper()
-	out, said, status := run(t, p.env, "verify", "--deep", "-o", "json", "--server", p.url())
+	out, said, status := runWithin(t, 2*patience+*chaosFlag, p.env, "verify", "--deep", "-o", "json", "--server", p.url())
 	if status != 0 {
 		t.Errorf("varve verify: exit status %d\n%s%s", status, out, said)
 	}
@@ -176,7 +180,7 @@ func (c *chaosReport) text() string {
 	b.WriteString("operations\n" + c.storm.table())
 	line("  %d unknown outcomes turned out to be there; %d acked as buffered are gone with their disks, as they may; %d set a fencing token",
 		c.unknownFound, c.lost, len(c.storm.fences))
-	line("  %d records in %d partitions; followers opened %d streams; %d reads of what was just acked, %d lookups by time", c.log.records(), len(c.log.values),
+	line("  %d records in %d partitions, read in %s; followers opened %d streams; %d reads of what was just acked, %d lookups by time", c.log.records(), len(c.log.values), c.log.took.Round(time.Millisecond),
 		c.streams, c.storm.checks, c.lookups)
 	var silences []string
 	for _, p := range slices.Sorted(maps.Keys(c.storm.silences)) {

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -56,13 +57,21 @@ func launch(t *testing.T, where place, address string) *process {
 		t.Cleanup(func() { file.Close() })
 		p.cmd.Stderr = io.MultiWriter(file, p.said)
 	}
-	if err := p.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	p.cmd.SysProcAttr = endsWithUs()
+	started := make(chan error)
 	go func() {
 		defer close(p.exited)
-		p.cmd.Wait() // how it ended is in ProcessState
+		// Linux ends the process with the thread that started it: keep the thread.
+		runtime.LockOSThread()
+		err := p.cmd.Start()
+		started <- err
+		if err == nil {
+			p.cmd.Wait() // how it ended is in ProcessState
+		}
 	}()
+	if err := <-started; err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() {
 		expected := p.killed || p.ended() && p.cmd.ProcessState.Success()
 		p.kill()
