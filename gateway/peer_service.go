@@ -241,6 +241,14 @@ func (w *watcher) changed(p *partition) {
 func (w *watcher) remote() bool { return true }
 
 func (w *watcher) ask(r *peerv1.WatchRequest) error {
+	// A partition in both has come back: it is to be told of.
+	for _, m := range r.GetEnd() {
+		id, err := partitionOfMessage(m)
+		if err != nil {
+			return err
+		}
+		w.end(w.g.partitions.get(id))
+	}
 	for _, m := range r.GetBegin() {
 		id, err := partitionOfMessage(m.GetPartition())
 		if err != nil {
@@ -253,13 +261,6 @@ func (w *watcher) ask(r *peerv1.WatchRequest) error {
 			w.told[p] = &telling{cancel: p.subscribe(w)}
 		}
 		w.changed(p)
-	}
-	for _, m := range r.GetEnd() {
-		id, err := partitionOfMessage(m)
-		if err != nil {
-			return err
-		}
-		w.end(w.g.partitions.get(id))
 	}
 	return nil
 }

@@ -223,6 +223,8 @@ func (x *exchange) settles(result *indexed) bool {
 			x.r.learn(id, result.to)
 		}
 		return true
+	case errors.Is(err, errUnreachable): // also when what it said is garbage
+		x.r.learn(id, "")
 	case lasting(err):
 		if x.r.brokenOff(id) == nil {
 			x.r.g.log.Error("a partition cannot be sequenced: appends to it are refused until it is mended and the gateway starts again",
@@ -232,8 +234,6 @@ func (x *exchange) settles(result *indexed) bool {
 		return true
 	case errors.As(err, &held):
 		x.r.learn(id, held.holder)
-	case errors.Is(err, errUnreachable):
-		x.r.learn(id, "")
 	case errors.Is(err, metadata.ErrFenced), errors.Is(err, errStopped): // goes on in the next tenure, if there is one
 	case errors.Is(err, metadata.ErrBusy):
 	case !x.troubled:

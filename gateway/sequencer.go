@@ -548,8 +548,8 @@ func (s *sequencer) take(a acquisition) {
 	if len(h.parked) > 0 {
 		s.parked[h] = struct{}{}
 	}
-	if s.leaving != nil {
-		s.queueHandover(h)
+	if winner := s.g.members.winner(a.id); s.leaving != nil || winner != s.t.id && winner != "" {
+		s.queueHandover(h) // who lives has changed meanwhile
 	}
 }
 

@@ -49,6 +49,9 @@ func (l *Lease) Source() GatewayID {
 	return l.Journal
 }
 
+// Doubtful says that a checkpoint may or may not have been written: the row may be another's by now.
+func (l *Lease) Doubtful() bool { return l.doubt != (Stamp{}) }
+
 // Epoch counts the owners.
 func (l *Lease) Epoch() uint64 { return l.Stamp.Epoch }
 
