@@ -67,6 +67,9 @@ func (s *storm) takeFence(r *rand.Rand, token string) bool {
 		s.fault("%v", err)
 		return false
 	}
+	s.mu.Lock()
+	guarded := len(s.fences) > 0 // from then on, for nobody takes a token away
+	s.mu.Unlock()
 	var next int64
 	beaten := false
 	err = s.untilAnswered(r, func(p *post) error {
@@ -86,6 +89,9 @@ func (s *storm) takeFence(r *rand.Rand, token string) bool {
 	}
 	if err != nil || beaten {
 		return false
+	}
+	if current == "" && guarded {
+		s.found.note(lostWrite, "token %q was set where there was none, after others had been", token)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -95,8 +95,28 @@ func (s *storm) finish(t *testing.T) {
 	select {
 	case <-done:
 	case <-time.After(givenUp + patience):
-		t.Fatal("clients wait for answers that don't come")
+		t.Fatalf("clients wait for answers that don't come: operations\n%swhat failed: %s\nunderway: %s", s.table(), s.told(), s.underway())
 	}
+}
+
+// told counts what appends were told when they failed.
+func (s *storm) told() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return inOrder(s.failures)
+}
+
+// underway counts by client and partition what has no answer.
+func (s *storm) underway() string {
+	s.account.mu.Lock()
+	defer s.account.mu.Unlock()
+	counts := make(map[string]int)
+	for _, op := range s.operations {
+		if op.outcome == underway {
+			counts[fmt.Sprintf("client %d, %s in partition %d", op.client, op.kind, op.partition)]++
+		}
+	}
+	return inOrder(counts)
 }
 
 // rests waits for up to twice so long, in which others work too, and says whether to go on.
