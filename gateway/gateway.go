@@ -178,12 +178,15 @@ func (g *Gateway) serve(ctx, work context.Context) error {
 	for {
 		t := g.tenure.Load()
 		err := t.serve(ctx, work)
-		if !errors.Is(err, metadata.ErrFenced) || ctx.Err() != nil || work.Err() != nil {
+		if !errors.Is(err, metadata.ErrFenced) || work.Err() != nil {
 			return err
 		}
 		g.setState(false, "another gateway took this one for dead; it is starting again under a new id")
 		g.meters.fences.Add(1)
 		next, err := g.succeed(ctx, t)
+		if ctx.Err() != nil && next == nil { // it is to stop: no new tenure is needed for that
+			return t.stopFenced(work)
+		}
 		if err != nil {
 			return err
 		}

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"connectrpc.com/connect/v2"
 	"golang.org/x/sync/semaphore"
 
 	"github.com/varvelog/varve/internal/seeded"
@@ -17,9 +18,8 @@ import (
 )
 
 const (
-	// uploadsAtOnce bounds the segments that are uploaded or wait for their verdicts:
-	// a partition keeps the answers of so many references of an uploader.
-	uploadsAtOnce = metadata.AnswersKept
+	// uploadsAtOnce bounds the segments that are uploaded at a time.
+	uploadsAtOnce = 16
 	// stretch is how long a partial segment waits, at most, for producers that are known
 	// to send more, and busy from how many bytes in flight on they are taken to.
 	stretch = 100 * time.Millisecond
@@ -27,8 +27,10 @@ const (
 	// spanBatches seals a segment when one partition has so many batches in it: the
 	// verdicts on them must fit a row of the table, and the answers that are kept a lease row.
 	spanBatches = 1000
-	// stalled is for how long the store or the table may fail before appends are refused.
+	// stalled is for how long the store, the table or a partition's sequencer may fail before appends
+	// are refused, hurried for how long a sequencer may when half of the room is taken.
 	stalled = 5 * time.Second
+	hurried = stalled / 10
 )
 
 // intake gathers appends in the open segment, seals it by size, pace or demand, and
@@ -42,11 +44,12 @@ type intake struct {
 
 	outstanding atomic.Int64 // bytes that producers wait for
 	buffered    atomic.Int64 // records to be acked as buffered that are not settled
+	kept        atomic.Bool  // a buffer file stays for the next start
 
 	mu        sync.Mutex
 	open      *openSegment
 	number    uint64 // of the last segment that was opened
-	previous  map[segments.SpanID]uint64
+	chains    map[segments.SpanID]*chain
 	sealed    []*openSegment
 	unsettled map[uint64]struct{} // numbers
 	peak      int64               // of outstanding since the seal before the last
@@ -92,7 +95,7 @@ func newIntake(t *tenure) *intake {
 	g := t.g
 	return &intake{
 		g: g, t: t, room: semaphore.NewWeighted(g.config.BufferBytes), uploads: semaphore.NewWeighted(g.config.UploadBytes),
-		slots: make(chan struct{}, uploadsAtOnce), previous: make(map[segments.SpanID]uint64),
+		slots: make(chan struct{}, uploadsAtOnce), chains: make(map[segments.SpanID]*chain),
 		unsettled: make(map[uint64]struct{}), idle: make(chan struct{}), wake: make(chan struct{}, 1),
 	}
 }
@@ -181,6 +184,9 @@ func (in *intake) gather(span segments.SpanID, data []byte, a *appending) (*open
 	if err := in.g.router.brokenOff(partitionOfSpan(span)); err != nil {
 		return nil, 0, err
 	}
+	if err := in.silentLocked(span); err != nil {
+		return nil, 0, err
+	}
 	if in.open == nil {
 		if !seeded.Has(seeded.ReuseNumber) || in.number%5 != 1 {
 			in.number++
@@ -223,6 +229,22 @@ func (in *intake) gather(span segments.SpanID, data []byte, a *appending) (*open
 		in.poke()
 	}
 	return segment, upTo, nil
+}
+
+// silentLocked refuses appends to a partition of which nobody gives a verdict for a while: they would
+// wait in line, and take the room of those to other partitions.
+func (in *intake) silentLocked(span segments.SpanID) error {
+	limit := stalled
+	if in.outstanding.Load() > in.g.config.BufferBytes/2 {
+		limit = hurried
+	}
+	waited := in.chains[span].waiting(time.Now())
+	if waited <= limit {
+		return nil
+	}
+	id := partitionOfSpan(span)
+	return refuse(connect.CodeUnavailable, reasonBusy, "the gateway that sequences partition %d, %s, has not answered this one for %s: ask another gateway, or again in a moment",
+		id.Number, in.g.router.route(id), waited.Round(time.Millisecond)).withRetriable()
 }
 
 // full says that there is no point in adding to the segment.
@@ -287,8 +309,12 @@ func (in *intake) sealLocked() {
 		return
 	}
 	for id, span := range segment.spans {
-		span.previous = in.previous[id]
-		in.previous[id] = segment.number
+		c := in.chains[id]
+		if c == nil {
+			c = &chain{}
+			in.chains[id] = c
+		}
+		span.previous = c.join(segment.number)
 	}
 	in.sealed = append(in.sealed, segment)
 	in.lastSeal = time.Now()
@@ -349,11 +375,43 @@ func (in *intake) next(now time.Time) (*openSegment, time.Duration) {
 	return segment, 0
 }
 
-// forget drops what is known of a partition that takes nothing more, for ever.
-func (in *intake) forget(id metadata.PartitionID) {
+// forget drops what is known of a partition that takes nothing more, for ever, once
+// nothing of it is on its way.
+func (in *intake) forget(id segments.SpanID) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	delete(in.previous, spanOf(id))
+	if c := in.chains[id]; c != nil {
+		c.closed = true
+		in.tidyLocked(id, c)
+	}
+}
+
+func (in *intake) tidyLocked(id segments.SpanID, c *chain) {
+	if c.closed && len(c.open) == 0 {
+		delete(in.chains, id)
+	}
+}
+
+// turn says whether a reference of a segment may be sent now; if not, send is called when it may.
+func (in *intake) turn(number uint64, id segments.SpanID, send func()) bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	c := in.chains[id]
+	return c == nil || c.enter(number, time.Now(), send)
+}
+
+// settleSpan notes that a reference of a segment has its verdict, and sends those whose turn it is.
+func (in *intake) settleSpan(number uint64, id segments.SpanID) {
+	in.mu.Lock()
+	var sends []func()
+	if c := in.chains[id]; c != nil {
+		sends = c.settle(number, time.Now())
+		in.tidyLocked(id, c)
+	}
+	in.mu.Unlock()
+	for _, send := range sends {
+		send()
+	}
 }
 
 // answerSpan tells the appends of one span what became of them.
@@ -418,6 +476,7 @@ func (in *intake) settled(segment *openSegment) {
 		end := segment.buffer.Remove
 		if segment.damaged {
 			end = segment.keep
+			in.kept.Store(true)
 		}
 		if err := end(); err != nil {
 			in.g.log.Warn("buffer file not removed; the next start finds it committed", "segment", segment.number, "error", err)

@@ -29,10 +29,11 @@ type members struct {
 	// were fenced: they cannot be alive.
 	dead    map[metadata.GatewayID]bool
 	leaving bool // this gateway drains: it takes no new partitions
-	// living are those that may be given partitions, this one included, in order.
-	living  []metadata.GatewayID
-	version uint64 // of living
-	changed chan struct{}
+	// living are those that may be given partitions, this one included, in order; gone those that
+	// fell silent, that were sealed or closed: something of theirs may be left to do.
+	living, gone []metadata.GatewayID
+	version      uint64 // of living
+	changed      chan struct{}
 
 	looking chan struct{} // holds one while somebody reads the rows
 }
@@ -158,12 +159,17 @@ func (m *members) read(ctx context.Context) error {
 	return nil
 }
 
-// judge works out who lives. The caller holds mu.
+// judge works out who lives, and tells those who watch when somebody comes or goes. The caller holds mu.
 func (m *members) judge() {
 	living := make([]metadata.GatewayID, 0, len(m.living)+1)
+	gone := make([]metadata.GatewayID, 0, len(m.gone)+1)
 	own := m.g.ID()
 	for id, s := range m.seen {
-		if id != own && s.row.State == metadata.GatewayLive && !m.isDeadLocked(id) {
+		switch {
+		case id == own:
+		case m.isDeadLocked(id) || s.ended():
+			gone = append(gone, id)
+		case s.row.State == metadata.GatewayLive:
 			living = append(living, id)
 		}
 	}
@@ -171,12 +177,23 @@ func (m *members) judge() {
 		living = append(living, own)
 	}
 	slices.Sort(living)
-	if !slices.Equal(living, m.living) {
+	slices.Sort(gone)
+	moved := !slices.Equal(living, m.living)
+	if moved {
 		m.living = living
 		m.version++
+	}
+	if moved || !slices.Equal(gone, m.gone) {
+		m.gone = gone
 		close(m.changed)
 		m.changed = make(chan struct{})
 	}
+}
+
+// ended says that the row's gateway will not go on under its id, and that something of it may
+// be left to take.
+func (s *sighting) ended() bool {
+	return s.row.State == metadata.GatewaySealed || s.row.State == metadata.GatewayClosed && s.open
 }
 
 // isDeadLocked says whether a gateway has ended or fallen silent.
@@ -208,7 +225,7 @@ func (m *members) peerOf(id metadata.GatewayID) (address string, protocol uint32
 	return row.Peer, row.Protocol
 }
 
-// watch returns what is closed when who lives changes next.
+// watch returns what is closed when somebody comes or goes next.
 func (m *members) watch() <-chan struct{} {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -244,7 +261,7 @@ func (m *members) departed() []metadata.GatewayID {
 	defer m.mu.Unlock()
 	var list []metadata.GatewayID
 	for id, s := range m.seen {
-		if id != own && (s.row.State == metadata.GatewaySealed || s.row.State == metadata.GatewayClosed && s.open) {
+		if id != own && s.ended() {
 			list = append(list, id)
 		}
 	}
@@ -418,16 +435,21 @@ func (e *elsewhere) Error() string {
 // Unwrap makes it metadata.ErrHeld.
 func (e *elsewhere) Unwrap() error { return metadata.ErrHeld }
 
-// overdue lists gateways that were sealed so long ago that their disks are not expected back.
-func (m *members) overdue(now time.Time) []metadata.Gateway {
+// overdue lists gateways that were sealed so long ago that their disks are not expected back;
+// next is how long it takes until another one is, 0 when none will.
+func (m *members) overdue(now time.Time) (list []metadata.Gateway, next time.Duration) {
 	if m.g.config.CloseAfter <= 0 {
-		return nil
+		return nil, 0
 	}
-	var list []metadata.Gateway
 	for _, row := range m.others(metadata.GatewaySealed) {
-		if row.SealedAt > 0 && now.Sub(time.UnixMilli(row.SealedAt)) > m.g.config.CloseAfter && !m.isDead(row.ID) {
+		if row.SealedAt <= 0 || m.isDead(row.ID) {
+			continue
+		}
+		if left := m.g.config.CloseAfter - now.Sub(time.UnixMilli(row.SealedAt)); left < 0 {
 			list = append(list, row)
+		} else if next == 0 || left < next {
+			next = left + time.Millisecond
 		}
 	}
-	return list
+	return list, next
 }

@@ -3,7 +3,7 @@ package gateway
 import (
 	"context"
 	"errors"
-	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -19,6 +19,9 @@ const (
 	// firstView is how long a reader waits for another gateway to tell what it knows, before
 	// the table is asked.
 	firstView = 500 * time.Millisecond
+	// patience is how long another gateway may take to tell of a partition at first, or to refuse:
+	// it may have to ask the table.
+	patience = 10 * time.Second
 	// tailLimit is how long a mirrored view's tail may get, in entries, before the whole view
 	// is asked for again: by then most of it has moved into pages.
 	tailLimit = 1024
@@ -47,6 +50,10 @@ type mirrorState struct {
 	on    *mirrorStream // nil: nobody tells
 	told  bool          // it has, and the view is what it told
 	first chan struct{} // closed when it has, or will not
+	// patience ends the stream if nothing is told.
+	patience *time.Timer
+	// again: it is asked for in a moment.
+	again bool
 	// read is when the view was read from the table, and version who lived then.
 	read    time.Time
 	version uint64
@@ -105,7 +112,7 @@ func (m *mirrors) want(p *partition) {
 }
 
 func (m *mirrors) wantLocked(p *partition) {
-	if p.mirror.on != nil || p.owned.Load() || m.ended {
+	if p.mirror.on != nil || p.mirror.again || p.owned.Load() || m.ended {
 		return
 	}
 	to := m.g.router.route(p.id)
@@ -115,10 +122,12 @@ func (m *mirrors) wantLocked(p *partition) {
 	s := m.streams[to]
 	if s == nil {
 		s = &mirrorStream{m: m, to: to, parts: make(map[metadata.PartitionID]*partition), wake: make(chan struct{}, 1)}
+		s.over, s.hangUp = context.WithCancel(m.life)
 		m.streams[to] = s
-		m.running.Go(func() { s.run(m.life) })
+		m.running.Go(s.run)
 	}
 	p.mirror.on, p.mirror.told, p.mirror.first = s, false, make(chan struct{})
+	p.mirror.patience = time.AfterFunc(patience, s.hangUp)
 	s.parts[p.id] = p
 	s.begin = append(s.begin, p.id)
 	s.poke()
@@ -146,6 +155,7 @@ func (m *mirrors) leaveLocked(p *partition) {
 // silentLocked notes that nobody tells of a partition.
 func (m *mirrors) silentLocked(p *partition) {
 	p.mirror.on, p.mirror.valid = nil, false
+	p.mirror.patience.Stop()
 	if !p.mirror.told {
 		close(p.mirror.first)
 	}
@@ -287,6 +297,9 @@ type mirrorStream struct {
 	begin, end []metadata.PartitionID // to be asked for
 
 	wake chan struct{}
+	// hangUp ends the stream: it tells nothing of what it was asked for.
+	hangUp context.CancelFunc
+	over   context.Context
 }
 
 func (s *mirrorStream) poke() {
@@ -298,8 +311,9 @@ func (s *mirrorStream) poke() {
 
 // run talks to the gateway until it goes, or something goes wrong; what it told about is
 // then asked for elsewhere, or again.
-func (s *mirrorStream) run(ctx context.Context) {
-	err := s.talk(ctx)
+func (s *mirrorStream) run() {
+	defer s.hangUp()
+	err := s.talk(s.over)
 	m := s.m
 	m.mu.Lock()
 	delete(m.streams, s.to)
@@ -308,8 +322,9 @@ func (s *mirrorStream) run(ctx context.Context) {
 		m.silentLocked(p)
 		left = append(left, p)
 	}
+	ended := m.ended || m.life.Err() != nil
 	m.mu.Unlock()
-	if ctx.Err() != nil || len(left) == 0 {
+	if ended || len(left) == 0 {
 		return
 	}
 	m.g.log.Debug("another gateway no longer tells of its partitions", "gateway", s.to, "error", err)
@@ -319,16 +334,28 @@ func (s *mirrorStream) run(ctx context.Context) {
 // mirrorPause is before partitions are asked for again that nobody told about.
 const mirrorPause = 100 * time.Millisecond
 
-// again asks, in a moment, for partitions that somebody waits for.
+// again asks, in a moment, for partitions that somebody waits for. One that was refused
+// time and again is asked for at that pace, whoever wants it.
 func (m *mirrors) again(left []*partition) {
-	time.AfterFunc(mirrorPause+jitter(mirrorPause), func() {
-		waited := left[:0]
-		for _, p := range left {
-			if p.hasFollowers() && !p.owned.Load() {
-				waited = append(waited, p)
-			}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	later := make([]*partition, 0, len(left))
+	for _, p := range left {
+		if !p.mirror.again {
+			p.mirror.again = true
+			later = append(later, p)
 		}
-		m.lookAfter(waited)
+	}
+	if len(later) == 0 {
+		return
+	}
+	time.AfterFunc(mirrorPause+jitter(mirrorPause), func() {
+		m.mu.Lock()
+		for _, p := range later {
+			p.mirror.again = false
+		}
+		m.mu.Unlock()
+		m.lookAfter(slices.DeleteFunc(later, func(p *partition) bool { return !p.hasFollowers() || p.owned.Load() }))
 	})
 }
 
@@ -473,7 +500,7 @@ func (s *mirrorStream) take(u *peerv1.Update) error {
 	if u.GetView() != nil {
 		v, err = metadata.DecodeView(id, u.GetView())
 	} else if !told {
-		return fmt.Errorf("%w: a change to a view that was not told", errUnreachable)
+		return nil // it was under way when the partition was asked for again: all of it will follow
 	} else {
 		v, err = p.view.Load().Follow(u.GetDelta())
 	}
@@ -489,6 +516,7 @@ func (s *mirrorStream) take(u *peerv1.Update) error {
 	defer m.mu.Unlock()
 	if p.mirror.on == s && !p.mirror.told {
 		p.mirror.told = true
+		p.mirror.patience.Stop()
 		close(p.mirror.first)
 	}
 	if len(v.Tail) > tailLimit && u.GetView() == nil {

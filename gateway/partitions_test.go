@@ -68,7 +68,7 @@ func TestDeletedTopicsAreForgotten(t *testing.T) {
 			if p := g.partitions.list; len(p) != 1 || p[only] == nil {
 				t.Errorf("%s %d partitions are listed", when, len(p))
 			}
-			if p := g.tenure.Load().intake.previous; len(p) != 1 || p[spanOf(only)] == 0 {
+			if p := g.tenure.Load().intake.chains; len(p) != 1 || p[spanOf(only)] == nil {
 				t.Errorf("%s the intake remembers %d partitions", when, len(p))
 			}
 		}

@@ -58,6 +58,9 @@ func (s *peerService) Refer(ctx context.Context, r *peerv1.ReferRequest) (*peerv
 	defer cancel()
 	answers := make(chan indexed, len(references))
 	sequencer := s.g.tenure.Load().sequencer
+	if err := sequencer.stuck(); err != nil {
+		return nil, connect.NewError(connect.CodeUnavailable, err.Error())
+	}
 	tickets := make([]*ticket, len(references))
 	for i, ref := range references {
 		tickets[i] = sequencer.refer(ref, ctx.Done(), func(v metadata.Verdict, err error) {
@@ -145,6 +148,7 @@ func (s *peerService) Take(_ context.Context, r *peerv1.TakeRequest) (*peerv1.Ta
 		if err != nil {
 			return nil, err
 		}
+		s.g.router.learn(id, "")                                                                 // wherever it was
 		tickets = append(tickets, &ticket{partition: id, done: func(metadata.Verdict, error) {}, // whoever needs it asks again
 			decide: func(*metadata.Partition) (metadata.Verdict, *metadata.Change, error) {
 				return metadata.Verdict{Status: metadata.Judged}, nil, nil

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"net"
 	"net/http"
 	"sync"
 	"time"
@@ -67,6 +68,7 @@ func dialHTTP() func(string) connect.Transport {
 	protocols.SetUnencryptedHTTP2(true)
 	client := &http.Client{Transport: &http.Transport{
 		Protocols:       &protocols,
+		DialContext:     (&net.Dialer{Timeout: peerWait}).DialContext,
 		IdleConnTimeout: time.Minute,
 		HTTP2: &http.HTTP2Config{
 			SendPingTimeout: 5 * time.Second, // finds connections that are gone

@@ -82,6 +82,8 @@ type tampering struct {
 	lose    atomic.Int64 // so many Refer answers are lost, late
 	hang    atomic.Bool  // Watch is accepted and says nothing
 	streams atomic.Int64
+	refuse  atomic.Bool  // Watch tells of nothing, and refuses all
+	refused atomic.Int64 // so often
 }
 
 type tamperStream struct {
@@ -106,6 +108,12 @@ func (s *tamperStream) Receive(msg any) error {
 		return s.ctx.Err()
 	}
 	err := s.ClientStream.Receive(msg)
+	if r, ok := msg.(*peerv1.WatchResponse); ok && err == nil && s.on.refuse.Load() {
+		for i, u := range r.GetUpdates() {
+			r.Updates[i] = &peerv1.Update{Partition: u.GetPartition(), Refusal: &peerv1.Refusal{Kind: peerv1.Refusal_KIND_BUSY}}
+			s.on.refused.Add(1)
+		}
+	}
 	if r, ok := msg.(*peerv1.ReferResponse); ok && err == nil {
 		if s.on.garble.Add(-1) >= 0 {
 			for _, result := range r.Results {

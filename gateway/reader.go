@@ -51,34 +51,43 @@ func (g *Gateway) viewOf(ctx context.Context, p *partition) (*metadata.View, err
 }
 
 // viewNow is what readers may see of a partition as of a moment after the call: no append
-// that was acked before it, by any gateway, is missing.
+// that was acked before it, by any gateway, is missing. Whoever sequences the partition is
+// asked; where nobody is found who does, or does not answer, the table is.
 func (g *Gateway) viewNow(ctx context.Context, id metadata.PartitionID) (*metadata.View, error) {
-	p := g.partitions.get(id)
-	pauses := metadata.DefaultBackOff()
-	for {
-		to := g.router.route(id)
-		var v *metadata.View
-		var err error
-		if to == g.ID() {
-			v, err = g.readHere(ctx, id)
-		} else if v, err = g.peers.read(ctx, to, id); errors.Is(err, errUnreachable) {
-			v, err = metadata.ReadView(ctx, g.table, id)
-		}
-		var held *elsewhere
-		switch {
-		case err == nil:
-			p.publish(v)
-			return p.view.Load(), nil
-		case errors.As(err, &held):
-			g.router.learn(id, held.holder)
-		case errors.Is(err, metadata.ErrBusy), errors.Is(err, metadata.ErrFenced):
-		default:
+	v, err := g.askSequencer(ctx, id)
+	if err != nil {
+		if ctx.Err() != nil || lasting(err) {
 			return nil, err
 		}
-		if err := pause(ctx, pauses); err != nil {
+		if v, err = g.readTable(ctx, id); err != nil {
 			return nil, err
 		}
 	}
+	p := g.partitions.get(id)
+	p.publish(v)
+	return p.view.Load(), nil
+}
+
+// mostReferrals is how often a reader lets itself be sent on. What gateways remember of where
+// partitions are may be old, and lead in a circle.
+const mostReferrals = 3
+
+// askSequencer asks for a view where the partition is said to be sequenced.
+func (g *Gateway) askSequencer(ctx context.Context, id metadata.PartitionID) (v *metadata.View, err error) {
+	for range mostReferrals {
+		to := g.router.route(id)
+		if to == g.ID() {
+			v, err = g.readHere(ctx, id)
+		} else {
+			v, err = g.peers.read(ctx, to, id)
+		}
+		var held *elsewhere
+		if !errors.As(err, &held) {
+			return v, err
+		}
+		g.router.learn(id, held.holder)
+	}
+	return nil, err
 }
 
 // filter says which records a reader wants.

@@ -159,7 +159,7 @@ func (g *Gateway) recommit(ctx context.Context, name string, d *segments.Directo
 	}
 	batches, repeated := 0, 0
 	var broken error
-	err := g.router.refer(ctx, references, func(i int, v metadata.Verdict, err error) {
+	err := g.router.refer(ctx, references, nil, func(i int, v metadata.Verdict, err error) {
 		switch {
 		case lasting(err), errors.As(err, new(*uploaderClosed)):
 			broken = err

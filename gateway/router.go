@@ -114,16 +114,20 @@ type indexed struct {
 }
 
 // refer has references judged, each until there is a verdict, and reports them in whatever
-// order they come. It returns an error when the gateway ends before.
-func (r *router) refer(ctx context.Context, references []*metadata.Reference, judged func(i int, v metadata.Verdict, err error)) error {
+// order they come. turn, if given, says which may be sent at once; it calls send, which does not
+// block, when another one may. It returns an error when the gateway ends before.
+func (r *router) refer(ctx context.Context, references []*metadata.Reference, turn func(i int, send func()) bool, judged func(i int, v metadata.Verdict, err error)) error {
 	x := &exchange{r: r, references: references, results: make(chan indexed, len(references)), again: make(chan []int, len(references)+1)}
-	all := make([]int, len(references))
-	for i := range all {
-		all[i] = i
+	ready := make([]int, 0, len(references))
+	for i := range references {
+		// There is room in again: no reference is twice on its way.
+		if turn == nil || turn(i, func() { x.again <- []int{i} }) {
+			ready = append(ready, i)
+		}
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	x.send(ctx, all)
+	x.send(ctx, ready)
 	pauses := metadata.DefaultBackOff()
 	for left := len(references); left > 0; {
 		select {
@@ -322,11 +326,10 @@ func (r *router) decide(ctx context.Context, id metadata.PartitionID, d decision
 		case errors.Is(err, errUnreachable):
 			r.learn(id, "")
 			doubt = true
-		case errors.Is(err, metadata.ErrFenced), errors.Is(err, metadata.ErrUnavailable):
-			doubt = true
-		case errors.Is(err, metadata.ErrBusy):
+		case errors.Is(err, metadata.ErrFenced), errors.Is(err, metadata.ErrUnavailable), errors.Is(err, metadata.ErrBusy):
+			doubt = true // busy is also what another gateway says whose commit is in doubt
 		case errors.As(err, &conflict) && doubt:
-			return nil, fmt.Errorf("%w: an earlier try may have taken effect, and somebody else's after it: %w", metadata.ErrUnknown, err)
+			return nil, fmt.Errorf("%w: an earlier try may have taken effect, and somebody else's after it: %v", metadata.ErrUnknown, err)
 		default:
 			return nil, err
 		}

@@ -38,7 +38,7 @@ type ticket struct {
 	// done is told the verdict, once it is settled. Called from the sequencer's
 	// goroutine: it must not block.
 	done func(metadata.Verdict, error)
-	// gone, if set, says that nobody waits any more: a ticket that waits itself is dropped.
+	// gone, if set, says that nobody waits any more: the ticket is dropped, and done not called.
 	gone <-chan struct{}
 }
 
@@ -172,10 +172,22 @@ func (e *uploaderClosed) Error() string {
 	return fmt.Sprintf("gateway %s is closed: nothing more is taken from it", e.id)
 }
 
+// stuck refuses what would only wait in line: the table has not taken a commit for so long that
+// whoever asks would be gone before the answer, and would have asked again.
+func (s *sequencer) stuck() error {
+	if lasting := s.pending.lasting(); lasting > peerWait {
+		return fmt.Errorf("%w: it has not taken a commit for %s", metadata.ErrUnavailable, lasting.Round(time.Second))
+	}
+	return nil
+}
+
 // ask submits one decision and waits for it.
 func (s *sequencer) ask(ctx context.Context, id metadata.PartitionID, decide func(*metadata.Partition) (*metadata.Change, error)) error {
+	if err := s.stuck(); err != nil {
+		return err
+	}
 	answer := make(chan error, 1)
-	s.submit(&ticket{partition: id, done: func(_ metadata.Verdict, err error) { answer <- err },
+	s.submit(&ticket{partition: id, gone: ctx.Done(), done: func(_ metadata.Verdict, err error) { answer <- err },
 		decide: func(p *metadata.Partition) (metadata.Verdict, *metadata.Change, error) {
 			c, err := decide(p)
 			return metadata.Verdict{Status: metadata.Judged}, c, err
@@ -382,6 +394,9 @@ func (c *cycle) abandon(err error) {
 }
 
 func (c *cycle) take(ctx context.Context, t *ticket) error {
+	if t.isGone() {
+		return nil
+	}
 	h := c.s.parts[t.partition]
 	if h == nil {
 		h = &held{acquiring: true, shared: c.s.g.partitions.get(t.partition)}
@@ -613,7 +628,7 @@ func (s *sequencer) forget(h *held) {
 	s.holding.Add(-1)
 	h.shared.disown()
 	s.g.partitions.release(id)
-	s.t.intake.forget(id)
+	s.t.intake.forget(spanOf(id))
 	s.g.router.forget(id)
 }
 

@@ -25,8 +25,10 @@ func (t *tenure) patrol(ctx context.Context) error {
 		}
 		t.sequencer.rebalance()
 		var again <-chan time.Time
-		if pending || err != nil {
+		if _, next := t.g.members.overdue(t.g.now()); pending || err != nil {
 			again = time.After(t.g.config.LeaseTime / 4)
+		} else if next > 0 {
+			again = time.After(next)
 		}
 		select {
 		case <-ctx.Done():
@@ -202,7 +204,8 @@ func (p *patrol) dropMoved(ctx context.Context, id metadata.GatewayID, e *estate
 // closeOverdue closes the ids of gateways that were sealed long ago and whose buffer has
 // not come back: only who has their disk could settle their numbers.
 func (g *Gateway) closeOverdue(ctx context.Context) error {
-	for _, row := range g.members.overdue(g.now()) {
+	overdue, _ := g.members.overdue(g.now())
+	for _, row := range overdue {
 		if !g.members.first() {
 			continue
 		}

@@ -97,9 +97,7 @@ func (t *tenure) serve(ctx, work context.Context) error {
 		return err
 	}
 	if errors.Is(err, metadata.ErrFenced) { // while it was leaving
-		limit, cancel := context.WithTimeout(work, t.g.config.DrainTime)
-		err, drained = t.drainFenced(limit), nil
-		cancel()
+		return t.stopFenced(work)
 	}
 	stop(errStopped)
 	if errors.Is(err, errStopped) {
@@ -108,9 +106,13 @@ func (t *tenure) serve(ctx, work context.Context) error {
 	return errors.Join(err, drained)
 }
 
-// drainFenced finishes what was accepted when another gateway takes over from one that leaves.
-func (t *tenure) drainFenced(ctx context.Context) error {
+// stopFenced finishes what was accepted when another gateway took over from one that leaves.
+func (t *tenure) stopFenced(work context.Context) error {
+	defer t.uploading(errStopped)
+	ctx, cancel := context.WithTimeout(work, t.g.config.DrainTime)
+	defer cancel()
 	t.g.members.bury(t.id)
+	t.g.members.leave()
 	if err := t.drainIntakes(ctx); err != nil {
 		return err
 	}
@@ -158,6 +160,11 @@ func (t *tenure) finish(work context.Context) {
 	defer t.uploading(errStopped)
 	if err := t.intake.drain(work); err != nil {
 		return // the gateway stops: what was acked as buffered is in its file
+	}
+	if t.intake.kept.Load() {
+		// Its numbers are not all settled: the id stays open until the next start has tried again.
+		t.g.log.Error("what was acked as buffered could not all be appended: its file stays, and the next start tries again", "gateway", t.id)
+		return
 	}
 	pauses := metadata.DefaultBackOff()
 	for {

@@ -27,40 +27,57 @@ func (in *intake) start(ctx context.Context, uploads *sync.WaitGroup, segment *o
 		return context.Cause(ctx)
 	}
 	uploads.Go(func() {
-		defer func() { <-in.slots; in.uploads.Release(weight) }()
-		if err := in.upload(ctx, segment); err != nil {
+		directory, err := in.upload(ctx, segment)
+		<-in.slots // others may be uploaded while this one waits for its verdicts
+		in.uploads.Release(weight)
+		if err == nil {
+			err = in.refer(ctx, segment, directory)
+		}
+		if err != nil {
 			in.answer(segment, err)
 		}
 	})
 	return nil
 }
 
-// upload puts the segment and has its references judged. It returns an error only when
+// upload puts the segment, and returns what the object has. It returns an error only when
 // the gateway ends; then the outcome of what is unanswered is unknown.
-func (in *intake) upload(ctx context.Context, segment *openSegment) error {
+func (in *intake) upload(ctx context.Context, segment *openSegment) (*segments.Directory, error) {
 	object, err := segment.builder.Build(func(id segments.SpanID) uint64 { return segment.spans[id].previous })
 	if err != nil {
-		return fmt.Errorf("build segment %d: %w", segment.number, err)
+		return nil, fmt.Errorf("build segment %d: %w", segment.number, err)
 	}
 	directory, err := in.g.put(ctx, object)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	in.g.meters.flushed(len(directory.Spans), object.Size())
 	if directory == &object.Directory {
 		in.g.reader.fresh.add(object)
 	}
+	segment.builder = nil // its bytes are in the bucket
+	return directory, nil
+}
+
+// refer has the segment's references judged. It returns an error only when the gateway ends.
+func (in *intake) refer(ctx context.Context, segment *openSegment, directory *segments.Directory) error {
 	references := make([]*metadata.Reference, len(directory.Spans))
 	for i := range directory.Spans {
 		references[i] = reference(directory, &directory.Spans[i], nil)
 	}
-	err = in.g.router.refer(ctx, references, func(i int, v metadata.Verdict, err error) {
+	turn := func(i int, send func()) bool { return in.turn(segment.number, directory.Spans[i].SpanID, send) }
+	err := in.g.router.refer(ctx, references, turn, func(i int, v metadata.Verdict, err error) {
 		var closed *uploaderClosed
 		if errors.As(err, &closed) {
 			err = unknownOutcome("the others no longer take anything of this gateway's id", err)
 			segment.damaged = true // what was acked as buffered stays on disk
 		}
-		in.answerSpan(segment, directory.Spans[i].SpanID, v, err)
+		id := directory.Spans[i].SpanID
+		in.answerSpan(segment, id, v, err)
+		in.settleSpan(segment.number, id)
+		if errors.Is(err, metadata.ErrClosed) {
+			in.forget(id)
+		}
 	})
 	if err != nil {
 		return err

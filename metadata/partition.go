@@ -175,15 +175,16 @@ type Change struct {
 // and be durable in the journal before the verdict is told to anybody.
 func (p *Partition) Judge(ref *Reference) (Verdict, *Change) {
 	v := Verdict{Start: p.start, Next: p.next}
-	if p.closed {
-		v.Status = Refused
-		return v, nil
-	}
-	if u := p.uploaders[ref.Uploader]; u != nil && ref.Number <= u.last {
+	u := p.uploaders[ref.Uploader]
+	switch {
+	case u != nil && ref.Number <= u.last: // also when it was closed since
 		v.Status = Repeated
 		v.Batches = u.recall(ref)
 		return v, nil
-	} else if !ref.ByNumber && u.lastNumber() != ref.Previous && !seeded.Has(seeded.IgnoreChain) {
+	case p.closed:
+		v.Status = Refused
+		return v, nil
+	case !ref.ByNumber && u.lastNumber() != ref.Previous && !seeded.Has(seeded.IgnoreChain):
 		v.Status = Waiting
 		return v, nil
 	}
