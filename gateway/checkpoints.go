@@ -89,6 +89,7 @@ func (s *sequencer) checkpointTo(ctx context.Context, h *held, release bool) {
 
 // written takes a checkpoint into the state.
 func (s *sequencer) written(c checkpointed) error {
+	s.outstanding--
 	h := c.held
 	delete(s.writing, h)
 	if c.err != nil {
@@ -145,4 +146,13 @@ func (s *sequencer) trimJournal(ctx context.Context) {
 		case <-ctx.Done():
 		}
 	}()
+}
+
+// trimEnded notes that a trim of the journal has ended.
+func (s *sequencer) trimEnded(err error) {
+	s.outstanding--
+	s.trimming = false
+	if err != nil {
+		s.g.log.Warn("journal not trimmed; it will be tried again", "error", err)
+	}
 }

@@ -66,6 +66,8 @@ type witness struct {
 	buffered  map[string]int32
 	unknown   map[string]int32
 	refused   map[string]int32
+	first     sync.Once // commit
+	some      chan struct{}
 }
 
 type place struct {
@@ -94,7 +96,7 @@ const (
 func crashes(t *testing.T, seed uint64, faults bool) {
 	random := rand.New(rand.NewPCG(seed, 1))
 	disk, store, table := faultfs.New(), storetest.NewFaulty(memstore.New()), tabletest.NewFaulty(memtable.New(), nil)
-	w := &witness{committed: map[string]place{}, buffered: map[string]int32{}, unknown: map[string]int32{}, refused: map[string]int32{}}
+	w := &witness{committed: map[string]place{}, buffered: map[string]int32{}, unknown: map[string]int32{}, refused: map[string]int32{}, some: make(chan struct{})}
 	var serial atomic.Int64
 	for round := range crashRounds {
 		l := &life{}
@@ -145,6 +147,7 @@ func crashes(t *testing.T, seed uint64, faults bool) {
 			producers.Go(func() { produceUntilDead(ctx, service, r, p, &serial, w) })
 		}
 		time.Sleep(time.Duration(20+random.IntN(60)) * time.Millisecond) // the moment of the crash is part of the test
+		<-w.some // but where nothing is ever committed, nothing is proved
 		l.over.Store(true)
 		disk.Crash(func(n int) int { return random.IntN(n + 1) })
 		cancel()
@@ -242,6 +245,7 @@ func (w *witness) note(values []string, partition int32, kind int, out *varvev1.
 			delete(w.unknown, v)
 		case err == nil:
 			w.committed[v] = place{partition, out.GetResults()[0].GetBaseOffset() + int64(i)}
+			w.first.Do(func() { close(w.some) })
 			delete(w.unknown, v)
 		case classify(err).info.GetUnknownOutcome():
 			w.unknown[v] = partition

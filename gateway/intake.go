@@ -18,8 +18,11 @@ import (
 )
 
 const (
-	// uploadsAtOnce bounds the segments that are uploaded at a time.
+	// uploadsAtOnce bounds the segments that are uploaded or wait for their verdicts: while there are
+	// so many, the open one grows. One that has waited for slotTime does not count any more: whoever
+	// does not answer holds up nothing but what needs it.
 	uploadsAtOnce = 16
+	slotTime      = 250 * time.Millisecond
 	// stretch is how long a partial segment waits, at most, for producers that are known
 	// to send more, and busy from how many bytes in flight on they are taken to.
 	stretch = 100 * time.Millisecond
@@ -415,24 +418,40 @@ func (in *intake) settleSpan(number uint64, id segments.SpanID) {
 }
 
 // answerSpan tells the appends of one span what became of them.
-func (in *intake) answerSpan(segment *openSegment, id segments.SpanID, v metadata.Verdict, err error) {
-	span := segment.spans[id]
-	if span == nil {
-		return
-	}
-	segment.damaged = segment.damaged || err != nil && lasting(err)
+func (in *intake) answerSpan(span *openSpan, v metadata.Verdict) {
 	for i, a := range span.appends {
-		result := appended{start: v.Start, err: err}
-		switch {
-		case err != nil:
-		case i < len(v.Batches):
+		result := appended{start: v.Start}
+		if i < len(v.Batches) {
 			result.verdict = v.Batches[i]
-		default:
+		} else {
 			result.err = unknownOutcome("the answer is no longer kept", nil)
 		}
 		in.finish(a, result)
 	}
-	span.appends = nil
+}
+
+// answerForeign tells the appends of a span under whose segment's name another object lies, which has
+// these batches of the partition.
+func (in *intake) answerForeign(segment *openSegment, span *openSpan, batches []segments.BatchInfo, v metadata.Verdict) {
+	for _, a := range span.appends {
+		result := appended{start: v.Start}
+		i := slices.IndexFunc(batches, func(b segments.BatchInfo) bool { return b.CRC == a.info.CRC && int64(b.Size) == a.size })
+		if i >= 0 && i < len(v.Batches) {
+			result.verdict = v.Batches[i]
+			batches[i].Size = 0 // another one like it is another one
+		} else {
+			result.err = unknownOutcome("another object lies under the name of its segment", nil)
+			segment.damaged = segment.damaged || a.info.Ack == segments.AckBuffered && i < 0
+		}
+		in.finish(a, result)
+	}
+}
+
+// failSpan tells the appends of one span that they failed.
+func (in *intake) failSpan(span *openSpan, err error) {
+	for _, a := range span.appends {
+		in.finish(a, appended{err: err})
+	}
 }
 
 func (in *intake) finish(a *appending, result appended) {

@@ -47,9 +47,10 @@ type mirrors struct {
 
 // mirrorState is how one partition's view is kept up to date. Guarded by mirrors.mu.
 type mirrorState struct {
-	on    *mirrorStream // nil: nobody tells
-	told  bool          // it has, and the view is what it told
-	first chan struct{} // closed when it has, or will not
+	on    *mirrorStream  // nil: nobody tells
+	told  *metadata.View // what it told last: the next change follows on it; nil: nothing yet
+	whole int            // entries of the tail when it told all of it
+	first chan struct{}  // closed when it has, or will not
 	// patience ends the stream if nothing is told.
 	patience *time.Timer
 	// again: it is asked for in a moment.
@@ -126,7 +127,7 @@ func (m *mirrors) wantLocked(p *partition) {
 		m.streams[to] = s
 		m.running.Go(s.run)
 	}
-	p.mirror.on, p.mirror.told, p.mirror.first = s, false, make(chan struct{})
+	p.mirror.on, p.mirror.told, p.mirror.first = s, nil, make(chan struct{})
 	p.mirror.patience = time.AfterFunc(patience, s.hangUp)
 	s.parts[p.id] = p
 	s.begin = append(s.begin, p.id)
@@ -156,10 +157,10 @@ func (m *mirrors) leaveLocked(p *partition) {
 func (m *mirrors) silentLocked(p *partition) {
 	p.mirror.on, p.mirror.valid = nil, false
 	p.mirror.patience.Stop()
-	if !p.mirror.told {
+	if p.mirror.told == nil {
 		close(p.mirror.first)
 	}
-	p.mirror.told = false
+	p.mirror.told = nil
 }
 
 // unsettled is for how many lease times after gateways came or went they may not agree on
@@ -204,7 +205,7 @@ func (m *mirrors) view(ctx context.Context, p *partition) (*metadata.View, error
 	p.touch()
 	m.mu.Lock()
 	m.wantLocked(p)
-	told, first := p.mirror.told, p.mirror.first
+	told, first := p.mirror.told != nil, p.mirror.first
 	waiting := p.mirror.on != nil && !told
 	m.mu.Unlock()
 	if waiting {
@@ -217,7 +218,7 @@ func (m *mirrors) view(ctx context.Context, p *partition) (*metadata.View, error
 			return nil, ctx.Err()
 		}
 		m.mu.Lock()
-		told = p.mirror.told
+		told = p.mirror.told != nil
 		m.mu.Unlock()
 	}
 	if v := p.view.Load(); told && v != nil || p.owned.Load() && v != nil {
@@ -397,7 +398,7 @@ func (m *mirrors) teller(id metadata.PartitionID) metadata.GatewayID {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if v := p.view.Load(); p.mirror.on == nil || !p.mirror.told || v == nil || v.Epoch == 0 {
+	if v := p.view.Load(); p.mirror.on == nil || p.mirror.told == nil || v == nil || v.Epoch == 0 {
 		return ""
 	}
 	return p.mirror.on.to
@@ -487,7 +488,10 @@ func (s *mirrorStream) take(u *peerv1.Update) error {
 	m := s.m
 	m.mu.Lock()
 	p := s.parts[id]
-	told := p != nil && p.mirror.told
+	var told *metadata.View
+	if p != nil {
+		told = p.mirror.told
+	}
 	m.mu.Unlock()
 	if p == nil {
 		return nil // no longer wanted
@@ -499,10 +503,10 @@ func (s *mirrorStream) take(u *peerv1.Update) error {
 	var v *metadata.View
 	if u.GetView() != nil {
 		v, err = metadata.DecodeView(id, u.GetView())
-	} else if !told {
+	} else if told == nil {
 		return nil // it was under way when the partition was asked for again: all of it will follow
 	} else {
-		v, err = p.view.Load().Follow(u.GetDelta())
+		v, err = told.Follow(u.GetDelta())
 	}
 	if err != nil {
 		if errors.Is(err, metadata.ErrIndexMoved) {
@@ -514,12 +518,18 @@ func (s *mirrorStream) take(u *peerv1.Update) error {
 	p.publish(v)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if p.mirror.on == s && !p.mirror.told {
-		p.mirror.told = true
+	if p.mirror.on != s {
+		return nil
+	}
+	if p.mirror.told == nil {
 		p.mirror.patience.Stop()
 		close(p.mirror.first)
 	}
-	if len(v.Tail) > tailLimit && u.GetView() == nil {
+	p.mirror.told = v
+	if u.GetView() != nil {
+		p.mirror.whole = len(v.Tail)
+	} else if len(v.Tail) > max(tailLimit, 2*p.mirror.whole) {
+		p.mirror.whole = len(v.Tail) // once is enough
 		s.begin = append(s.begin, id)
 		s.poke()
 	}

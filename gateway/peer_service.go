@@ -303,7 +303,7 @@ func (w *watcher) updates(ctx context.Context) []*peerv1.Update {
 
 // update says what is new about one; nil when nothing is, or when that has to be read first.
 func (w *watcher) update(ctx context.Context, p *partition, t *telling) *peerv1.Update {
-	if !p.owned.Load() && t.view == nil && !t.read && w.g.router.route(p.id) == w.g.ID() {
+	if !p.owned.Load() && t.view == nil && !t.read && w.g.shouldKnow(p.id) {
 		t.read = true
 		go w.read(ctx, p) // the others' news do not wait for the table
 		return nil
@@ -371,10 +371,21 @@ func (g *Gateway) readHere(ctx context.Context, id metadata.PartitionID) (*metad
 			return nil, err
 		}
 	}
-	if to := g.router.route(id); to != g.ID() {
-		return nil, &elsewhere{to}
+	if !g.shouldKnow(id) {
+		return nil, &elsewhere{g.router.route(id)}
 	}
-	return metadata.ReadView(ctx, g.table, id)
+	return g.readTable(ctx, id)
+}
+
+// shouldKnow says whether a partition that this gateway does not sequence is its own to tell about.
+// What it remembers of where the partition was does not count then: it may be old, and whoever it
+// names may send those who ask back here.
+func (g *Gateway) shouldKnow(id metadata.PartitionID) bool {
+	if winner := g.members.winner(id); winner == "" || winner == g.ID() {
+		g.router.learn(id, "")
+		return true
+	}
+	return g.router.route(id) == g.ID()
 }
 
 // confirm returns once it is sure that no other gateway had taken over from this one when it

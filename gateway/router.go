@@ -104,6 +104,8 @@ type exchange struct {
 	again      chan []int
 	troubled   bool // it was said that something is wrong
 	hurried    int  // how often it went on without a pause
+	// doubt has the references of which an earlier try may have been committed.
+	doubt map[int]bool
 }
 
 // indexed is what became of the reference with an index.
@@ -117,7 +119,7 @@ type indexed struct {
 // order they come. turn, if given, says which may be sent at once; it calls send, which does not
 // block, when another one may. It returns an error when the gateway ends before.
 func (r *router) refer(ctx context.Context, references []*metadata.Reference, turn func(i int, send func()) bool, judged func(i int, v metadata.Verdict, err error)) error {
-	x := &exchange{r: r, references: references, results: make(chan indexed, len(references)), again: make(chan []int, len(references)+1)}
+	x := &exchange{r: r, references: references, results: make(chan indexed, len(references)), again: make(chan []int, len(references)+1), doubt: make(map[int]bool)}
 	ready := make([]int, 0, len(references))
 	for i := range references {
 		// There is room in again: no reference is twice on its way.
@@ -140,6 +142,9 @@ func (r *router) refer(ctx context.Context, references []*metadata.Reference, tu
 			hurry := true
 			for n, result := len(x.results), first; ; n-- {
 				if x.settles(&result) {
+					if result.err != nil && x.doubt[result.index] {
+						result.err = unknownOutcome("an earlier try may have been committed", result.err)
+					}
 					judged(result.index, result.verdict, result.err)
 					left--
 				} else {
@@ -229,6 +234,7 @@ func (x *exchange) settles(result *indexed) bool {
 		return true
 	case errors.Is(err, errUnreachable): // also when what it said is garbage
 		x.r.learn(id, "")
+		x.doubt[result.index] = true
 	case lasting(err):
 		if x.r.brokenOff(id) == nil {
 			x.r.g.log.Error("a partition cannot be sequenced: appends to it are refused until it is mended and the gateway starts again",
@@ -238,8 +244,8 @@ func (x *exchange) settles(result *indexed) bool {
 		return true
 	case errors.As(err, &held):
 		x.r.learn(id, held.holder)
-	case errors.Is(err, metadata.ErrFenced), errors.Is(err, errStopped): // goes on in the next tenure, if there is one
-	case errors.Is(err, metadata.ErrBusy):
+	case errors.Is(err, metadata.ErrFenced), errors.Is(err, metadata.ErrUnknown), errors.Is(err, errStopped), errors.Is(err, metadata.ErrBusy):
+		x.doubt[result.index] = true // goes on in the next tenure, or with whoever takes over
 	case !x.troubled:
 		x.troubled = true // once is enough: a segment may be of thousands of partitions
 		x.r.g.log.Warn("a partition cannot be sequenced yet; it is tried until it can", "partition", id.String(), "error", err)
@@ -308,35 +314,51 @@ func (r *router) decide(ctx context.Context, id metadata.PartitionID, d decision
 	pauses := metadata.DefaultBackOff()
 	doubt := false // an earlier try may have taken effect
 	for {
-		to, own := r.route(id), r.g.ID()
-		var v *metadata.View
-		var err error
-		if to == own {
-			v, err = r.g.tenure.Load().sequencer.decide(ctx, id, d)
-		} else {
-			v, err = r.g.peers.decide(ctx, to, id, d)
-		}
-		var held *elsewhere
-		var conflict *metadata.FenceConflict
+		v, again, err := r.decideOnce(ctx, id, d)
 		switch {
 		case err == nil:
 			return v, nil
-		case errors.As(err, &held):
-			r.learn(id, held.holder)
-		case errors.Is(err, errUnreachable):
-			r.learn(id, "")
-			doubt = true
-		case errors.Is(err, metadata.ErrFenced), errors.Is(err, metadata.ErrUnavailable), errors.Is(err, metadata.ErrBusy):
-			doubt = true // busy is also what another gateway says whose commit is in doubt
-		case errors.As(err, &conflict) && doubt:
-			return nil, fmt.Errorf("%w: an earlier try may have taken effect, and somebody else's after it: %v", metadata.ErrUnknown, err)
-		default:
-			return nil, err
+		case !errors.Is(err, metadata.ErrHeld):
+			// Busy is also what another gateway says whose commit is in doubt.
+			doubt = doubt || again || errors.Is(err, metadata.ErrUnknown)
+		}
+		if !again {
+			return nil, inDoubt(doubt, err)
 		}
 		if pauseErr := pause(ctx, pauses); pauseErr != nil {
-			return nil, fmt.Errorf("%w; last: %w", pauseErr, err)
+			return nil, inDoubt(doubt, fmt.Errorf("%w; last: %w", pauseErr, err))
 		}
 	}
+}
+
+// inDoubt is the error of a decision that may have been taken.
+func inDoubt(doubt bool, err error) error {
+	if !doubt {
+		return err
+	}
+	// What the error is about is one try, and must not be taken for what came of all.
+	return fmt.Errorf("%w: this try, or an earlier one, may have taken effect: %v", metadata.ErrUnknown, err)
+}
+
+// decideOnce asks once; again says whether there is any point in asking again.
+func (r *router) decideOnce(ctx context.Context, id metadata.PartitionID, d decision) (v *metadata.View, again bool, err error) {
+	to, own := r.route(id), r.g.ID()
+	if to == own {
+		v, err = r.g.tenure.Load().sequencer.decide(ctx, id, d)
+	} else {
+		v, err = r.g.peers.decide(ctx, to, id, d)
+	}
+	var held *elsewhere
+	switch {
+	case errors.As(err, &held):
+		r.learn(id, held.holder)
+	case errors.Is(err, errUnreachable):
+		r.learn(id, "")
+	case errors.Is(err, metadata.ErrFenced), errors.Is(err, metadata.ErrUnavailable), errors.Is(err, metadata.ErrBusy):
+	default:
+		return v, false, err
+	}
+	return v, true, err
 }
 
 // decide takes a decision here.

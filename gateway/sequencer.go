@@ -215,45 +215,63 @@ func (s *sequencer) rebalance() {
 // the context's error.
 func (s *sequencer) run(ctx context.Context) (err error) {
 	defer func() { s.fail(err) }()
+	due := time.NewTimer(0)
+	defer due.Stop()
 	for {
 		if s.leaving != nil && s.outstanding == 0 && !s.waiting() && len(s.handovers) == 0 {
 			err := s.finish(s.leaving.ctx)
 			s.leaving.done <- err
 			return err
 		}
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case request := <-s.quit:
-			s.leaving = &request
-			s.handOverAll()
-		case a := <-s.acquired:
-			s.outstanding--
-			s.take(a)
-		case c := <-s.checkpointed:
-			s.outstanding--
-			if err := s.written(c); err != nil {
-				return err
-			}
-		case <-s.retry:
-			s.retry = nil
-		case err := <-s.trimmed:
-			s.outstanding--
-			s.trimming = false
-			if err != nil {
-				s.g.log.Warn("journal not trimmed; it will be tried again", "error", err)
-			}
-		case <-s.wake:
-			if err := s.pace(ctx); err != nil {
-				return err
-			}
+		if err := s.await(ctx, due.C); err != nil {
+			return err
 		}
-		if err := s.cycle(ctx); err != nil {
+		if wait := s.pace(); wait > 0 {
+			due.Reset(wait)
+		} else if err := s.cycle(ctx); err != nil {
 			return err
 		}
 		s.checkpoint(ctx)
 		s.handOver(ctx)
 		s.trimJournal(ctx)
+	}
+}
+
+// await waits until something happens, and takes all that has: a thousand acquisitions that end
+// between two cycles are one cycle's work.
+func (s *sequencer) await(ctx context.Context, due <-chan time.Time) error {
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case request := <-s.quit:
+		s.leaving = &request
+		s.handOverAll()
+	case <-s.retry:
+		s.retry = nil
+	case <-s.wake:
+	case <-due:
+	case a := <-s.acquired:
+		s.take(a)
+	case c := <-s.checkpointed:
+		if err := s.written(c); err != nil {
+			return err
+		}
+	case err := <-s.trimmed:
+		s.trimEnded(err)
+	}
+	for {
+		select {
+		case a := <-s.acquired:
+			s.take(a)
+		case c := <-s.checkpointed:
+			if err := s.written(c); err != nil {
+				return err
+			}
+		case err := <-s.trimmed:
+			s.trimEnded(err)
+		default:
+			return nil
+		}
 	}
 }
 
@@ -264,18 +282,14 @@ func (s *sequencer) waiting() bool {
 	return len(s.queue) > 0
 }
 
-// pace spaces cycles, so that commits are no more than the table should bear.
-func (s *sequencer) pace(ctx context.Context) error {
+// pace is how long the next cycle has to wait, so that commits are no more than the table should
+// bear; 0 when there is none, or nothing to commit.
+func (s *sequencer) pace() time.Duration {
 	wait := max(s.g.config.CycleInterval, s.spacing) - time.Since(s.lastCycle)
-	if wait <= 0 {
-		return nil
+	if wait <= 0 || len(s.parked) == 0 && !s.waiting() {
+		return 0
 	}
-	select {
-	case <-time.After(wait):
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
+	return wait
 }
 
 // pendingAnswer is a verdict that waits for its cycle to be settled.
@@ -548,6 +562,7 @@ func (s *sequencer) mayAcquire(ctx context.Context, id metadata.PartitionID, l *
 
 // take begins to sequence a partition, or tells those who wait why not.
 func (s *sequencer) take(a acquisition) {
+	s.outstanding--
 	h := s.parts[a.id]
 	if a.err != nil {
 		delete(s.parts, a.id)
@@ -560,6 +575,7 @@ func (s *sequencer) take(a acquisition) {
 	s.forgetClosed(h)
 	s.holding.Add(1)
 	h.shared.own(h.state.View())
+	s.g.router.learn(a.id, "") // wherever it was
 	if len(h.parked) > 0 {
 		s.parked[h] = struct{}{}
 	}

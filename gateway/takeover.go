@@ -14,6 +14,7 @@ import (
 // the background. A partition that somebody needs at once does not wait for it.
 func (t *tenure) patrol(ctx context.Context) error {
 	p := patrol{t: t, estates: make(map[metadata.GatewayID]*estate)}
+	rest := t.g.config.LeaseTime / 4 // before it looks again at what is pending
 	for {
 		changed := t.g.members.watch()
 		pending, err := p.inspect(ctx)
@@ -26,7 +27,7 @@ func (t *tenure) patrol(ctx context.Context) error {
 		t.sequencer.rebalance()
 		var again <-chan time.Time
 		if _, next := t.g.members.overdue(t.g.now()); pending || err != nil {
-			again = time.After(t.g.config.LeaseTime / 4)
+			again = time.After(rest)
 		} else if next > 0 {
 			again = time.After(next)
 		}
@@ -34,7 +35,9 @@ func (t *tenure) patrol(ctx context.Context) error {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-again:
+			rest = min(2*rest, longestRest)
 		case <-changed:
+			rest = t.g.config.LeaseTime / 4
 		}
 		// Those who see the same should not all do something about it at once.
 		select {
@@ -44,6 +47,10 @@ func (t *tenure) patrol(ctx context.Context) error {
 		}
 	}
 }
+
+// longestRest is for how long a patrol rests that finds the same things pending time and again: some may
+// stay so until somebody mends them.
+const longestRest = time.Minute
 
 // patrol is what a tenure knows of gateways that are gone.
 type patrol struct {
@@ -77,13 +84,14 @@ func (p *patrol) inspect(ctx context.Context) (pending bool, err error) {
 		}
 	}
 	for _, id := range g.members.departed() {
-		settled, err := p.settle(ctx, id)
-		if err != nil {
-			return true, err
+		settled, failed := p.settle(ctx, id)
+		if errors.Is(failed, metadata.ErrFenced) || ctx.Err() != nil {
+			return true, failed
 		}
+		err = errors.Join(err, failed) // one that cannot be settled holds up no other
 		pending = pending || !settled
 	}
-	return pending, g.closeOverdue(ctx)
+	return pending, errors.Join(err, g.closeOverdue(ctx))
 }
 
 // settle takes this gateway's part of an estate. One gateway, the first in order of those
@@ -92,6 +100,12 @@ func (p *patrol) settle(ctx context.Context, id metadata.GatewayID) (bool, error
 	e := p.estates[id]
 	if e == nil {
 		journal, err := p.t.sequencer.readSealed(ctx, id)
+		if lasting(err) {
+			p.t.g.log.Error("the journal of a gateway that is gone cannot be read: the partitions whose last changes are in it cannot be taken over",
+				"gateway", id, "error", err)
+			p.estates[id] = &estate{settled: true} // it will not be any different tomorrow
+			return true, nil
+		}
 		if err != nil {
 			return false, err
 		}

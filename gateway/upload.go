@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"sync"
 	"time"
 
@@ -27,11 +28,16 @@ func (in *intake) start(ctx context.Context, uploads *sync.WaitGroup, segment *o
 		return context.Cause(ctx)
 	}
 	uploads.Go(func() {
-		directory, err := in.upload(ctx, segment)
-		<-in.slots // others may be uploaded while this one waits for its verdicts
-		in.uploads.Release(weight)
-		if err == nil {
+		leave := sync.OnceFunc(func() { <-in.slots; in.uploads.Release(weight) })
+		defer leave()
+		directory, own, err := in.upload(ctx, segment)
+		defer time.AfterFunc(slotTime, leave).Stop()
+		switch {
+		case err != nil:
+		case own:
 			err = in.refer(ctx, segment, directory)
+		default:
+			err = in.referForeign(ctx, segment, directory)
 		}
 		if err != nil {
 			in.answer(segment, err)
@@ -40,23 +46,25 @@ func (in *intake) start(ctx context.Context, uploads *sync.WaitGroup, segment *o
 	return nil
 }
 
-// upload puts the segment, and returns what the object has. It returns an error only when
-// the gateway ends; then the outcome of what is unanswered is unknown.
-func (in *intake) upload(ctx context.Context, segment *openSegment) (*segments.Directory, error) {
+// upload puts the segment, and returns what the object has; own says that it is this one. It
+// returns an error only when the gateway ends; then the outcome of what is unanswered is unknown.
+func (in *intake) upload(ctx context.Context, segment *openSegment) (d *segments.Directory, own bool, err error) {
 	object, err := segment.builder.Build(func(id segments.SpanID) uint64 { return segment.spans[id].previous })
 	if err != nil {
-		return nil, fmt.Errorf("build segment %d: %w", segment.number, err)
+		return nil, false, fmt.Errorf("build segment %d: %w", segment.number, err)
 	}
-	directory, err := in.g.put(ctx, object)
+	stored, err := in.g.put(ctx, object)
 	if err != nil {
-		return nil, err
-	}
-	in.g.meters.flushed(len(directory.Spans), object.Size())
-	if directory == &object.Directory {
-		in.g.reader.fresh.add(object)
+		return nil, false, err
 	}
 	segment.builder = nil // its bytes are in the bucket
-	return directory, nil
+	if stored != &object.Directory && !reflect.DeepEqual(stored, &object.Directory) {
+		in.g.log.Error("another object lies under the name of a segment: the buffer of this gateway was recovered elsewhere while it ran", "segment", object.Key())
+		return stored, false, nil
+	}
+	in.g.meters.flushed(len(object.Directory.Spans), object.Size())
+	in.g.reader.fresh.add(object)
+	return &object.Directory, true, nil
 }
 
 // refer has the segment's references judged. It returns an error only when the gateway ends.
@@ -65,15 +73,48 @@ func (in *intake) refer(ctx context.Context, segment *openSegment, directory *se
 	for i := range directory.Spans {
 		references[i] = reference(directory, &directory.Spans[i], nil)
 	}
-	turn := func(i int, send func()) bool { return in.turn(segment.number, directory.Spans[i].SpanID, send) }
+	return in.judge(ctx, segment, references, func(_ int, span *openSpan, v metadata.Verdict) { in.answerSpan(span, v) })
+}
+
+// referForeign settles a segment under whose name another object lies. That one is the truth: what it
+// has is judged, by number alone as its uploader had it, which voids the number where it has nothing.
+// Appends that are in it are told its verdicts; of the others nobody knows.
+func (in *intake) referForeign(ctx context.Context, segment *openSegment, stored *segments.Directory) error {
+	var references []*metadata.Reference
+	var spans []*segments.Span
+	for id := range segment.spans {
+		span := &segments.Span{SpanID: id}
+		if found, ok := stored.Span(id); ok {
+			span = &found
+		}
+		ref := reference(stored, span, nil)
+		ref.ByNumber = true
+		references, spans = append(references, ref), append(spans, span)
+	}
+	return in.judge(ctx, segment, references, func(i int, span *openSpan, v metadata.Verdict) {
+		in.answerForeign(segment, span, spans[i].Batches, v)
+	})
+}
+
+// judge has references judged, one for each span, and tells its appends by answer.
+func (in *intake) judge(ctx context.Context, segment *openSegment, references []*metadata.Reference, answer func(i int, span *openSpan, v metadata.Verdict)) error {
+	turn := func(i int, send func()) bool {
+		return in.turn(segment.number, spanOf(references[i].Partition), send)
+	}
 	err := in.g.router.refer(ctx, references, turn, func(i int, v metadata.Verdict, err error) {
-		var closed *uploaderClosed
-		if errors.As(err, &closed) {
+		if errors.As(err, new(*uploaderClosed)) {
 			err = unknownOutcome("the others no longer take anything of this gateway's id", err)
 			segment.damaged = true // what was acked as buffered stays on disk
 		}
-		id := directory.Spans[i].SpanID
-		in.answerSpan(segment, id, v, err)
+		segment.damaged = segment.damaged || err != nil && lasting(err)
+		id := spanOf(references[i].Partition)
+		span := segment.spans[id]
+		if err != nil {
+			in.failSpan(span, err)
+		} else {
+			answer(i, span, v)
+		}
+		span.appends = nil
 		in.settleSpan(segment.number, id)
 		if errors.Is(err, metadata.ErrClosed) {
 			in.forget(id)

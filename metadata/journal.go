@@ -54,7 +54,8 @@ func (j *Journal) Append(ctx context.Context, value []byte) (uint64, error) {
 		// doubt: it is the same put, with the same nonce, that goes on then.
 		select {
 		case <-ctx.Done():
-			return 0, fmt.Errorf("%w: append to the journal of %s: %w", ErrUnknown, j.id, context.Cause(ctx))
+			// The cause is why nobody waits any more, and not what came of it.
+			return 0, fmt.Errorf("%w: append to the journal of %s: %v", ErrUnknown, j.id, context.Cause(ctx))
 		case <-time.After(deniedPause):
 		}
 	}

@@ -1,6 +1,7 @@
 package metadata
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -89,12 +90,17 @@ func encodeLease(l *Lease, p *Partition, producers []*producerState, levels [][]
 	body.uint(uint64(p.bytes))
 	body.text(p.fence)
 	body.uint(uint64(len(p.uploaders)))
+	kept := p.answersToStore()
 	for _, id := range p.Uploaders() {
 		u := p.uploaders[id]
+		answers := u.answers
+		if kept != nil {
+			answers = kept[id]
+		}
 		body.uint(y.number(id))
 		body.uint(u.last)
-		body.uint(uint64(len(u.answers)))
-		for _, a := range u.answers {
+		body.uint(uint64(len(answers)))
+		for _, a := range answers {
 			body.uint(u.last - a.number)
 			encodeRuns(&body, a.runs, p.next)
 		}
@@ -113,6 +119,41 @@ func encodeLease(l *Lease, p *Partition, producers []*producerState, levels [][]
 	y.encode(&e)
 	e.raw(body.b)
 	return e.b
+}
+
+// storedRuns bounds the runs of all uploaders' answers in a lease row, of up to 24 bytes each: a row
+// ends at 400 KB, and gateways that died without closing are remembered for days.
+const storedRuns = 4 * maxAnswerRuns
+
+// answersToStore are the newest answers of each uploader, as far as there is room for them, last
+// used uploaders first; nil: there is room for all. Whoever asks for another one is told that it is no
+// longer kept. Last numbers are always stored: that each is judged once rests on them.
+func (p *Partition) answersToStore() map[GatewayID][]answer {
+	runs := 0
+	for _, u := range p.uploaders {
+		for _, a := range u.answers {
+			runs += len(a.runs)
+		}
+	}
+	if runs <= storedRuns {
+		return nil
+	}
+	ids := p.Uploaders()
+	slices.SortStableFunc(ids, func(a, b GatewayID) int {
+		return cmp.Or(cmp.Compare(p.uploaders[b].used, p.uploaders[a].used), cmp.Compare(b, a)) // ids rise with time
+	})
+	stored := make(map[GatewayID][]answer, len(ids))
+	room := storedRuns
+	for _, id := range ids {
+		answers := p.uploaders[id].answers
+		from := len(answers)
+		for from > 0 && len(answers[from-1].runs) <= room {
+			from--
+			room -= len(answers[from].runs)
+		}
+		stored[id] = answers[from:]
+	}
+	return stored
 }
 
 func encodeProducer(e *encoder, s *producerState) {

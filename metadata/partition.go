@@ -40,6 +40,7 @@ type answer struct {
 type uploaderState struct {
 	last    uint64 // highest number judged
 	answers []answer
+	used    int64 // offset after its last append; not stored, 0 after a takeover: orders by age
 }
 
 // producerBatch is a batch that can be recognised again.
@@ -483,6 +484,7 @@ func (p *Partition) applyAppend(c *Change, sequence uint64) error {
 		p.sum += e.Sum
 		p.bytes += e.Length
 	}
+	u.used = p.next
 	// Views hold shorter slices of the same array: what they show never changes.
 	p.tail = append(p.tail, c.Entries...)
 	stamp := Stamp{p.epoch, sequence}
