@@ -147,7 +147,7 @@ func crashes(t *testing.T, seed uint64, faults bool) {
 			producers.Go(func() { produceUntilDead(ctx, service, r, p, &serial, w) })
 		}
 		time.Sleep(time.Duration(20+random.IntN(60)) * time.Millisecond) // the moment of the crash is part of the test
-		<-w.some // but where nothing is ever committed, nothing is proved
+		<-w.some                                                         // but where nothing is ever committed, nothing is proved
 		l.over.Store(true)
 		disk.Crash(func(n int) int { return random.IntN(n + 1) })
 		cancel()
