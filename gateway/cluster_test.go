@@ -80,6 +80,8 @@ type member struct {
 	address string
 	life    *life
 	table   *hookedTable
+	// closeDisk gives its disk back, should it have one.
+	closeDisk func()
 }
 
 func (c *testCluster) start() *member {
