@@ -66,6 +66,9 @@ type testCluster struct {
 	config  Config
 	count   int
 	log     *slog.Logger
+	// wrap, if set, stands around the ways to peers; prepare has its way with gateways that start.
+	wrap    func(connect.Transport) connect.Transport
+	prepare func(*Gateway)
 }
 
 func newTestCluster(t *testing.T) *testCluster {
@@ -90,13 +93,25 @@ func (c *testCluster) start() *member {
 	m := &member{cluster: c, address: fmt.Sprintf("peer-%d:1", c.count), life: &life{}}
 	config, d := c.config, c.d
 	config.PeerAddress = m.address
-	d.Dial = c.network.Dial
+	d.Dial = c.dial
 	m.table = &hookedTable{Table: mortalTable{d.Table, m.life}}
 	d.Table = m.table
 	d.Store = mortalStore{d.Store, m.life}
 	d.Log = c.log.With("member", c.count)
-	m.runningGateway = runGatewayWith(c.t, config, d, func(g *Gateway) { c.network.set(m.address, g.PeerServer()) })
+	m.runningGateway = runGatewayWith(c.t, config, d, func(g *Gateway) {
+		if c.prepare != nil {
+			c.prepare(g)
+		}
+		c.network.set(m.address, g.PeerServer())
+	})
 	return m
+}
+
+func (c *testCluster) dial(address string) connect.Transport {
+	if c.wrap != nil {
+		return c.wrap(c.network.Dial(address))
+	}
+	return c.network.Dial(address)
 }
 
 // kill ends it in the middle of things.
