@@ -36,6 +36,7 @@ type Gateway struct {
 	peers      *peers
 	router     *router
 	mirrors    *mirrors
+	latest     *latest
 	generation *generation
 	resting    *resting
 	recovered  []segments.RecoveredFile // what predecessors left in the buffer
@@ -98,6 +99,7 @@ func New(config Config, d Dependencies) (*Gateway, error) {
 	g.peers = newPeers(g, d.Dial)
 	g.router = newRouter(g)
 	g.mirrors = newMirrors(g)
+	g.latest = newLatest(g)
 	g.generation = &generation{gateway: g}
 	g.resting = newResting(g)
 	g.tenure.Store(newTenure(g))

@@ -374,7 +374,7 @@ func (g *Gateway) readHere(ctx context.Context, id metadata.PartitionID) (*metad
 	if to := g.router.route(id); to != g.ID() {
 		return nil, &elsewhere{to}
 	}
-	return metadata.ReadView(ctx, g.table, id)
+	return g.latest.read(ctx, id)
 }
 
 // confirm returns once it is sure that no other gateway had taken over from this one when it
