@@ -169,7 +169,8 @@ func (m *members) judge() {
 		case id == own:
 		case m.isDeadLocked(id) || s.ended():
 			gone = append(gone, id)
-		case s.row.State == metadata.GatewayLive:
+		case s.row.State == metadata.GatewayLive && s.row.Protocol == peerProtocol:
+			// One of another protocol cannot be asked: its partitions would be out of reach from here.
 			living = append(living, id)
 		}
 	}
