@@ -333,7 +333,8 @@ func (i *impostor) hold(t *testing.T, table metadata.Table, topic *metadata.Topi
 // sense: the calls of clients end in time with honest answers, and once it is gone everything
 // that was under way lands, once.
 func TestPeerAnswersGarbage(t *testing.T) {
-	verdict := metadata.EncodeVerdict(metadata.Verdict{Status: metadata.Judged, Batches: make([]metadata.BatchVerdict, 3)})
+	accepted := metadata.BatchVerdict{Outcome: metadata.Accepted, Actual: metadata.NoOffset}
+	verdict := metadata.EncodeVerdict(metadata.Verdict{Status: metadata.Judged, Next: 3, Batches: []metadata.BatchVerdict{accepted, accepted, accepted}}) // on three batches
 	garbage := [][]byte{nil, {0xff, 0xff}, verdict, verdict[:len(verdict)-1], []byte("garbage that is a little longer than the rest")}
 	refusals := []*peerv1.Refusal{{Kind: 99}, {Kind: peerv1.Refusal_KIND_ELSEWHERE, Holder: "g9"}, {Kind: peerv1.Refusal_KIND_ELSEWHERE}}
 	synctest.Test(t, func(t *testing.T) {
