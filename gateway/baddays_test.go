@@ -334,7 +334,7 @@ func TestRolledBackTable(t *testing.T) {
 			}
 		}
 		// The one that runs finds its journal sealed by a gateway that does not look.
-		if err := metadata.MarkSealed(t.Context(), restorable, first.ID()); err != nil {
+		if err := metadata.MarkSealed(t.Context(), restorable, first.ID(), time.Now()); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := metadata.Seal(t.Context(), restorable, first.ID(), "g9"); err != nil {

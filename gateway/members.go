@@ -359,7 +359,7 @@ func (m *members) seal(ctx context.Context, id metadata.GatewayID) error {
 	if _, err := metadata.Seal(ctx, m.g.table, id, m.g.ID()); err != nil {
 		return err
 	}
-	return metadata.MarkSealed(ctx, m.g.table, id)
+	return metadata.MarkSealed(ctx, m.g.table, id, m.g.now())
 }
 
 // run looks at the others' rows until ctx ends, more often while somebody seems to have died.
