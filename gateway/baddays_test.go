@@ -14,6 +14,7 @@ import (
 
 	"connectrpc.com/connect/v2"
 
+	varvev1 "github.com/varvelog/varve/api/varve/v1"
 	"github.com/varvelog/varve/metadata"
 	"github.com/varvelog/varve/metadata/memtable"
 )
@@ -244,13 +245,25 @@ func TestThrottledKey(t *testing.T) {
 				return nil
 			})
 		}
+		// One segment has a span of each partition: each is judged, and acked, by itself.
 		var group sync.WaitGroup
+		flushes := members[0].meters.flushes.Load()
 		for i, m := range members {
-			group.Go(func() {
-				if err := m.appendWithin(t, 10*time.Second, throttled, fmt.Sprint("waits ", i)); !classify(err).info.GetUnknownOutcome() {
-					t.Errorf("an append that cannot be judged: %v", err)
-				}
-			})
+			for p := range int32(clusterPartitions) {
+				group.Go(func() {
+					if p == throttled {
+						if err := m.appendWithin(t, 10*time.Second, p, fmt.Sprint("waits ", i)); !classify(err).info.GetUnknownOutcome() {
+							t.Errorf("an append that cannot be judged: %v", err)
+						}
+					} else if err := m.appendWithin(t, time.Second, p, "in one segment"); err != nil {
+						t.Errorf("an append beside it, partition %d: %v", p, err)
+					}
+				})
+			}
+		}
+		time.Sleep(time.Second)
+		if n := members[0].meters.flushes.Load() - flushes; n > 2 {
+			t.Errorf("%d segments: this proves little", n)
 		}
 		for range 60 {
 			time.Sleep(5 * time.Second)
@@ -510,5 +523,69 @@ func TestClosedUploaders(t *testing.T) {
 			t.Errorf("the log has %q", got)
 		}
 		third.drain()
+	})
+}
+
+// TestClocksAnHourApart gives each gateway a wall clock of its own, hours apart, and has them jump: they come and
+// go, one dies and is taken over from, as if the clocks were right.
+func TestClocksAnHourApart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t)
+		var clocks []*atomic.Int64
+		start := func(off time.Duration) *member {
+			clock := &atomic.Int64{}
+			clock.Store(int64(off))
+			clocks = append(clocks, clock)
+			c.d.Now = func() time.Time { return time.Now().Add(time.Duration(clock.Load())).Round(0) }
+			return c.start()
+		}
+		first, second, third := start(-time.Hour), start(0), start(time.Hour)
+		first.create(t, "a", clusterPartitions, map[string]string{"timestamp.type": "append"})
+		c.settle()
+		ids := []metadata.GatewayID{first.ID(), second.ID()}
+		l := startLoad(t, first, second)
+		for i := range 10 {
+			time.Sleep(time.Second)
+			clocks[i%3].Store(int64(time.Duration(i-5) * time.Hour))
+		}
+		if n := c.seals(); n != 0 {
+			t.Errorf("%d seals", n)
+		}
+		third.kill()
+		time.Sleep(10 * time.Second)
+		l.use(first)
+		second.drain()
+		time.Sleep(2 * time.Second)
+		l.stop()
+		if l.slowest > c.config.LeaseTime+2*time.Second {
+			t.Errorf("an append took %s", l.slowest)
+		}
+		if first.ID() != ids[0] || second.ID() != ids[1] {
+			t.Error("one goes by a new id")
+		}
+		l.check(first)
+		// Their times are in no order: lookups equal brute force.
+		for p := range int32(clusterPartitions) {
+			records := first.readAll(t, "a", p)
+			disorder := 0
+			for i, r := range records {
+				if i > 0 && r.GetTimestamp() < records[i-1].GetTimestamp() {
+					disorder++
+				}
+				if i%100 != 0 {
+					continue
+				}
+				at := r.GetTimestamp()
+				want := slices.IndexFunc(records, func(r *varvev1.ReadRecord) bool { return r.GetTimestamp() >= at })
+				out, err := first.log.ListOffsets(t.Context(), &varvev1.ListOffsetsRequest{Topic: "a", Partitions: []int32{p}, Query: &varvev1.ListOffsetsRequest_AtOrAfter{AtOrAfter: at}})
+				if err != nil || out.GetOffsets()[0].GetOffset() != int64(want) {
+					t.Fatalf("partition %d: at or after %d is %v, %v, want %d", p, at, out, err, want)
+				}
+			}
+			if disorder == 0 {
+				t.Errorf("partition %d is in order: this proves nothing", p)
+			}
+		}
+		first.drain()
 	})
 }

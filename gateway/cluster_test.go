@@ -283,8 +283,21 @@ func (l *load) check(m *member) {
 
 // TestComeAndGo adds gateways and removes them in good order under load: no request fails.
 func TestComeAndGo(t *testing.T) {
+	for _, slow := range []bool{false, true} {
+		t.Run(fmt.Sprintf("slow=%v", slow), func(t *testing.T) { testComeAndGo(t, slow) })
+	}
+}
+
+func testComeAndGo(t *testing.T, slow bool) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newTestCluster(t)
+		if slow { // what is to happen while a partition is released can
+			c.d.Table = &leaseTable{Table: c.d.Table, around: func(call func() error) error {
+				time.Sleep(50 * time.Millisecond)
+				defer time.Sleep(50 * time.Millisecond)
+				return call()
+			}}
+		}
 		first := c.start()
 		first.create(t, "a", clusterPartitions, nil)
 		l := startLoad(t, first)
