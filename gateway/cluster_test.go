@@ -133,8 +133,11 @@ func (m *member) drain() {
 // settle lets gateways see each other.
 func (c *testCluster) settle() { time.Sleep(2 * c.config.LeaseTime) }
 
+// append waits for a minute at most, so that a test in which nobody answers ends.
 func (m *member) append(topic string, partition int32, value string) (int64, error) {
-	out, err := m.log.Produce(context.Background(), &varvev1.ProduceRequest{Topic: topic, Partition: &partition,
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	out, err := m.log.Produce(ctx, &varvev1.ProduceRequest{Topic: topic, Partition: &partition,
 		Records: []*varvev1.Record{{Value: []byte(value)}}})
 	if err != nil {
 		return 0, err

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"connectrpc.com/connect/v2"
 	"github.com/google/go-cmp/cmp"
@@ -80,7 +81,9 @@ func (m *member) idempotent(partition int32, id int64, epoch int16, sequence int
 	if err != nil {
 		return nil, err
 	}
-	out, err := m.log.Produce(context.Background(), &varvev1.ProduceRequest{Topic: "a", Partition: &partition, RecordBatch: data})
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	out, err := m.log.Produce(ctx, &varvev1.ProduceRequest{Topic: "a", Partition: &partition, RecordBatch: data})
 	if err != nil {
 		return nil, err
 	}
