@@ -229,3 +229,98 @@ func testStateMoves(t *testing.T, killed, checkpointed bool) {
 	second.drain()
 	third.drain()
 }
+
+// TestOneEntryACycle has all gateways append to partitions of one of them at once: what waits there is one
+// journal entry, whoever it is from, and no payload travels between gateways.
+func TestOneEntryACycle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const rounds, size = 5, 100_000
+		c := newTestCluster(t)
+		c.config.CycleInterval = 50 * time.Millisecond
+		members := []*member{c.start(), c.start(), c.start()}
+		topic := members[0].create(t, "a", 64, nil)
+		c.settle()
+		own, _ := sharesOf(topic, members[0].ID(), members[1].ID(), members[2].ID())
+		for _, p := range own { // it has them
+			if _, err := members[0].append("a", p, "x"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		meters := members[0].meters
+		rows, references := meters.cycledRows.Load(), meters.cycledReferences.Load()
+		value := string(make([]byte, size))
+		for range rounds {
+			time.Sleep(time.Second)
+			var group sync.WaitGroup
+			for _, m := range members {
+				for _, p := range own {
+					group.Go(func() {
+						if _, err := m.append("a", p, value); err != nil {
+							t.Error(err)
+						}
+					})
+				}
+			}
+			group.Wait()
+		}
+		rows, references = meters.cycledRows.Load()-rows, meters.cycledReferences.Load()-references
+		// The first append of a round is flushed at once, those that come with it go together.
+		if most := uint64(3 * rounds); rows > most || references < 10*rows {
+			t.Errorf("%d journal entries, want up to %d, for %d references", rows, most, references)
+		}
+		for i, m := range members {
+			if n := m.meters.peerBytes.Load(); n > size {
+				t.Errorf("gateway %d sent and received %d bytes for %d of payload", i, n, rounds*len(own)*size)
+			}
+			m.drain()
+		}
+	})
+}
+
+// TestFencedEndsFollowers pauses a gateway for longer than the lease: those who follow by it are told to go
+// elsewhere, and appends that it refuses may be tried again.
+func TestFencedEndsFollowers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t)
+		first, second := c.start(), c.start()
+		topic := first.create(t, "a", clusterPartitions, nil)
+		c.settle()
+		own, others := sharesOf(topic, first.ID(), second.ID())
+		ended := make(chan error, 2)
+		for _, p := range []int32{own[0], others[0]} {
+			pos, err := first.place(t.Context(), topic, p, earliest(), nil, first.view)
+			if err != nil {
+				t.Fatal(err)
+			}
+			f := &consumer{g: first.Gateway, tenure: first.tenure.Load(), topic: topic, positions: []*position{pos}, maxBytes: 64 << 10,
+				wake: make(chan struct{}, 1), send: func(*varvev1.ConsumeResponse) error { return nil }}
+			go func() { ended <- f.run(t.Context(), nil) }()
+		}
+		gate := make(chan struct{})
+		first.table.set(func(metadata.Op, metadata.Key) error {
+			<-gate
+			return nil
+		})
+		c.network.disconnect(first.address, true)
+		time.Sleep(3 * c.config.LeaseTime)
+		first.table.clear()
+		close(gate)
+		c.network.disconnect(first.address, false)
+		for range 2 {
+			select {
+			case err := <-ended:
+				if got := classify(err); got.code != connect.CodeUnavailable || !got.info.GetRetriable() || got.info.GetReason() != reasonFenced {
+					t.Errorf("a follower is told %v", err)
+				}
+			case <-time.After(c.config.LeaseTime):
+				t.Fatal("it goes on")
+			}
+		}
+		c.settle()
+		if err := first.appendWithin(t, time.Second, own[0], "x"); err != nil {
+			t.Errorf("under its new id: %v", err)
+		}
+		first.drain()
+		second.drain()
+	})
+}
