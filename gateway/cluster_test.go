@@ -66,6 +66,9 @@ type testCluster struct {
 	config  Config
 	count   int
 	log     *slog.Logger
+	// wrap, if set, stands around the ways to peers; prepare has its way with gateways that start.
+	wrap    func(connect.Transport) connect.Transport
+	prepare func(*Gateway)
 }
 
 func newTestCluster(t *testing.T) *testCluster {
@@ -80,6 +83,8 @@ type member struct {
 	address string
 	life    *life
 	table   *hookedTable
+	// closeDisk gives its disk back, should it have one.
+	closeDisk func()
 }
 
 func (c *testCluster) start() *member {
@@ -88,13 +93,25 @@ func (c *testCluster) start() *member {
 	m := &member{cluster: c, address: fmt.Sprintf("peer-%d:1", c.count), life: &life{}}
 	config, d := c.config, c.d
 	config.PeerAddress = m.address
-	d.Dial = c.network.Dial
+	d.Dial = c.dial
 	m.table = &hookedTable{Table: mortalTable{d.Table, m.life}}
 	d.Table = m.table
 	d.Store = mortalStore{d.Store, m.life}
 	d.Log = c.log.With("member", c.count)
-	m.runningGateway = runGatewayWith(c.t, config, d, func(g *Gateway) { c.network.set(m.address, g.PeerServer()) })
+	m.runningGateway = runGatewayWith(c.t, config, d, func(g *Gateway) {
+		if c.prepare != nil {
+			c.prepare(g)
+		}
+		c.network.set(m.address, g.PeerServer())
+	})
 	return m
+}
+
+func (c *testCluster) dial(address string) connect.Transport {
+	if c.wrap != nil {
+		return c.wrap(c.network.Dial(address))
+	}
+	return c.network.Dial(address)
 }
 
 // kill ends it in the middle of things.
@@ -116,8 +133,11 @@ func (m *member) drain() {
 // settle lets gateways see each other.
 func (c *testCluster) settle() { time.Sleep(2 * c.config.LeaseTime) }
 
+// append waits for a minute at most, so that a test in which nobody answers ends.
 func (m *member) append(topic string, partition int32, value string) (int64, error) {
-	out, err := m.log.Produce(context.Background(), &varvev1.ProduceRequest{Topic: topic, Partition: &partition,
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	out, err := m.log.Produce(ctx, &varvev1.ProduceRequest{Topic: topic, Partition: &partition,
 		Records: []*varvev1.Record{{Value: []byte(value)}}})
 	if err != nil {
 		return 0, err
@@ -266,8 +286,21 @@ func (l *load) check(m *member) {
 
 // TestComeAndGo adds gateways and removes them in good order under load: no request fails.
 func TestComeAndGo(t *testing.T) {
+	for _, slow := range []bool{false, true} {
+		t.Run(fmt.Sprintf("slow=%v", slow), func(t *testing.T) { testComeAndGo(t, slow) })
+	}
+}
+
+func testComeAndGo(t *testing.T, slow bool) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newTestCluster(t)
+		if slow { // what is to happen while a partition is released can
+			c.d.Table = &leaseTable{Table: c.d.Table, around: func(call func() error) error {
+				time.Sleep(50 * time.Millisecond)
+				defer time.Sleep(50 * time.Millisecond)
+				return call()
+			}}
+		}
 		first := c.start()
 		first.create(t, "a", clusterPartitions, nil)
 		l := startLoad(t, first)

@@ -66,8 +66,6 @@ type witness struct {
 	buffered  map[string]int32
 	unknown   map[string]int32
 	refused   map[string]int32
-	first     sync.Once // commit
-	some      chan struct{}
 }
 
 type place struct {
@@ -96,7 +94,7 @@ const (
 func crashes(t *testing.T, seed uint64, faults bool) {
 	random := rand.New(rand.NewPCG(seed, 1))
 	disk, store, table := faultfs.New(), storetest.NewFaulty(memstore.New()), tabletest.NewFaulty(memtable.New(), nil)
-	w := &witness{committed: map[string]place{}, buffered: map[string]int32{}, unknown: map[string]int32{}, refused: map[string]int32{}, some: make(chan struct{})}
+	w := &witness{committed: map[string]place{}, buffered: map[string]int32{}, unknown: map[string]int32{}, refused: map[string]int32{}}
 	var serial atomic.Int64
 	for round := range crashRounds {
 		l := &life{}
@@ -147,7 +145,9 @@ func crashes(t *testing.T, seed uint64, faults bool) {
 			producers.Go(func() { produceUntilDead(ctx, service, r, p, &serial, w) })
 		}
 		time.Sleep(time.Duration(20+random.IntN(60)) * time.Millisecond) // the moment of the crash is part of the test
-		<-w.some                                                         // but where nothing is ever committed, nothing is proved
+		for wait := 0; round == crashRounds-2 && !w.proves() && wait < 5000; wait++ {
+			time.Sleep(time.Millisecond) // on a machine that is busy with other things
+		}
 		l.over.Store(true)
 		disk.Crash(func(n int) int { return random.IntN(n + 1) })
 		cancel()
@@ -245,7 +245,6 @@ func (w *witness) note(values []string, partition int32, kind int, out *varvev1.
 			delete(w.unknown, v)
 		case err == nil:
 			w.committed[v] = place{partition, out.GetResults()[0].GetBaseOffset() + int64(i)}
-			w.first.Do(func() { close(w.some) })
 			delete(w.unknown, v)
 		case classify(err).info.GetUnknownOutcome():
 			w.unknown[v] = partition
@@ -255,6 +254,13 @@ func (w *witness) note(values []string, partition int32, kind int, out *varvev1.
 			}
 		}
 	}
+}
+
+// proves says that something of each kind was acked.
+func (w *witness) proves() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.committed) > 0 && len(w.buffered) > 0
 }
 
 // checkWitness reads everything and compares.
@@ -293,7 +299,7 @@ func checkWitness(t *testing.T, g *Gateway, s *logService, w *witness) {
 		}
 	}
 	t.Logf("%d committed, %d buffered, %d unknown, %d refused, %d found", len(w.committed), len(w.buffered), len(w.unknown), len(w.refused), len(found))
-	if len(w.committed) == 0 || len(w.buffered) == 0 {
+	if !w.proves() {
 		t.Error("nothing was appended: this run proves nothing")
 	}
 }

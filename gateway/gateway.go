@@ -36,6 +36,7 @@ type Gateway struct {
 	peers      *peers
 	router     *router
 	mirrors    *mirrors
+	latest     *latest
 	generation *generation
 	resting    *resting
 	recovered  []segments.RecoveredFile // what predecessors left in the buffer
@@ -70,6 +71,9 @@ type Dependencies struct {
 	// Dial makes the transport to the peer service at an address, host:port. Nil: HTTP/2
 	// without TLS.
 	Dial func(address string) connect.Transport
+	// Now is the wall clock; nil: time.Now. It dates records and rows, and decides about nothing that
+	// is less than days: those of other hosts may show another hour.
+	Now func() time.Time
 }
 
 // New returns a gateway that is not running yet.
@@ -79,13 +83,16 @@ func New(config Config, d Dependencies) (*Gateway, error) {
 	}
 	config = config.withDefaults()
 	g := &Gateway{
-		config: config, buffers: d.Buffers, log: d.Log, meters: d.Meters, now: time.Now, caughtUp: make(chan struct{}),
+		config: config, buffers: d.Buffers, log: d.Log, meters: d.Meters, now: d.Now, caughtUp: make(chan struct{}),
 	}
 	if g.log == nil {
 		g.log = slog.New(slog.DiscardHandler)
 	}
 	if g.meters == nil {
 		g.meters = NewMeters()
+	}
+	if g.now == nil {
+		g.now = time.Now
 	}
 	// Counted below the retries: what a bucket bills are tries.
 	g.store = segments.Retry(g.meters.observeStore(d.Store), segments.DefaultRetry())
@@ -98,6 +105,7 @@ func New(config Config, d Dependencies) (*Gateway, error) {
 	g.peers = newPeers(g, d.Dial)
 	g.router = newRouter(g)
 	g.mirrors = newMirrors(g)
+	g.latest = newLatest(g)
 	g.generation = &generation{gateway: g}
 	g.resting = newResting(g)
 	g.tenure.Store(newTenure(g))

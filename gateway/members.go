@@ -169,7 +169,8 @@ func (m *members) judge() {
 		case id == own:
 		case m.isDeadLocked(id) || s.ended():
 			gone = append(gone, id)
-		case s.row.State == metadata.GatewayLive:
+		case s.row.State == metadata.GatewayLive && s.row.Protocol == peerProtocol:
+			// One of another protocol cannot be asked: its partitions would be out of reach from here.
 			living = append(living, id)
 		}
 	}
@@ -358,7 +359,7 @@ func (m *members) seal(ctx context.Context, id metadata.GatewayID) error {
 	if _, err := metadata.Seal(ctx, m.g.table, id, m.g.ID()); err != nil {
 		return err
 	}
-	return metadata.MarkSealed(ctx, m.g.table, id)
+	return metadata.MarkSealed(ctx, m.g.table, id, m.g.now())
 }
 
 // run looks at the others' rows until ctx ends, more often while somebody seems to have died.

@@ -374,7 +374,7 @@ func (g *Gateway) readHere(ctx context.Context, id metadata.PartitionID) (*metad
 	if !g.shouldKnow(id) {
 		return nil, &elsewhere{g.router.route(id)}
 	}
-	return g.readTable(ctx, id)
+	return g.latest.read(ctx, id)
 }
 
 // shouldKnow says whether a partition that this gateway does not sequence is its own to tell about.

@@ -59,7 +59,7 @@ func (g *Gateway) viewNow(ctx context.Context, id metadata.PartitionID) (*metada
 		if ctx.Err() != nil || lasting(err) {
 			return nil, err
 		}
-		if v, err = g.readTable(ctx, id); err != nil {
+		if v, err = g.latest.read(ctx, id); err != nil {
 			return nil, err
 		}
 	}

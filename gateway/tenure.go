@@ -33,7 +33,7 @@ type tenure struct {
 }
 
 func newTenure(g *Gateway) *tenure {
-	t := &tenure{g: g, id: metadata.NewGatewayID(time.Now()), over: make(chan struct{})}
+	t := &tenure{g: g, id: metadata.NewGatewayID(g.now()), over: make(chan struct{})}
 	t.sequencer = newSequencer(t)
 	t.intake = newIntake(t)
 	t.own = &ownRow{t: t, using: make(chan struct{}, 1)}

@@ -162,19 +162,19 @@ func ListGateways(ctx context.Context, t Table, c Consistency) ([]Gateway, error
 }
 
 // MarkSealed tells a gateway, by its next beat, that its journal is sealed: seal the journal
-// first. SealedAt becomes the wall clock's now. It is no error when it was marked before,
+// first. SealedAt becomes now, by the wall clock. It is no error when it was marked before,
 // or closed; that changes nothing. ErrNotFound without a row.
-func MarkSealed(ctx context.Context, t Table, id GatewayID) error {
-	return mark(ctx, t, id, GatewaySealed)
+func MarkSealed(ctx context.Context, t Table, id GatewayID, now time.Time) error {
+	return mark(ctx, t, id, GatewaySealed, now)
 }
 
 // MarkClosed says that each segment number of the gateway is settled. It is no error when
 // it was closed before. ErrNotFound without a row.
 func MarkClosed(ctx context.Context, t Table, id GatewayID) error {
-	return mark(ctx, t, id, GatewayClosed)
+	return mark(ctx, t, id, GatewayClosed, time.Time{})
 }
 
-func mark(ctx context.Context, t Table, id GatewayID, state GatewayState) error {
+func mark(ctx context.Context, t Table, id GatewayID, state GatewayState, now time.Time) error {
 	_, err := update(ctx, t, gatewayKey(id), func(was Row) (any, error) {
 		if was.Stamp == (Stamp{}) {
 			return nil, fmt.Errorf("%w: there is no gateway %s", ErrNotFound, id)
@@ -184,7 +184,7 @@ func mark(ctx context.Context, t Table, id GatewayID, state GatewayState) error 
 			return nil, err
 		}
 		if g.State = state; state == GatewaySealed {
-			g.SealedAt = time.Now().UnixMilli()
+			g.SealedAt = now.UnixMilli()
 		}
 		return g.row(), nil
 	})

@@ -128,6 +128,7 @@ func TestHoleAfterTrimming(t *testing.T) {
 	}
 	// The same of an owner that lives: what it trims leaves its newest row.
 	taker.refer(t, reference(2, plain()))
+	taker.refer(t, reference(3, plain()))
 	taker.checkpoint(t, table, false)
 	if err := taker.journal.Leave(t.Context()); err != nil {
 		t.Fatal(err)

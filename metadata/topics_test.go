@@ -377,7 +377,7 @@ func TestGateways(t *testing.T) {
 				}
 			}
 			began := time.Now().UnixMilli()
-			if err := metadata.MarkSealed(ctx, table, id); err != nil {
+			if err := metadata.MarkSealed(ctx, table, id, time.Now()); err != nil {
 				t.Fatal(err)
 			}
 			if err := g.Write(ctx, table); !errors.Is(err, metadata.ErrFenced) || g.State != metadata.GatewaySealed {
@@ -388,7 +388,7 @@ func TestGateways(t *testing.T) {
 				t.Fatalf("sealed at %d, it was %d", sealed, began)
 			}
 			time.Sleep(time.Second)
-			if err := metadata.MarkSealed(ctx, table, id); err != nil { // once is enough
+			if err := metadata.MarkSealed(ctx, table, id, time.Now()); err != nil { // once is enough
 				t.Fatal(err)
 			}
 			g.Floor = 99 // its numbers are settled under its old id
@@ -400,7 +400,7 @@ func TestGateways(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if err := metadata.MarkSealed(ctx, table, id); err != nil { // closed stays closed
+			if err := metadata.MarkSealed(ctx, table, id, time.Now()); err != nil { // closed stays closed
 				t.Fatal(err)
 			}
 			if err := g.Write(ctx, table); !errors.Is(err, metadata.ErrFenced) || g.State != metadata.GatewayClosed || g.SealedAt != sealed {
@@ -415,7 +415,7 @@ func TestGateways(t *testing.T) {
 		if g := list[7]; g.Peer != "127.0.0.1:2" || g.Protocol != 3 || g.Partitions != 10 || g.Buffered != 11 || g.SealedAt == 0 {
 			t.Errorf("%+v", g)
 		}
-		if err := metadata.MarkSealed(ctx, table, "nobody"); !errors.Is(err, metadata.ErrNotFound) {
+		if err := metadata.MarkSealed(ctx, table, "nobody", time.Now()); !errors.Is(err, metadata.ErrNotFound) {
 			t.Errorf("mark nobody: %v", err)
 		}
 		ended, cancel := context.WithCancel(ctx)

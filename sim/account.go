@@ -115,6 +115,9 @@ func (a *Account) Idle() []string {
 	if a.seeds < manySeeds {
 		return why
 	}
+	if a.fired[clockJumped] == 0 {
+		why = append(why, "no wall clock jumped")
+	}
 	for _, faults := range faultsOf {
 		for _, fault := range faults {
 			if a.fired[fault] == 0 {

@@ -24,6 +24,7 @@ type Cluster struct {
 	options Options
 	log     *slog.Logger
 	dice    *dice
+	clocks  *dice // of wall clocks
 	weather *weather
 	network *network
 	bucket  segments.Store
@@ -44,7 +45,7 @@ type Cluster struct {
 
 func newCluster(o Options, log *slog.Logger) *Cluster {
 	w := newWeather(o)
-	c := &Cluster{options: o, log: log, dice: newDice(o.Seed, "cluster"), weather: w, bucket: memstore.New(), rows: newRows()}
+	c := &Cluster{options: o, log: log, dice: newDice(o.Seed, "cluster"), clocks: newDice(o.Seed, "clocks"), weather: w, bucket: memstore.New(), rows: newRows()}
 	if c.log == nil {
 		c.log = discardLog
 	}
@@ -61,6 +62,7 @@ func (c *Cluster) addHost(d *disk) *host {
 	defer c.mu.Unlock()
 	c.named++
 	h := &host{cluster: c, name: fmt.Sprintf("g%d", c.named), disk: d}
+	c.setClock(h)
 	c.hosts = append(c.hosts, h)
 	return h
 }

@@ -49,6 +49,9 @@ func (n *nemesis) seize() *host {
 // are over.
 func (n *nemesis) run() {
 	defer n.running.Wait()
+	if n.options.Skew > 0 {
+		n.running.Go(n.jumpClocks)
+	}
 	if len(n.episodes) == 0 {
 		return
 	}

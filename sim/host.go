@@ -14,6 +14,7 @@ import (
 type host struct {
 	cluster *Cluster
 	name    string
+	clock   wallClock
 
 	// Guarded by the cluster's mutex.
 	disk    *disk
@@ -101,7 +102,7 @@ func (p *process) run(ctx context.Context) error {
 		FreshBytes: 64 << 10, MaxMessageBytes: 64 << 10,
 	}, gateway.Dependencies{
 		Store: &bucket{c.way(me, bucketName), c.bucket}, Table: &table{c.way(me, tableName), c.rows}, Buffers: buffers,
-		Log: c.log.With("host", h.name), Dial: c.dial(me),
+		Log: c.log.With("host", h.name), Dial: c.dial(me), Now: h.clock.now,
 	})
 	if err != nil {
 		return err

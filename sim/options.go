@@ -44,6 +44,8 @@ type Options struct {
 	LeaseTime, FlushInterval time.Duration
 	// LongOutage: one of the outages takes three hours.
 	LongOutage bool
+	// Skew is how far each host's wall clock may be off, one way or the other; they also jump.
+	Skew time.Duration
 }
 
 // OptionsOf draws the options of a seed.
@@ -54,7 +56,8 @@ func OptionsOf(seed uint64) Options {
 		Length:    time.Duration(15+r.IntN(30)) * time.Second,
 		LeaseTime: []time.Duration{time.Second, 2 * time.Second, 5 * time.Second}[r.IntN(3)], FlushInterval: []time.Duration{5, 50, 250}[r.IntN(3)] * time.Millisecond,
 	}
-	if quiet := seed%8 == 0; !quiet {
+	quiet := seed%8 == 0
+	if !quiet {
 		for _, f := range Families {
 			if r.IntN(5) < 2 {
 				o.Faults = append(o.Faults, f)
@@ -65,6 +68,9 @@ func OptionsOf(seed uint64) Options {
 		}
 	}
 	o.LongOutage = o.Has(Outages) && r.IntN(10) == 0
+	if !quiet {
+		o.Skew = time.Hour
+	}
 	return o
 }
 
@@ -77,8 +83,8 @@ func (o Options) String() string {
 	for i, f := range o.Faults {
 		faults[i] = string(f)
 	}
-	return fmt.Sprintf("seed %d: %d gateways, %d topics of %d partitions, %s, lease %s, flush %s, long outage %v, faults: [%s]",
-		o.Seed, o.Gateways, o.Topics, o.Partitions, o.Length, o.LeaseTime, o.FlushInterval, o.LongOutage, strings.Join(faults, ", "))
+	return fmt.Sprintf("seed %d: %d gateways, %d topics of %d partitions, %s, lease %s, flush %s, long outage %v, clocks off by up to %s, faults: [%s]",
+		o.Seed, o.Gateways, o.Topics, o.Partitions, o.Length, o.LeaseTime, o.FlushInterval, o.LongOutage, o.Skew, strings.Join(faults, ", "))
 }
 
 // dice are randomness of one purpose, so that one part of a run does not shift another.

@@ -48,6 +48,8 @@ const (
 	hoursOut   Fault = "outage of three hours"
 	severed    Fault = "link severed"
 	severedOne Fault = "link severed one way"
+	// Not of a family: in each run but the quiet ones.
+	clockJumped Fault = "wall clock jumped"
 )
 
 // The two services, as ends of links.

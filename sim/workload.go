@@ -72,8 +72,11 @@ func (w *workload) create() error {
 	for topic, partitions := range w.topics() {
 		for tries := 0; ; tries++ {
 			ctx, cancel := context.WithTimeout(context.Background(), requestTime)
-			_, err := c.topics(c.some()).CreateTopic(ctx, &varvev1.CreateTopicRequest{
-				Name: topic, Partitions: partitions, IfNotExists: true})
+			request := &varvev1.CreateTopicRequest{Name: topic, Partitions: partitions, IfNotExists: true}
+			if topic == raced.Topic { // by the gateways' wall clocks, which disagree
+				request.Config = map[string]string{"timestamp.type": "append"}
+			}
+			_, err := c.topics(c.some()).CreateTopic(ctx, request)
 			cancel()
 			if err == nil {
 				break
