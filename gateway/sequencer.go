@@ -25,6 +25,8 @@ const (
 	// partition key of DynamoDB ends at 1,000.
 	journalUnits = 800
 	writeUnit    = 1 << 10
+	// cyclesAFlush bounds the cycles in a flush interval, on average.
+	cyclesAFlush = 2
 )
 
 var defaultFoldLimits = foldLimits{rows: 64, bytes: 4 << 20, trim: 64}
@@ -82,6 +84,7 @@ type sequencer struct {
 	writers      chan struct{} // limits checkpoints
 	outstanding  int           // acquisitions, checkpoints, trims
 	lastCycle    time.Time
+	spent        time.Time     // until when the cycles so far use up what cyclesAFlush allows
 	spacing      time.Duration // that the size of the last cycle asks for
 	pending      since         // the table has been asked to commit
 	failed       time.Time     // when a checkpoint could not be written last
@@ -216,8 +219,9 @@ func (s *sequencer) run(ctx context.Context) (err error) {
 			s.leaving = &request
 			s.handOverAll()
 		case a := <-s.acquired:
-			s.outstanding--
-			s.take(a)
+			if err := s.takeAll(ctx, a); err != nil {
+				return err
+			}
 		case c := <-s.checkpointed:
 			s.outstanding--
 			if err := s.written(c); err != nil {
@@ -252,9 +256,16 @@ func (s *sequencer) waiting() bool {
 	return len(s.queue) > 0
 }
 
-// pace spaces cycles, so that commits are no more than the table should bear.
+// pace spaces cycles, so that commits are no more than the table should bear, and no more than
+// cyclesAFlush in a flush interval however many gateways refer to this one: each at its own
+// moment. A cycle that follows a quiet time may be followed by the next as soon as the
+// spacing allows.
 func (s *sequencer) pace(ctx context.Context) error {
-	wait := max(s.g.config.CycleInterval, s.spacing) - time.Since(s.lastCycle)
+	c := s.g.config
+	wait := max(c.CycleInterval, s.spacing) - time.Since(s.lastCycle)
+	if share := c.FlushInterval / cyclesAFlush; c.CycleInterval > 0 && c.CycleInterval < share {
+		wait = max(wait, time.Until(s.spent.Add(c.CycleInterval-share)))
+	}
 	if wait <= 0 {
 		return nil
 	}
@@ -304,6 +315,10 @@ func (s *sequencer) cycle(ctx context.Context) error {
 		return nil
 	}
 	s.lastCycle = time.Now()
+	if s.spent.Before(s.lastCycle) {
+		s.spent = s.lastCycle
+	}
+	s.spent = s.spent.Add(s.g.config.FlushInterval / cyclesAFlush)
 	size := 0
 	if seeded.Has(seeded.AckBeforeCommit) {
 		for _, a := range c.answers {
@@ -527,6 +542,25 @@ func (s *sequencer) mayAcquire(ctx context.Context, id metadata.PartitionID, l *
 		// Whoever sent it here may know of somebody that we don't: agree on who lives.
 		if err := s.g.members.refresh(ctx); err != nil {
 			return err
+		}
+	}
+}
+
+// takeAll takes a partition, and with it all that can be had by the time of the next cycle: a
+// commit for each would make a segment of many new partitions, and a takeover, last.
+func (s *sequencer) takeAll(ctx context.Context, a acquisition) error {
+	s.outstanding--
+	s.take(a)
+	if err := s.pace(ctx); err != nil {
+		return err
+	}
+	for {
+		select {
+		case a := <-s.acquired:
+			s.outstanding--
+			s.take(a)
+		default:
+			return nil
 		}
 	}
 }
