@@ -96,6 +96,8 @@ type counter struct {
 	sums [countedKinds]atomic.Uint64
 	// changed is told of looks at the gateways' rows.
 	changed chan struct{}
+	// sealed is when it sealed another gateway's journal last, or tried to.
+	sealed atomic.Pointer[time.Time]
 }
 
 func newCounter() *counter { return &counter{changed: make(chan struct{}, 1)} }
@@ -130,11 +132,15 @@ func (c *counter) tableCall(o metadata.Observation) {
 		kind = pick(reads, memberReads, memberWrites)
 	}
 	c.add(kind, 1)
-	if kind == memberReads {
+	switch kind {
+	case memberReads:
 		select {
 		case c.changed <- struct{}{}:
 		default:
 		}
+	case journalSeals:
+		now := time.Now()
+		c.sealed.Store(&now)
 	}
 }
 

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/varvelog/varve/metadata"
 )
 
@@ -28,7 +30,12 @@ type takeoverCount struct {
 	// longer than the lease time. In seconds.
 	Back        float64 `json:"back_seconds"`
 	BeyondLease float64 `json:"beyond_lease_seconds"`
-	Refused     int     `json:"refused"` // answers that said "later" meanwhile
+	// Sealed is when the journal of the one that was killed was sealed; Moved what followed until Back; Floor is what
+	// a read and a write for each active partition take on the same table, as many at once, with nothing else.
+	Sealed  float64 `json:"sealed_after_seconds"`
+	Moved   float64 `json:"moved_seconds"`
+	Floor   float64 `json:"floor_seconds"`
+	Refused int     `json:"refused"` // answers that said "later" meanwhile
 	// Counts are of the gateways that are left, from the kill until nothing is left of the one that was killed;
 	// TableCalls those of the table without beats and looks at them, which time causes; Seconds how long it was.
 	Counts     counts  `json:"counts"`
@@ -41,6 +48,7 @@ func (t *takeoverCount) text() string {
 	per := func(n uint64) float64 { return float64(n) / float64(t.Active) }
 	fmt.Fprintf(&b, "takeover: %d active of %d created partitions\n", t.Active, t.Created)
 	fmt.Fprintf(&b, "  back after  %.2f s: lease time %+.2f s; %d refusals meanwhile\n", t.Back, t.BeyondLease, t.Refused)
+	fmt.Fprintf(&b, "  of which    %.2f s until its journal was sealed, %.2f s for the partitions; a read and a write each take %.2f s on this table\n", t.Sealed, t.Moved, t.Floor)
 	fmt.Fprintf(&b, "  table       %d calls, %.2f a partition; by kind:", t.TableCalls, per(t.TableCalls))
 	for kind := commitWrites; kind <= otherCalls; kind++ {
 		if n := t.Counts[kind]; n > 0 {
@@ -104,6 +112,9 @@ func (a *app) clusterTakeover(ctx context.Context, o *clusterOptions, created in
 		return nil, err
 	}
 	t.count.HeapAfter = liveHeap() - base
+	if err := t.floor(ctx); err != nil {
+		return nil, err
+	}
 	return &t.count, nil
 }
 
@@ -186,6 +197,12 @@ func (t *takeover) lose(ctx context.Context, victim *fleetMember) error {
 	}
 	back := time.Since(began)
 	t.count.Back, t.count.BeyondLease = back.Seconds(), (back - t.config.LeaseTime).Seconds()
+	for _, m := range t.members {
+		if at := m.counter.sealed.Load(); at != nil {
+			t.count.Sealed = max(t.count.Sealed, at.Sub(began).Seconds())
+		}
+	}
+	t.count.Moved = t.count.Back - t.count.Sealed
 	if err := t.buried(ctx, victim.gateway.ID()); err != nil {
 		return err
 	}
@@ -198,6 +215,32 @@ func (t *takeover) lose(ctx context.Context, victim *fleetMember) error {
 	victim.gateway = nil
 	return nil
 }
+
+// floor reads and writes a row for each active partition: the least that moving them takes.
+func (t *takeover) floor(ctx context.Context) error {
+	table := mortalTable{t.table, t.members[0].life, t.delay}
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(floorAtOnce)
+	began := time.Now()
+	for _, n := range t.active {
+		group.Go(func() error {
+			key := metadata.Key{Partition: fmt.Sprintf("floor/%d", n), Sort: "lease"}
+			if _, err := table.Get(ctx, key, metadata.Strong); !errors.Is(err, metadata.ErrNotFound) {
+				return fmt.Errorf("a row of the bench itself: %w", err)
+			}
+			return table.Put(ctx, metadata.Row{Key: key, Stamp: metadata.Stamp{Epoch: 1}, Nonce: metadata.NewNonce(), Value: make([]byte, floorRow)}, metadata.IfAbsent())
+		})
+	}
+	err := group.Wait()
+	t.count.Floor = time.Since(began).Seconds()
+	return err
+}
+
+// The floor of a takeover: calls at once, as a gateway makes, and bytes of a lease row.
+const (
+	floorAtOnce = 64
+	floorRow    = 100
+)
 
 // buriedTimeout bounds the wait for the last of a gateway that was killed.
 const buriedTimeout = 60 * time.Second
