@@ -103,3 +103,48 @@ func TestManyAreTakenInFewCommits(t *testing.T) {
 		m.drain()
 	})
 }
+
+// TestAppendsGoOnOnceTheirSequencerIsDead has appends wait for a gateway that was killed: they go on
+// when it is taken for dead, and not a pause between two tries later.
+func TestAppendsGoOnOnceTheirSequencerIsDead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t)
+		c.config.LeaseTime = 10 * time.Second // tries are far apart by then
+		victim, other := c.start(), c.start()
+		topic := victim.create(t, "a", 64, nil)
+		c.settle()
+		var its []int32
+		for p := range int32(64) {
+			if other.members.winner(metadata.PartitionID{Topic: topic.ID, Number: p}) == victim.ID() {
+				its = append(its, p)
+			}
+		}
+		if err := other.appendOneEach("a", 64); err != nil {
+			t.Fatal(err)
+		}
+		c.network.set(victim.address, nil)
+		victim.life.over.Store(true) // what of it still runs reaches nothing
+		changed := other.members.watch()
+		var group sync.WaitGroup
+		acked := make([]time.Time, 6)
+		for i := range acked {
+			group.Go(func() {
+				time.Sleep(time.Duration(i) * 300 * time.Millisecond)
+				if _, err := other.append("a", its[i], "v"); err != nil {
+					t.Error(err)
+				}
+				acked[i] = time.Now()
+			})
+		}
+		<-changed
+		dead := time.Now()
+		group.Wait()
+		for i, at := range acked {
+			if late := at.Sub(dead); late > 100*time.Millisecond {
+				t.Errorf("append %d was acked %s after the gateway was taken for dead", i, late)
+			}
+		}
+		victim.kill()
+		other.drain()
+	})
+}

@@ -127,11 +127,12 @@ type clusterReport struct {
 func (r *clusterReport) text() string {
 	var b strings.Builder
 	if len(r.Pace) > 0 {
-		fmt.Fprintf(&b, "pace: G gateways; a flush of each refers to all others\n")
-		fmt.Fprintf(&b, "  %3s %9s %9s %10s %12s %10s %12s %14s %12s %8s\n", "G", "flushes/s", "commits/s", "commits/s/G", "each its own", "rows/cycle", "payload B/s", "between B/s", "B a span", "payload?")
+		b.WriteString("pace: each flush of each of G gateways refers to all others\n")
+		fmt.Fprintf(&b, "  %3s %9s %9s %5s %8s %6s %11s %11s %7s %9s   %s\n", "", "flushes", "commits", "", "G x", "a", "payload", "between", "a", "pieces of", "")
+		fmt.Fprintf(&b, "  %3s %9s %9s %5s %8s %6s %11s %11s %7s %9s   %s\n", "G", "a second", "a second", "/ G", "flushes", "cycle", "a second", "a second", "span", "payload", "ack")
 		for _, p := range r.Pace {
-			fmt.Fprintf(&b, "  %3d %9.1f %9.1f %10.1f %12.1f %10.2f %12s %14s %12.0f %8d\n", p.Gateways, p.FlushRate, p.CommitRate, p.CommitRate/float64(p.Gateways),
-				p.GroupRate, p.RowsPerCycle, sizeText(uint64(float64(p.PayloadBytes)/p.Seconds)), sizeText(uint64(float64(p.PeerBytes)/p.Seconds)), p.BytesPerSpan, p.PayloadSeen)
+			fmt.Fprintf(&b, "  %3d %9.1f %9.1f %5.1f %8.1f %6.2f %11s %11s %7.0f %9d   p50 %.0f   p99 %.0f ms\n", p.Gateways, p.FlushRate, p.CommitRate, p.CommitRate/float64(p.Gateways),
+				p.GroupRate, p.RowsPerCycle, sizeText(uint64(float64(p.PayloadBytes)/p.Seconds)), sizeText(uint64(float64(p.PeerBytes)/p.Seconds)), p.BytesPerSpan, p.PayloadSeen, p.Ack.P50, p.Ack.P99)
 		}
 	}
 	for _, h := range r.Hops {

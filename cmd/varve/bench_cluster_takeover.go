@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"runtime"
 	"slices"
 	"strings"
@@ -260,11 +261,21 @@ func (t *takeover) buried(ctx context.Context, id metadata.GatewayID) error {
 	}
 }
 
-// liveHeap is what is reachable on the heap, in bytes.
+// liveHeap is what is reachable on the heap, in bytes, once what has ended has let go of it.
 func liveHeap() int64 {
-	runtime.GC()
-	runtime.GC() // what finalizers and pools let go of
-	var stats runtime.MemStats
-	runtime.ReadMemStats(&stats)
-	return int64(stats.HeapAlloc)
+	const tries, even = 20, 64 * kib
+	last := int64(math.MaxInt64)
+	for range tries {
+		runtime.GC()
+		runtime.GC() // what finalizers and pools held
+		var stats runtime.MemStats
+		runtime.ReadMemStats(&stats)
+		now := int64(stats.HeapAlloc)
+		if last-now < even {
+			return now
+		}
+		last = now
+		time.Sleep(quietTime)
+	}
+	return last
 }
