@@ -57,18 +57,22 @@ type peer struct {
 
 func newPeers(g *Gateway, dial func(string) connect.Transport) *peers {
 	if dial == nil {
-		dial = dialHTTP()
+		dial = DialHTTP(nil)
 	}
 	return &peers{g: g, dial: dial, list: make(map[metadata.GatewayID]*peer)}
 }
 
-// dialHTTP returns a dial over HTTP/2 without TLS; one client has all connections.
-func dialHTTP() func(string) connect.Transport {
+// DialHTTP is what [Dependencies].Dial is by default: HTTP/2 without TLS; one client has all
+// connections. open makes them; nil: as the net package does, within two seconds.
+func DialHTTP(open func(ctx context.Context, network, address string) (net.Conn, error)) func(string) connect.Transport {
+	if open == nil {
+		open = (&net.Dialer{Timeout: peerWait}).DialContext
+	}
 	var protocols http.Protocols
 	protocols.SetUnencryptedHTTP2(true)
 	client := &http.Client{Transport: &http.Transport{
+		DialContext:     open,
 		Protocols:       &protocols,
-		DialContext:     (&net.Dialer{Timeout: peerWait}).DialContext,
 		IdleConnTimeout: time.Minute,
 		HTTP2: &http.HTTP2Config{
 			SendPingTimeout: 5 * time.Second, // finds connections that are gone

@@ -130,7 +130,7 @@ func (r *router) refer(ctx context.Context, references []*metadata.Reference, tu
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	x.send(ctx, ready)
-	pauses := metadata.DefaultBackOff()
+	pauses, epoch := metadata.DefaultBackOff(), r.g.members.epoch()
 	for left := len(references); left > 0; {
 		select {
 		case <-ctx.Done():
@@ -159,15 +159,33 @@ func (r *router) refer(ctx context.Context, references []*metadata.Reference, tu
 			if len(retry) == 0 {
 				continue
 			}
+			if now := r.g.members.epoch(); now != epoch {
+				pauses.Reset() // what there was to wait for may have come
+				epoch = now
+			}
 			delay := pauses.NextBackOff()
 			if hurry && x.hurried < maxHurried {
 				delay = time.Millisecond
 				x.hurried++
 			}
-			time.AfterFunc(delay, func() { x.again <- retry }) // there is room for it
+			go x.resume(ctx, retry, delay)
 		}
 	}
 	return nil
+}
+
+// resume has references sent again after a pause, or as soon as gateways come or go: that is
+// what those wait for whose sequencer has died.
+func (x *exchange) resume(ctx context.Context, indexes []int, delay time.Duration) {
+	timer := time.NewTimer(delay)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-x.r.g.members.watch():
+	case <-ctx.Done():
+		return
+	}
+	x.again <- indexes // there is room for it
 }
 
 // send hands references to those who sequence their partitions.

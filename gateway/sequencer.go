@@ -25,6 +25,8 @@ const (
 	// partition key of DynamoDB ends at 1,000.
 	journalUnits = 800
 	writeUnit    = 1 << 10
+	// cyclesAFlush bounds the cycles in a flush interval, on average.
+	cyclesAFlush = 2
 )
 
 var defaultFoldLimits = foldLimits{rows: 64, bytes: 4 << 20, trim: 64}
@@ -82,6 +84,7 @@ type sequencer struct {
 	writers      chan struct{} // limits checkpoints
 	outstanding  int           // acquisitions, checkpoints, trims
 	lastCycle    time.Time
+	spent        time.Time     // until when the cycles so far use up what cyclesAFlush allows
 	spacing      time.Duration // that the size of the last cycle asks for
 	pending      since         // the table has been asked to commit
 	failed       time.Time     // when a checkpoint could not be written last
@@ -283,13 +286,19 @@ func (s *sequencer) waiting() bool {
 }
 
 // pace is how long the next cycle has to wait, so that commits are no more than the table should
-// bear; 0 when there is none, or nothing to commit.
+// bear, and no more than cyclesAFlush in a flush interval however many gateways refer to this one,
+// each at its own moment. A cycle that follows a quiet time may be followed by the next as soon as the
+// spacing allows. 0 when there is no need to wait, or nothing to commit.
 func (s *sequencer) pace() time.Duration {
-	wait := max(s.g.config.CycleInterval, s.spacing) - time.Since(s.lastCycle)
-	if wait <= 0 || len(s.parked) == 0 && !s.waiting() {
+	if len(s.parked) == 0 && !s.waiting() {
 		return 0
 	}
-	return wait
+	c := s.g.config
+	wait := max(c.CycleInterval, s.spacing) - time.Since(s.lastCycle)
+	if share := c.FlushInterval / cyclesAFlush; c.CycleInterval > 0 && c.CycleInterval < share {
+		wait = max(wait, time.Until(s.spent.Add(c.CycleInterval-share)))
+	}
+	return max(wait, 0)
 }
 
 // pendingAnswer is a verdict that waits for its cycle to be settled.
@@ -330,6 +339,10 @@ func (s *sequencer) cycle(ctx context.Context) error {
 		return nil
 	}
 	s.lastCycle = time.Now()
+	if s.spent.Before(s.lastCycle) {
+		s.spent = s.lastCycle
+	}
+	s.spent = s.spent.Add(s.g.config.FlushInterval / cyclesAFlush)
 	size := 0
 	if seeded.Has(seeded.AckBeforeCommit) {
 		for _, a := range c.answers {

@@ -22,6 +22,7 @@ import (
 //	floor     ── bare servers and bare S3 clients, as processes of their own
 //	compare   ── both in turns, with a gateway of its own: ratios
 //	counts    ── what must not depend on the machine: calls, rows and bytes
+//	cluster   ── the same of several gateways: commit writes, bytes between them, takeovers
 func newBenchCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "bench",
@@ -40,6 +41,7 @@ On a shared machine only ratios of one run mean much: 'varve bench compare' prin
 		newBenchFloorCommand(a),
 		newBenchCompareCommand(a),
 		newBenchCountsCommand(a),
+		newBenchClusterCommand(a),
 		newFloorServerCommand(),
 		newFloorObjectsCommand(),
 	)

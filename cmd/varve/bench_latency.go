@@ -26,6 +26,13 @@ func (l *latencies) add(d time.Duration) {
 	_ = l.histogram.RecordValue(us)
 }
 
+// reset forgets what was gathered.
+func (l *latencies) reset() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.histogram.Reset()
+}
+
 // quantiles are milliseconds.
 type quantiles struct {
 	Count int64   `json:"count"`

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"math"
 	"os"
 	"testing"
 	"time"
@@ -141,6 +142,7 @@ func TestBenchRefusesNonsense(t *testing.T) {
 	for _, args := range [][]string{
 		{"produce", "--acks", "maybe"}, {"produce", "-z", "rar"}, {"produce", "--spread", "9"}, {"produce", "--producers", "0"},
 		{"produce", "--idempotent", "--acks", "buffered"}, {"produce", "a", "b"}, {"consume", "--phases", "hot"}, {"compare", "--rounds", "0"},
+		{"cluster", "--gateways", "0"}, {"cluster", "--only", "speed"}, {"cluster", "--segments", "mem://"}, {"cluster", "--record-size", "3"},
 	} {
 		if r := s.run("", append([]string{"bench"}, args...)...); r.status != statusUsage {
 			t.Errorf("bench %v: status %d, %s", args, r.status, r.stderr)
@@ -210,5 +212,46 @@ func TestBenchWithProcesses(t *testing.T) {
 	}
 	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
 		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
+// TestBenchCluster counts what does not depend on the machine: commits are one a cycle, references do
+// not grow with what they refer to, a takeover costs by what was active.
+func TestBenchCluster(t *testing.T) {
+	s := &testShell{t: t, url: client.DefaultServer}
+	common := []string{"--delay", "1ms", "--lease-time", "600ms", "--flush-interval", "60ms", "--duration", "400ms"}
+	pace := func(size string) paceCount {
+		r := bench[clusterReport](s, append([]string{"cluster", "--only", "pace", "--gateways", "3", "--partitions", "24", "--record-size", size}, common...)...)
+		if len(r.Pace) != 1 {
+			t.Fatalf("%+v", r)
+		}
+		return r.Pace[0]
+	}
+	small, large := pace("64B"), pace("4KiB")
+	for _, p := range []paceCount{small, large} {
+		// A cycle that was under way when the counts were read is in one of them only.
+		if p.Cycles == 0 || math.Abs(float64(p.Counts[commitWrites])-float64(p.Cycles)) > 6 || p.Counts[objectPuts] == 0 {
+			t.Errorf("%d commit writes in %d cycles, %d PUTs", p.Counts[commitWrites], p.Cycles, p.Counts[objectPuts])
+		}
+		if p.PayloadSeen != 0 || p.PayloadSent == 0 || p.PeerBytes == 0 || p.Counts[peerCalls] == 0 {
+			t.Errorf("between gateways went %d bytes in %d calls, with %d pieces of records; from producers came %d", p.PeerBytes, p.Counts[peerCalls], p.PayloadSeen, p.PayloadSent)
+		}
+	}
+	if small.BytesPerSpan > 300 || large.BytesPerSpan > 2*small.BytesPerSpan {
+		t.Errorf("%.0f bytes a span with records of 64 bytes, %.0f with records of 4 KiB", small.BytesPerSpan, large.BytesPerSpan)
+	}
+	hops := bench[clusterReport](s, append([]string{"cluster", "--only", "hop", "--samples", "3"}, common...)...).Hops
+	if len(hops) != 2 || hops[0].Here.Count != 3 || hops[0].There.Count != 3 || hops[1].Here.Count == 0 || hops[1].There.Count == 0 {
+		t.Errorf("hops: %+v", hops)
+	}
+	takeovers := bench[clusterReport](s, append([]string{"cluster", "--only", "takeover", "--created", "300,2000", "--active", "20,60"}, common...)...).Takeovers
+	if len(takeovers) != 3 {
+		t.Fatalf("%+v", takeovers)
+	}
+	for _, c := range takeovers {
+		leases := c.Counts[leaseWrites]
+		if leases != uint64(c.Active) || c.Counts[leaseReads] > uint64(3*c.Active) || c.Counts[indexReads]+c.Counts[indexWrites] > 0 || c.Counts[commitWrites] > 20 || c.Counts[journalReads] > 40 {
+			t.Errorf("%d active partitions of %d: %+v", c.Active, c.Created, c)
+		}
 	}
 }
