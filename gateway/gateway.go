@@ -145,10 +145,7 @@ func (g *Gateway) Run(ctx context.Context, started func()) error {
 	// Work outlives ctx until the drain is over.
 	work, stop := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer stop(nil)
-	if err := g.open(ctx); err != nil {
-		return err
-	}
-	if err := g.tenure.Load().join(ctx); err != nil {
+	if err := g.start(ctx); err != nil {
 		return err
 	}
 	g.predecessors = g.members.unclosed()
@@ -171,6 +168,31 @@ func (g *Gateway) Run(ctx context.Context, started func()) error {
 	g.finishing.Wait()
 	g.intakes.Wait()
 	return errors.Join(err, drained)
+}
+
+// start opens everything and becomes a member, within the time for that.
+func (g *Gateway) start(ctx context.Context) error {
+	began, pauses := g.now(), metadata.DefaultBackOff()
+	for {
+		err := g.open(ctx)
+		if err == nil {
+			err = g.tenure.Load().join(ctx)
+		}
+		if err == nil || !unanswered(err) || g.now().Sub(began) >= g.config.StartTime {
+			return err
+		}
+		g.log.Warn("the start waits for a bucket or table that does not answer", "error", err)
+		if err := pause(ctx, pauses); err != nil {
+			return err
+		}
+		g.members.bury(g.ID()) // whatever of it is in the table, it will do nothing
+		g.tenure.Store(newTenure(g))
+	}
+}
+
+// unanswered says that nobody refused anything: trying again may help.
+func unanswered(err error) bool {
+	return errors.Is(err, segments.ErrUnavailable) || errors.Is(err, metadata.ErrUnavailable) || errors.Is(err, metadata.ErrUnknown)
 }
 
 // serve holds one tenure after another until ctx ends and the last one has drained.
