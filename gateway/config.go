@@ -15,6 +15,8 @@ type Config struct {
 	// PeerAddress is where other gateways reach [Gateway.PeerServer], host:port. Needed
 	// unless Exclusive.
 	PeerAddress string
+	// CheckAddress has a start call PeerAddress, which must lead to this gateway.
+	CheckAddress bool
 	// Version of the program.
 	Version string
 

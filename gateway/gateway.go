@@ -21,6 +21,7 @@ import (
 type Gateway struct {
 	config  Config
 	store   segments.Store
+	notes   segments.Store // the same, for objects of a few bytes: a start does not wait long for an answer that is lost
 	table   metadata.Table
 	buffers *segments.BufferDir // nil: no disk, acks=buffered is refused
 	log     *slog.Logger
@@ -52,6 +53,9 @@ type Gateway struct {
 	// caughtUp is closed when nothing of predecessors is left to recover.
 	caughtUp chan struct{}
 }
+
+// notesRetry goes on for as long as segments.DefaultRetry, with shorter tries.
+var notesRetry = segments.RetryConfig{Tries: 6, MinWait: 50 * time.Millisecond, MaxWait: 5 * time.Second, TryTimeout: 5 * time.Second}
 
 // readiness is what /readyz says.
 type readiness struct {
@@ -88,7 +92,8 @@ func New(config Config, d Dependencies) (*Gateway, error) {
 		g.meters = NewMeters()
 	}
 	// Counted below the retries: what a bucket bills are tries.
-	g.store = segments.Retry(g.meters.observeStore(d.Store), segments.DefaultRetry())
+	observed := g.meters.observeStore(d.Store)
+	g.store, g.notes = segments.Retry(observed, segments.DefaultRetry()), segments.Retry(observed, notesRetry)
 	g.table = metadata.Retry(g.meters.observeTable(d.Table), fewPauses)
 	g.topics = metadata.NewTopics(g.table)
 	g.producerIDs.turn = make(chan struct{}, 1)
@@ -175,6 +180,9 @@ func (g *Gateway) start(ctx context.Context) error {
 	began, pauses := g.now(), metadata.DefaultBackOff()
 	for {
 		err := g.open(ctx)
+		if err == nil && g.config.CheckAddress {
+			err = g.peers.checkAddress(ctx)
+		}
 		if err == nil {
 			err = g.tenure.Load().join(ctx)
 		}

@@ -37,7 +37,7 @@ func (s *peerService) check(c *peerv1.Call) error {
 		return refuse(connect.CodeFailedPrecondition, reasonWrongPeer, "this gateway speaks version %d to its peers, the call is in version %d: run the same version of varve on both",
 			peerProtocol, c.GetProtocol())
 	case c.GetTo() != string(own):
-		return refuse(connect.CodeFailedPrecondition, reasonWrongPeer, "this is gateway %s, the call is for %q: its address is used by this one now", own, c.GetTo())
+		return refuse(connect.CodeFailedPrecondition, reasonWrongPeer, "this is gateway %s, the call is for %q: its address is used by this one now (should both run, give each an --advertise of its own)", own, c.GetTo())
 	}
 	return nil
 }

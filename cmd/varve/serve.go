@@ -152,7 +152,7 @@ func (o *serveOptions) config(p *plan) gateway.Config {
 	c := gateway.Config{
 		Address: o.listen, PeerAddress: o.advertise, Zone: o.zone, Version: version,
 		FlushInterval: o.flushInterval, SegmentBytes: o.segmentBytes, BufferBytes: o.bufferBytes, UploadBytes: o.uploadBytes,
-		AutoCreate: o.autoCreate, LeaseTime: o.leaseTime, DrainTime: o.drainTimeout, Exclusive: p.exclusive(),
+		AutoCreate: o.autoCreate, LeaseTime: o.leaseTime, DrainTime: o.drainTimeout, Exclusive: p.exclusive(), CheckAddress: !p.exclusive(),
 	}
 	if c.FlushInterval == 0 {
 		c.FlushInterval = bucketPace

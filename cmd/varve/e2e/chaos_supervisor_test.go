@@ -107,7 +107,8 @@ type disturbance struct {
 	do   func(*supervisor) bool
 }
 
-// disturbances are a deck of cards: each is drawn before any comes again.
+// disturbances are a deck of cards: one of each comes first, so that a short run sees every kind, then the rest of
+// the deck, before any comes again.
 var disturbances = []struct {
 	disturbance
 	cards int
@@ -130,12 +131,7 @@ var disturbances = []struct {
 // disturb draws a card. One that cannot be played now goes under the others.
 func (s *supervisor) disturb() {
 	if len(s.deck) == 0 {
-		for _, d := range disturbances {
-			for range d.cards {
-				s.deck = append(s.deck, d.disturbance)
-			}
-		}
-		s.r.Shuffle(len(s.deck), func(i, j int) { s.deck[i], s.deck[j] = s.deck[j], s.deck[i] })
+		s.deck = s.newDeck()
 	}
 	for i, card := range s.deck {
 		if card.do(s) {
@@ -145,6 +141,19 @@ func (s *supervisor) disturb() {
 			return
 		}
 	}
+}
+
+func (s *supervisor) newDeck() []disturbance {
+	var first, rest []disturbance
+	for _, d := range disturbances {
+		first = append(first, d.disturbance)
+		for range d.cards - 1 {
+			rest = append(rest, d.disturbance)
+		}
+	}
+	s.r.Shuffle(len(first), func(i, j int) { first[i], first[j] = first[j], first[i] })
+	s.r.Shuffle(len(rest), func(i, j int) { rest[i], rest[j] = rest[j], rest[i] })
+	return append(first, rest...)
 }
 
 // start launches a gateway and follows what becomes of it.
