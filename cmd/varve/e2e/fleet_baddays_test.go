@@ -79,6 +79,9 @@ func TestOneAddressForTwo(t *testing.T) {
 	p := start(t, where.with("--peer-listen", taken))
 	refuses(t, where.beside(t).with("--advertise", taken), 1, taken, "leads to another one", "used by this one", "--advertise of its own")
 	refuses(t, onMinIO(t).with("--advertise", taken), 1, taken, "leads to another one", "of cluster", "the same --metadata")
+	if said := p.said.tail(10); strings.Contains(said, "does not reach itself") {
+		t.Errorf("with an address of its own:\n%s", said)
+	}
 	p.stop(t)
 	// What cannot be found out from here is not refused.
 	p = start(t, where.with("--advertise", freeAddress(t)))
