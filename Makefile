@@ -77,7 +77,7 @@ race: fetch ## all tests where -race pays, with -race
 	$(GOTEST) -race $$(go list ./... | grep -vE '$(WITHOUT_RACE)')
 
 e2e: fetch ## all other tests, among them those of the real binary
-	$(GOTEST) -skip '^TestChaos$$' $$(go list ./... | grep -E '$(WITHOUT_RACE)')
+	$(GOTEST) $$(go list ./... | grep -E '$(WITHOUT_RACE)')
 
 sim: ## SEEDS (200) simulated clusters from FROM (1) on, with their account
 	go test ./sim -count 1 -timeout 12h -run TestSeeds -seeds $(SEEDS) -from $(FROM) -v
