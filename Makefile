@@ -10,7 +10,7 @@ IMAGE    ?= varve:$(VERSION)
 CA_FILE  ?= $(firstword $(wildcard /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt /etc/ssl/ca-bundle.pem /etc/ssl/cert.pem))
 
 # Two packages at a time: some run servers, and -race takes memory.
-GOTEST := go test -p 2 -timeout 8m
+GOTEST := go test -p 2 -timeout 12m
 
 # These start real servers or the real binary.
 WITH_SERVERS := /(localstack|segments/s3store|segments/miniostore|metadata/dynamotable|deploy/iam|cmd|e2e)(/|$$)
@@ -77,7 +77,7 @@ race: fetch ## all tests where -race pays, with -race
 	$(GOTEST) -race $$(go list ./... | grep -vE '$(WITHOUT_RACE)')
 
 e2e: fetch ## all other tests, among them those of the real binary
-	$(GOTEST) -skip '^TestChaos$$' $$(go list ./... | grep -E '$(WITHOUT_RACE)')
+	$(GOTEST) $$(go list ./... | grep -E '$(WITHOUT_RACE)')
 
 sim: ## SEEDS (200) simulated clusters from FROM (1) on, with their account
 	go test ./sim -count 1 -timeout 12h -run TestSeeds -seeds $(SEEDS) -from $(FROM) -v

@@ -15,6 +15,8 @@ type Config struct {
 	// PeerAddress is where other gateways reach [Gateway.PeerServer], host:port. Needed
 	// unless Exclusive.
 	PeerAddress string
+	// CheckAddress has a start call PeerAddress, which must lead to this gateway.
+	CheckAddress bool
 	// Version of the program.
 	Version string
 
@@ -59,6 +61,9 @@ type Config struct {
 	// CloseAfter is how long the buffer of a gateway that died is waited for, before it counts
 	// as lost (default 7 days; negative: for ever).
 	CloseAfter time.Duration
+	// StartTime is how long a start goes on when bucket or table do not answer. 0: it
+	// fails with the first call that was tried as often as any other.
+	StartTime time.Duration
 	// DrainTime bounds a clean shutdown (default 25 s).
 	DrainTime time.Duration
 }

@@ -21,6 +21,7 @@ import (
 type Gateway struct {
 	config  Config
 	store   segments.Store
+	notes   segments.Store // the same, for objects of a few bytes: a start does not wait long for an answer that is lost
 	table   metadata.Table
 	buffers *segments.BufferDir // nil: no disk, acks=buffered is refused
 	log     *slog.Logger
@@ -53,6 +54,9 @@ type Gateway struct {
 	// caughtUp is closed when nothing of predecessors is left to recover.
 	caughtUp chan struct{}
 }
+
+// notesRetry goes on for as long as segments.DefaultRetry, with shorter tries.
+var notesRetry = segments.RetryConfig{Tries: 6, MinWait: 50 * time.Millisecond, MaxWait: 5 * time.Second, TryTimeout: 5 * time.Second}
 
 // readiness is what /readyz says.
 type readiness struct {
@@ -95,7 +99,8 @@ func New(config Config, d Dependencies) (*Gateway, error) {
 		g.now = time.Now
 	}
 	// Counted below the retries: what a bucket bills are tries.
-	g.store = segments.Retry(g.meters.observeStore(d.Store), segments.DefaultRetry())
+	observed := g.meters.observeStore(d.Store)
+	g.store, g.notes = segments.Retry(observed, segments.DefaultRetry()), segments.Retry(observed, notesRetry)
 	g.table = metadata.Retry(g.meters.observeTable(d.Table), fewPauses)
 	g.topics = metadata.NewTopics(g.table)
 	g.producerIDs.turn = make(chan struct{}, 1)
@@ -153,10 +158,7 @@ func (g *Gateway) Run(ctx context.Context, started func()) error {
 	// Work outlives ctx until the drain is over.
 	work, stop := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer stop(nil)
-	if err := g.open(ctx); err != nil {
-		return err
-	}
-	if err := g.tenure.Load().join(ctx); err != nil {
+	if err := g.start(ctx); err != nil {
 		return err
 	}
 	g.predecessors = g.members.unclosed()
@@ -179,6 +181,34 @@ func (g *Gateway) Run(ctx context.Context, started func()) error {
 	g.finishing.Wait()
 	g.intakes.Wait()
 	return errors.Join(err, drained)
+}
+
+// start opens everything and becomes a member, within the time for that.
+func (g *Gateway) start(ctx context.Context) error {
+	began, pauses := g.now(), metadata.DefaultBackOff()
+	for {
+		err := g.open(ctx)
+		if err == nil && g.config.CheckAddress {
+			err = g.peers.checkAddress(ctx)
+		}
+		if err == nil {
+			err = g.tenure.Load().join(ctx)
+		}
+		if err == nil || !unanswered(err) || g.now().Sub(began) >= g.config.StartTime {
+			return err
+		}
+		g.log.Warn("the start waits for a bucket or table that does not answer", "error", err)
+		if err := pause(ctx, pauses); err != nil {
+			return err
+		}
+		g.members.bury(g.ID()) // whatever of it is in the table, it will do nothing
+		g.tenure.Store(newTenure(g))
+	}
+}
+
+// unanswered says that nobody refused anything: trying again may help.
+func unanswered(err error) bool {
+	return errors.Is(err, segments.ErrUnavailable) || errors.Is(err, metadata.ErrUnavailable) || errors.Is(err, metadata.ErrUnknown)
 }
 
 // serve holds one tenure after another until ctx ends and the last one has drained.

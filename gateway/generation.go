@@ -32,7 +32,7 @@ func (n *generation) prefix() string { return n.gateway.cluster.ID + "/generatio
 func (n *generation) check(ctx context.Context) error {
 	highest, after := uint64(0), ""
 	for {
-		objects, err := n.gateway.store.List(ctx, n.prefix(), after, 1000)
+		objects, err := n.gateway.notes.List(ctx, n.prefix(), after, 1000)
 		if err != nil {
 			return fmt.Errorf("list generations in %s: %w", n.gateway.store, err)
 		}
@@ -67,7 +67,7 @@ func (n *generation) raise(ctx context.Context) error {
 		return err
 	}
 	// Nobody else writes this number: should it be there, an earlier try of ours came through.
-	err = n.gateway.store.Put(ctx, n.key(number), segments.NewBody([]byte(n.gateway.ID())))
+	err = n.gateway.notes.Put(ctx, n.key(number), segments.NewBody([]byte(n.gateway.ID())))
 	if err != nil && !errors.Is(err, segments.ErrExists) {
 		return err
 	}
@@ -75,7 +75,7 @@ func (n *generation) raise(ctx context.Context) error {
 		return nil
 	}
 	// The newest says it all; with the others a LIST would grow for ever.
-	return n.gateway.store.Delete(ctx, n.key(number-1))
+	return n.gateway.notes.Delete(ctx, n.key(number-1))
 }
 
 func (n *generation) key(number uint64) string { return fmt.Sprintf("%s%020d", n.prefix(), number) }

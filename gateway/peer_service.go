@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"strings"
 	"sync"
 	"time"
 
@@ -25,10 +26,20 @@ func (g *Gateway) PeerServer() *connect.Server {
 	return server
 }
 
+// ofPeers says whether a call is to the peer service, whose check knows when it may be served.
+func ofPeers(spec connect.Spec) bool {
+	return strings.HasPrefix(spec.Procedure, "/"+peerv1connect.PeerServiceName+"/")
+}
+
 // check refuses calls that are not for this gateway: addresses are used again, tables
-// mixed up, versions old.
+// mixed up, versions old. While it starts, only its own call of its address is answered.
 func (s *peerService) check(c *peerv1.Call) error {
 	own := s.g.ID()
+	if c.GetFrom() != string(own) {
+		if err := s.g.serving(); err != nil {
+			return err
+		}
+	}
 	switch {
 	case c.GetClusterId() != s.g.ClusterID():
 		return refuse(connect.CodeFailedPrecondition, reasonWrongPeer, "this gateway is of cluster %s, the call is for cluster %q: give both the same --metadata, or other addresses",
@@ -37,7 +48,7 @@ func (s *peerService) check(c *peerv1.Call) error {
 		return refuse(connect.CodeFailedPrecondition, reasonWrongPeer, "this gateway speaks version %d to its peers, the call is in version %d: run the same version of varve on both",
 			peerProtocol, c.GetProtocol())
 	case c.GetTo() != string(own):
-		return refuse(connect.CodeFailedPrecondition, reasonWrongPeer, "this is gateway %s, the call is for %q: its address is used by this one now", own, c.GetTo())
+		return refuse(connect.CodeFailedPrecondition, reasonWrongPeer, "this is gateway %s, the call is for %q: its address is used by this one now (should both run, give each an --advertise of its own)", own, c.GetTo())
 	}
 	return nil
 }

@@ -106,6 +106,26 @@ func (s *peers) get(id metadata.GatewayID) (*peer, error) {
 	return p, nil
 }
 
+// checkAddress calls the address that others are about to be told. If another gateway answers there, they would wait for
+// this one in vain. Whether all of them reach it, nobody can tell from here.
+func (s *peers) checkAddress(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, peerWait)
+	defer cancel()
+	address := s.g.config.PeerAddress
+	client := peerv1connect.NewPeerServiceClient(connect.NewClient(s.dial(address)))
+	_, err := client.Refer(ctx, &peerv1.ReferRequest{Call: s.introduce(s.g.ID()), References: metadata.EncodeReferences(nil)})
+	switch {
+	case err == nil:
+	case connect.CodeOf(err) == connect.CodeFailedPrecondition:
+		return refuse(connect.CodeFailedPrecondition, reasonWrongPeer,
+			"the address %s, which other gateways would be told, leads to another one: %s; give each gateway an --advertise of its own", address, err.Error())
+	default:
+		s.g.log.Warn("this gateway does not reach itself at the address that other gateways are told: if they do not either, what they refer to it waits in vain (--advertise)",
+			"address", address, "error", err)
+	}
+	return nil
+}
+
 // prune lets go of gateways that are gone, and of whoever waits for them.
 func (s *peers) prune() {
 	s.mu.Lock()

@@ -16,7 +16,7 @@ func (g *Gateway) open(ctx context.Context) error {
 	if g.cluster, err = metadata.OpenCluster(ctx, g.table); err != nil {
 		return fmt.Errorf("open %s: %w", g.table, err)
 	}
-	if err := segments.ClaimStore(ctx, g.store, segments.ClusterID(g.cluster.ID)); err != nil {
+	if err := segments.ClaimStore(ctx, g.notes, segments.ClusterID(g.cluster.ID)); err != nil {
 		return err
 	}
 	if g.buffers != nil {

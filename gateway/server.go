@@ -124,8 +124,8 @@ func (g *Gateway) intercept(next connect.ServerFunc) connect.ServerFunc {
 			}
 		}()
 		g.resting.touch()
-		if s := g.state.Load(); !s.ready && s.reason != stateDraining {
-			return g.connectError(refuse(connect.CodeUnavailable, reasonDraining, "the gateway does not serve: %s", s.reason).withRetriable())
+		if err := g.serving(); err != nil && !ofPeers(spec) {
+			return g.connectError(err)
 		}
 		if spec.StreamType == connect.StreamTypeUnary {
 			var cancel context.CancelFunc
@@ -141,6 +141,14 @@ func (g *Gateway) intercept(next connect.ServerFunc) connect.ServerFunc {
 		}
 		return g.connectError(err)
 	}
+}
+
+// serving is what callers are told when this gateway does not serve, or not yet.
+func (g *Gateway) serving() error {
+	if s := g.state.Load(); !s.ready && s.reason != stateDraining {
+		return refuse(connect.CodeUnavailable, reasonDraining, "the gateway does not serve: %s", s.reason).withRetriable()
+	}
+	return nil
 }
 
 // cutShort says that the transport (nobody else here makes a *connect.Error) could not

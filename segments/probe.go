@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -16,6 +17,10 @@ const (
 	// ended.
 	probeCleanup = 10 * time.Second
 )
+
+// probeRetry is for objects of a few bytes, and for a store that drops a call now and then.
+// Who waits for one that is away calls again.
+var probeRetry = RetryConfig{Tries: 4, MinWait: 50 * time.Millisecond, MaxWait: time.Second, TryTimeout: 5 * time.Second}
 
 // ProbeError says that a store answers, but not as the contract of [Store] demands.
 // Several gateways must not share such a store.
@@ -31,13 +36,16 @@ func (e *ProbeError) Error() string {
 // Probe tries what the log depends on and some stores get wrong: that a create
 // succeeds once, also among 16 at the same time; that a write is read back, whole
 // and in ranges; that a deleted object is gone. It writes two small objects under the
-// prefix, under names never used before, and deletes them. It lists nothing.
+// prefix, under names never used before, and deletes them. It lists nothing. Calls
+// that fail as [ErrUnavailable] are tried a few times.
 //
 // The error is a [*ProbeError] if the store misbehaves, and otherwise what kept the
-// probe from being made: [ErrUnavailable], [ErrDenied], [ErrNoBucket].
+// probe from being made: [ErrUnavailable], [ErrDenied], [ErrNoBucket]. A store that left
+// calls without an answer is not said to misbehave: one of these may have taken effect late.
 func Probe(ctx context.Context, store Store, prefix string) (err error) {
 	name := strings.Trim(prefix, "/") + "/probe-" + rand.Text()
-	p := &probe{ctx: ctx, store: store, once: name + "-once", race: name + "-race"}
+	answers := &answering{Store: store}
+	p := &probe{ctx: ctx, store: Retry(answers, probeRetry), once: name + "-once", race: name + "-race"}
 	defer func() {
 		if cleanup := p.cleanup(); cleanup != nil && err == nil {
 			err = fmt.Errorf("segments: probe of %s left objects behind at %s-*: %w", store, name, cleanup)
@@ -48,10 +56,41 @@ func Probe(ctx context.Context, store Store, prefix string) (err error) {
 			return fmt.Errorf("segments: probe of %s: %w", store, err)
 		}
 	}
-	if len(p.failures) > 0 {
-		return &ProbeError{Store: store.String(), Failures: p.failures}
+	if len(p.failures) == 0 {
+		return nil
 	}
-	return nil
+	failed := &ProbeError{Store: store.String(), Failures: p.failures}
+	if missing := answers.missing.Load(); missing > 0 {
+		// Not wrapped: it proves nothing.
+		return fmt.Errorf("%w: %d calls of a probe went without an answer, so this may be their doing: %v", ErrUnavailable, missing, failed)
+	}
+	return failed
+}
+
+// answering counts the calls that a store gives no answer to.
+type answering struct {
+	Store
+	missing atomic.Int64
+}
+
+func (a *answering) note(err error) error {
+	if errors.Is(err, ErrUnavailable) {
+		a.missing.Add(1)
+	}
+	return err
+}
+
+func (a *answering) Put(ctx context.Context, key string, body Body) error {
+	return a.note(a.Store.Put(ctx, key, body))
+}
+
+func (a *answering) Get(ctx context.Context, key string, offset, length int64) ([]byte, int64, error) {
+	data, size, err := a.Store.Get(ctx, key, offset, length)
+	return data, size, a.note(err)
+}
+
+func (a *answering) Delete(ctx context.Context, key string) error {
+	return a.note(a.Store.Delete(ctx, key))
 }
 
 // probe gathers what is wrong; steps return only what ends the probe.

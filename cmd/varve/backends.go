@@ -48,6 +48,14 @@ func (l location) local() bool {
 	return l.scheme == schemeFile || l.scheme == schemeBolt || l.scheme == schemeMemory
 }
 
+// String is the place without what is behind the "?".
+func (l location) String() string {
+	if l.local() {
+		return l.scheme + "://" + l.path
+	}
+	return strings.TrimSuffix(l.scheme+"://"+l.host+"/"+l.path, "/")
+}
+
 // queryKeys are what each scheme takes behind the "?".
 var (
 	segmentsKeys = map[string][]string{
@@ -204,35 +212,37 @@ type nopCloser struct{}
 
 func (nopCloser) Close() error { return nil }
 
-// checkTimeout bounds the look at a bucket or table before serving.
+// checkTimeout bounds one look at a bucket or table before serving.
 const checkTimeout = 20 * time.Second
 
 // checkTable asks the table for its cluster, which it gets at the first time, and
 // explains what is wrong if that fails.
-func checkTable(ctx context.Context, table metadata.Table, l location) (*metadata.Cluster, error) {
-	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
-	defer cancel()
-	// A plain read first: its error is the table's own, not that of tries that ran out.
-	key := metadata.Key{Partition: "cluster", Sort: "id"}
-	_, err := table.Get(ctx, key, metadata.Strong)
-	if err == nil || errors.Is(err, metadata.ErrNotFound) {
-		var cluster *metadata.Cluster
-		if cluster, err = metadata.OpenCluster(ctx, table); err == nil {
-			if _, err = table.Get(ctx, key, metadata.Strong); err == nil {
-				return cluster, nil
-			}
-			err = fmt.Errorf("a row that was just written is not read back: %w", err)
+func checkTable(ctx context.Context, table metadata.Table, l location, wait *startWait) (cluster *metadata.Cluster, err error) {
+	err = wait.try(ctx, l, func(ctx context.Context) error {
+		// A plain read first: its error is the table's own, not that of tries that ran out.
+		key := metadata.Key{Partition: "cluster", Sort: "id"}
+		if _, err := table.Get(ctx, key, metadata.Strong); err != nil && !errors.Is(err, metadata.ErrNotFound) {
+			return err
 		}
+		var err error
+		if cluster, err = metadata.OpenCluster(ctx, table); err != nil {
+			return err
+		}
+		if _, err := table.Get(ctx, key, metadata.Strong); err != nil {
+			return fmt.Errorf("a row that was just written is not read back: %w", err)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, unusable(err, table.String(), tableAdvice(err, l))
 	}
-	return nil, unusable(err, table.String(), tableAdvice(err, l))
+	return cluster, nil
 }
 
 // checkStore tries what the log depends on. A store that answers but cannot be trusted
 // is refused when several gateways could share it.
-func checkStore(ctx context.Context, store segments.Store, cluster *metadata.Cluster, l location, exclusive bool) (warning, err error) {
-	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
-	defer cancel()
-	err = segments.Probe(ctx, store, cluster.ID)
+func checkStore(ctx context.Context, store segments.Store, cluster *metadata.Cluster, l location, exclusive bool, wait *startWait) (warning, err error) {
+	err = wait.try(ctx, l, func(ctx context.Context) error { return segments.Probe(ctx, store, cluster.ID) })
 	var untrusted *segments.ProbeError
 	switch {
 	case err == nil:

@@ -89,11 +89,11 @@ func TestOpenLocalBackends(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer closer.Close()
-	first, err := checkTable(t.Context(), table, at)
+	first, err := checkTable(t.Context(), table, at, &startWait{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if again, err := checkTable(t.Context(), table, at); err != nil || again.ID != first.ID {
+	if again, err := checkTable(t.Context(), table, at, &startWait{}); err != nil || again.ID != first.ID {
 		t.Errorf("cluster %s became %v, %v", first.ID, again, err)
 	}
 	if _, _, err := openTable(t.Context(), at); err == nil || !strings.Contains(err.Error(), "in use by another process") {
@@ -190,18 +190,18 @@ func TestStoreThatCannotBeTrusted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cluster, err := checkTable(t.Context(), table, at)
+	cluster, err := checkTable(t.Context(), table, at, &startWait{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if warning, err := checkStore(t.Context(), memstore.New(), cluster, at, false); warning != nil || err != nil {
+	if warning, err := checkStore(t.Context(), memstore.New(), cluster, at, false, &startWait{}); warning != nil || err != nil {
 		t.Errorf("a good store: %v, %v", warning, err)
 	}
 	bad := careless{memstore.New()}
-	if warning, err := checkStore(t.Context(), bad, cluster, at, true); warning == nil || err != nil {
+	if warning, err := checkStore(t.Context(), bad, cluster, at, true, &startWait{}); warning == nil || err != nil {
 		t.Errorf("with one gateway: %v, %v", warning, err)
 	}
-	if warning, err := checkStore(t.Context(), bad, cluster, at, false); err == nil || !strings.Contains(err.Error(), "cannot be trusted") {
+	if warning, err := checkStore(t.Context(), bad, cluster, at, false, &startWait{}); err == nil || !strings.Contains(err.Error(), "cannot be trusted") {
 		t.Errorf("with several gateways: %v, %v", warning, err)
 	}
 }

@@ -45,6 +45,7 @@ type serveOptions struct {
 	bufferBytes                    int64
 	uploadBytes                    int64
 	drainTimeout, leaseTime        time.Duration
+	startTimeout                   time.Duration
 }
 
 func newServeCommand() *cobra.Command {
@@ -86,6 +87,7 @@ func (o *serveOptions) register(f *pflag.FlagSet) {
 	f.Int64Var(&o.segmentBytes, "segment-bytes", 8<<20, "size at which a segment is sealed")
 	f.Int64Var(&o.bufferBytes, "buffer-bytes", 128<<20, "bytes of appends that may wait for their commit; more are slowed, then refused")
 	f.Int64Var(&o.uploadBytes, "upload-bytes", 64<<20, "bytes of segments that may be uploading at once")
+	f.DurationVar(&o.startTimeout, "start-timeout", time.Minute, "how long a start waits for a bucket or table that does not answer; what refuses it ends it at once")
 	f.DurationVar(&o.drainTimeout, "drain-timeout", 25*time.Second, "how long a clean shutdown may take")
 	f.DurationVar(&o.leaseTime, "lease-time", 5*time.Second, "silence after which a gateway counts as dead")
 	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
@@ -150,7 +152,7 @@ func (o *serveOptions) config(p *plan) gateway.Config {
 	c := gateway.Config{
 		Address: o.listen, PeerAddress: o.advertise, Zone: o.zone, Version: version,
 		FlushInterval: o.flushInterval, SegmentBytes: o.segmentBytes, BufferBytes: o.bufferBytes, UploadBytes: o.uploadBytes,
-		AutoCreate: o.autoCreate, LeaseTime: o.leaseTime, DrainTime: o.drainTimeout, Exclusive: p.exclusive(),
+		AutoCreate: o.autoCreate, LeaseTime: o.leaseTime, DrainTime: o.drainTimeout, Exclusive: p.exclusive(), CheckAddress: !p.exclusive(),
 	}
 	if c.FlushInterval == 0 {
 		c.FlushInterval = bucketPace
@@ -269,11 +271,15 @@ func serve(ctx context.Context, o *serveOptions, logs io.Writer, started func(ne
 			return err
 		}
 	}
-	b, err := openBackends(ctx, p)
+	wait := &startWait{until: time.Now().Add(o.startTimeout), log: p.log}
+	b, err := openBackends(ctx, p, wait)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, b.close()) }()
+	if !p.segments.local() || !p.metadata.local() {
+		p.config.StartTime = time.Until(wait.until)
+	}
 	g, err := gateway.New(p.config, gateway.Dependencies{Store: b.store, Table: b.table, Buffers: b.buffers, Log: p.log})
 	if err != nil {
 		return err
@@ -353,7 +359,7 @@ type backends struct {
 
 // openBackends opens and checks buffer, table and store. What is in use by another
 // process, missing or forbidden is refused with the next step.
-func openBackends(ctx context.Context, p *plan) (b *backends, err error) {
+func openBackends(ctx context.Context, p *plan, wait *startWait) (b *backends, err error) {
 	b = &backends{folder: filepath.Join(p.data, "buffer")}
 	defer func() {
 		if err != nil {
@@ -378,7 +384,7 @@ func openBackends(ctx context.Context, p *plan) (b *backends, err error) {
 		return b, err
 	}
 	b.closers = append(b.closers, closer.Close)
-	cluster, err := checkTable(ctx, table, p.metadata)
+	cluster, err := checkTable(ctx, table, p.metadata, wait)
 	if err != nil {
 		return b, err
 	}
@@ -387,7 +393,7 @@ func openBackends(ctx context.Context, p *plan) (b *backends, err error) {
 		return b, unusable(err, p.segments.scheme+"://"+p.segments.host, storeAdvice(err, p.segments))
 	}
 	b.store, b.table = store, table // the gateway tries again by itself, and counts each try
-	warning, err := checkStore(ctx, segments.Retry(store, segments.DefaultRetry()), cluster, p.segments, p.exclusive())
+	warning, err := checkStore(ctx, store, cluster, p.segments, p.exclusive(), wait)
 	if err != nil {
 		return b, err
 	}

@@ -26,7 +26,7 @@ type balancer struct {
 
 	produces  atomic.Int64 // requests to append
 	refusals  atomic.Int64 // of these, how many a client had to repeat
-	overtaken atomic.Int64 // of these, how many came before an earlier batch that went to another gateway
+	overtaken atomic.Int64 // of these, how many came before an earlier batch, over another connection or gateway
 
 	mu       sync.Mutex
 	backends []*backend

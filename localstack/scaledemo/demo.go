@@ -217,7 +217,7 @@ func (d *demo) report(out io.Writer) error {
 		producers, d.options.records, d.options.size, d.options.partitions)
 	fmt.Fprintf(out, "First acked append through a new gateway, from the start of its process: at most %s in %d starts (limit %s). Drains: %d, all with status 0, %s at most.\n",
 		inMilliseconds(first), len(d.firstAcks), startLimit, len(d.drains), inMilliseconds(drain))
-	fmt.Fprintf(out, "Of %d requests that the client repeated %d had overtaken an earlier batch, on another gateway: the balancer spreads requests. The rest met a gateway that was leaving.\n",
+	fmt.Fprintf(out, "Of %d requests that the client repeated %d had overtaken an earlier batch, over another connection or gateway: the balancer spreads requests. The rest met a gateway that was leaving, or none.\n",
 		d.balancer.refusals.Load(), d.balancer.overtaken.Load())
 	var faults []error
 	if failed > 0 || lost > 0 || duplicated > 0 {

@@ -195,9 +195,6 @@ func (c *chaosReport) text() string {
 	line("slowest start %s, slowest drain %s", c.slowestStart.Round(time.Millisecond), c.slowestDrain.Round(time.Millisecond))
 	line("what appends were told when they failed: %s", c.storm.told())
 	line("what gateways warned of: %s", inOrder(c.warnings()))
-	for _, said := range c.gaveUp {
-		line("a start gave up: %s", strings.TrimSpace(said))
-	}
 	line("verify: %s", c.verified)
 	return b.String()
 }

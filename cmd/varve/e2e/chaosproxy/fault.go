@@ -61,11 +61,11 @@ type Rates [faults]float64
 // DefaultRates let most requests pass, and each fault happen within a minute of a modest load.
 func DefaultRates(p Protocol) Rates {
 	r := Rates{
-		LostRequest: 0.004, LostAnswer: 0.006, Late: 0.0007, Slow: 0.008, CutShort: 0.004, Trickle: 0.0007,
-		Conflict: 0.005, OwnWrite: 0.006, SlowDown: 0.005, Throttled: 0.005, ServerError: 0.004,
+		LostRequest: 0.004, LostAnswer: 0.006, Late: 0.001, Slow: 0.008, CutShort: 0.004, Trickle: 0.001,
+		Conflict: 0.01, OwnWrite: 0.015, SlowDown: 0.005, Throttled: 0.005, ServerError: 0.004,
 	}
-	if p == S3 { // where only reads have answers that can be cut, and the gateways' caches spare most of these
-		r[CutShort], r[Trickle] = 0.05, 0.01
+	if p == S3 { // which gets fewer requests, and only reads have answers that can be cut
+		r[CutShort], r[Trickle], r[Late] = 0.05, 0.01, 0.0015
 	}
 	return r
 }
