@@ -8,6 +8,7 @@ import (
 
 	"connectrpc.com/connect/v2"
 
+	"github.com/varvelog/varve/gateway"
 	"github.com/varvelog/varve/metadata"
 	"github.com/varvelog/varve/segments"
 	"github.com/varvelog/varve/segments/memstore"
@@ -28,6 +29,9 @@ type Cluster struct {
 	network *network
 	bucket  segments.Store
 	rows    metadata.Table
+	// meters are those of all gateways, paths what their calls to the table were for.
+	meters *gateway.Meters
+	paths  *paths
 	// strays are goroutines that nobody waits for before the end.
 	strays sync.WaitGroup
 
@@ -43,8 +47,10 @@ type Cluster struct {
 }
 
 func newCluster(o Options, log *slog.Logger) *Cluster {
+	smallLimits()
 	w := newWeather(o)
-	c := &Cluster{options: o, log: log, dice: newDice(o.Seed, "cluster"), weather: w, bucket: memstore.New(), rows: newRows()}
+	c := &Cluster{options: o, log: log, dice: newDice(o.Seed, "cluster"), weather: w, bucket: memstore.New(), rows: newRows(), meters: gateway.NewMeters()}
+	c.paths = newPaths(c.rows)
 	if c.log == nil {
 		c.log = discardLog
 	}
@@ -54,6 +60,11 @@ func newCluster(o Options, log *slog.Logger) *Cluster {
 	}
 	return c
 }
+
+// smallLimits has partitions fill pages, tree nodes and producers' rows in seconds.
+var smallLimits = sync.OnceFunc(func() {
+	metadata.SetLimits(metadata.Limits{FanOut: 12, PageAt: 5, PagesInline: 4, InlineProducers: 2})
+})
 
 // addHost adds a host with that disk.
 func (c *Cluster) addHost(d *disk) *host {

@@ -203,7 +203,8 @@ func (u *unary) Receive(dst any) error {
 // connection is not seen to be.
 func (u *unary) serve(ctx context.Context, l *listener, answer proto.Message, answered chan<- unaryAnswer) (leave func()) {
 	deadline, _ := ctx.Deadline()
-	there, cancel := context.WithDeadline(context.Background(), deadline)
+	left := time.Until(deadline)
+	gone, cancel := context.WithCancel(context.Background())
 	dies := context.AfterFunc(l.life.over, cancel)
 	u.network.strays.Go(func() {
 		defer cancel()
@@ -211,6 +212,9 @@ func (u *unary) serve(ctx context.Context, l *listener, answer proto.Message, an
 		if l.life.pass() != nil {
 			return
 		}
+		// What a stopped process finds in its sockets is new to it.
+		there, end := context.WithTimeout(gone, left)
+		defer end()
 		stream, err := connectinprocess.New(l.server).NewClientStream(there, u.spec)
 		if err == nil {
 			err = stream.Send(u.request)

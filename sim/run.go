@@ -102,7 +102,7 @@ func (w *workload) awaitBuffered(c *caller, deadline time.Time) {
 			}
 		}
 		missing := slices.ContainsFunc(w.history.Ops, func(op *Op) bool {
-			return op.Kind == Buffered && op.Outcome == Done && !op.excused() && op.Topic != churned.Topic && !there[op.Values[0]]
+			return op.Kind == Buffered && op.Outcome == Done && op.Topic != churned.Topic && !there[op.Values[0]] && !op.excused() && !op.aside()
 		})
 		if !missing || time.Now().After(deadline) {
 			return // the check says what is lost
@@ -234,6 +234,8 @@ type Result struct {
 	Records, Lost int
 	// Polls of followers.
 	Polls int
+	// Paths that the gateways took.
+	Paths map[Path]int
 	// History of it all, and what faults of things there were, with their times.
 	History  *History
 	Episodes []string
@@ -259,10 +261,14 @@ func (w *workload) result(found []Anomaly, took time.Duration) *Result {
 		if op.Kind == Buffered && op.Outcome == Done && op.excused() && !there[op.Values[0]] {
 			r.Lost++
 		}
+		if op.Kind == Buffered && op.Outcome == Done && !op.excused() && !there[op.Values[0]] && op.aside() {
+			w.paths.count(setAside, 1)
+		}
 	}
 	for _, f := range w.history.Follows {
 		r.Polls += len(f.Polls)
 	}
+	r.Paths = w.paths.sum(w.meters.Deeds())
 	return r
 }
 
