@@ -32,6 +32,8 @@ type Cluster struct {
 	// meters are those of all gateways, paths what their calls to the table were for.
 	meters *gateway.Meters
 	paths  *paths
+	// ambushes kill and stop gateways between two writes.
+	ambushes *ambushes
 	// strays are goroutines that nobody waits for before the end.
 	strays sync.WaitGroup
 
@@ -50,7 +52,7 @@ func newCluster(o Options, log *slog.Logger) *Cluster {
 	smallLimits()
 	w := newWeather(o)
 	c := &Cluster{options: o, log: log, dice: newDice(o.Seed, "cluster"), weather: w, bucket: memstore.New(), rows: newRows(), meters: gateway.NewMeters()}
-	c.paths = newPaths(c.rows)
+	c.paths, c.ambushes = newPaths(c.rows), newAmbushes(c)
 	if c.log == nil {
 		c.log = discardLog
 	}
@@ -63,7 +65,7 @@ func newCluster(o Options, log *slog.Logger) *Cluster {
 
 // smallLimits has partitions fill pages, tree nodes and producers' rows in seconds.
 var smallLimits = sync.OnceFunc(func() {
-	metadata.SetLimits(metadata.Limits{FanOut: 12, PageAt: 5, PagesInline: 4, InlineProducers: 2})
+	metadata.SetLimits(metadata.Limits{FanOut: 12, PageAt: 5, PagesInline: 4, InlineProducers: 1})
 })
 
 // addHost adds a host with that disk.
@@ -78,7 +80,7 @@ func (c *Cluster) addHost(d *disk) *host {
 
 // way is how a process reaches a service.
 func (c *Cluster) way(from party, to string) *way {
-	w := &way{weather: c.weather, strays: &c.strays, life: from.life, from: from.name, to: to}
+	w := &way{weather: c.weather, strays: &c.strays, life: from.life, ambushes: c.ambushes, from: from.name, to: to}
 	if to == bucketName {
 		w.family, w.odds, w.latency = BucketCalls, bucketOdds, bucketLatency
 	} else {

@@ -30,6 +30,7 @@ func Run(o Options, log *slog.Logger) *Result {
 	time.Sleep(o.Length)
 	close(over)
 	<-ended
+	c.ambushes.end()
 	w.finish()
 	c.heal()
 	w.recover()
@@ -52,6 +53,7 @@ func (w *workload) recover() {
 			w.appendUntil(c, h, p, began.Add(liveTime))
 		}
 	}
+	time.Sleep(lateTime)
 	w.awaitBuffered(c, began.Add(liveTime))
 	w.settle(c, began.Add(liveTime))
 	hosts := w.present()
@@ -297,9 +299,9 @@ func (r *Result) Idle() []string {
 // faultsOf a family.
 var faultsOf = map[Family][]Fault{
 	TableCalls: {refused, vanished, lostAnswer, late, slow, ownEcho, stale}, BucketCalls: {refused, vanished, lostAnswer, late, slow, ownEcho},
-	NetworkCalls: {refused, vanished, lostAnswer, slow, garbage, cutStream}, DiskCalls: {syncError, diskFull},
-	Partitions: {severed, severedOne}, Outages: {tableOut, bucketOut, throttled, storm}, Kills: {killed, powerCut, allKilled},
-	Disks: {diskLost, diskMoved}, Pauses: {stopped}, Churn: {drained, scaledOut, scaledIn, cutShort},
+	NetworkCalls: {refused, vanished, lostAnswer, slow, late, garbage, cutStream}, DiskCalls: {syncError, diskFull},
+	Partitions: {severed, severedOne}, Outages: {tableOut, bucketOut, throttled, storm}, Kills: {killed, powerCut, allKilled, killedAtStep},
+	Disks: {diskLost, diskMoved}, Pauses: {stopped, stoppedAtStep}, Churn: {drained, scaledOut, scaledIn, cutShort},
 }
 
 // shorten leaves of a reason what many have in common.

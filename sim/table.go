@@ -90,22 +90,26 @@ func (t *table) Range(ctx context.Context, r metadata.Range) ([]metadata.Row, er
 func (t *table) Put(ctx context.Context, row metadata.Row, cond metadata.Condition) error {
 	row.Value = slices.Clone(row.Value) // the effect may outlive the call
 	return t.write(ctx, row.Partition, func(ctx context.Context) error {
-		replaces := strings.HasPrefix(row.Sort, "page/") && t.paths.exists(row.Key)
-		err := t.rows.Put(ctx, row, cond)
-		t.paths.put(row, replaces, err)
-		return err
+		return t.way.ambushes.around(t.way, stepOf(row.Key), func() error {
+			replaces := strings.HasPrefix(row.Sort, "page/") && t.paths.exists(row.Key)
+			err := t.rows.Put(ctx, row, cond)
+			t.paths.put(row, replaces, err)
+			return err
+		})
 	})
 }
 
 // Delete implements metadata.Table.
 func (t *table) Delete(ctx context.Context, key metadata.Key, cond metadata.Condition) error {
 	return t.write(ctx, key.Partition, func(ctx context.Context) error {
-		there := t.paths.exists(key)
-		err := t.rows.Delete(ctx, key, cond)
-		if there && err == nil {
-			t.paths.deleted(key)
-		}
-		return err
+		return t.way.ambushes.around(t.way, removalStep, func() error {
+			there := t.paths.exists(key)
+			err := t.rows.Delete(ctx, key, cond)
+			if there && err == nil {
+				t.paths.deleted(key)
+			}
+			return err
+		})
 	})
 }
 

@@ -139,7 +139,9 @@ func (w *workload) think(c *caller, most time.Duration) bool {
 }
 
 // slow is how long clients think that change something.
-func (w *workload) slow(most time.Duration) time.Duration { return time.Duration(w.options.Slow) * most }
+func (w *workload) slow(most time.Duration) time.Duration {
+	return time.Duration(w.options.Slow) * most
+}
 
 // values makes up records that are like no others.
 func (w *workload) values(c *caller) []string {
