@@ -25,7 +25,7 @@ const (
 )
 
 // stepOdds is once in how many of its writes there is an ambush: the frequent ones seldom.
-var stepOdds = map[step]int{pageStep: 20, nodeStep: 10, leaseStep: 150, trimStep: 60, removalStep: 300, entryStep: 400, memberStep: 300, uploadStep: 400}
+var stepOdds = map[step]int{pageStep: 8, nodeStep: 6, leaseStep: 150, trimStep: 60, removalStep: 300, entryStep: 400, memberStep: 300, uploadStep: 400}
 
 // stepOf is the step that writing a row is; "" for none.
 func stepOf(key metadata.Key) step {
