@@ -447,3 +447,29 @@ func TestTrimCutShort(t *testing.T) {
 		}
 	}
 }
+
+// cutPages is an index whose pages lack their last entries.
+type cutPages struct{ metadata.TableIndex }
+
+func (x cutPages) Page(ctx context.Context, p metadata.PartitionID, first int64) ([]metadata.Entry, error) {
+	entries, err := x.TableIndex.Page(ctx, p, first)
+	return entries[:1], err
+}
+
+// TestShortPage: a page with the wrong extent is corruption, not a place where readers ask again for ever.
+func TestShortPage(t *testing.T) {
+	metadata.ShrinkLimits(t, 4, 3, 10, 5, 100)
+	table := memtable.New()
+	o := arrive(t, table, "g1")
+	for n := uint64(1); n <= 3; n++ {
+		o.refer(t, reference(n, plain()))
+	}
+	o.checkpoint(t, table, false)
+	v := o.state.View()
+	if list, err := v.Entries(t.Context(), metadata.TableIndex{Table: table}, 2); err != nil || len(list) != 1 {
+		t.Fatalf("%v %v: this run proves nothing", list, err)
+	}
+	if list, err := v.Entries(t.Context(), cutPages{metadata.TableIndex{Table: table}}, 2); !errors.Is(err, metadata.ErrCorrupt) {
+		t.Errorf("%v %v", list, err)
+	}
+}
