@@ -64,6 +64,10 @@ type Config struct {
 	// StartTime is how long a start goes on when bucket or table do not answer. 0: it
 	// fails with the first call that was tried as often as any other.
 	StartTime time.Duration
+	// FoldRows and FoldBytes say when partitions are checkpointed: when the journal holds more rows
+	// (default 64) and more bytes (default 4 MiB) than this that no checkpoint has. It is trimmed
+	// FoldRows at a time.
+	FoldRows, FoldBytes int
 	// DrainTime bounds a clean shutdown (default 25 s).
 	DrainTime time.Duration
 }
@@ -96,6 +100,8 @@ func (c Config) withDefaults() Config {
 	setInt(&c.IndexCacheRows, 1024)
 	setInt(&c.MaxRequestBytes, 16<<20)
 	setInt(&c.MaxMessageBytes, 8<<20)
+	setInt(&c.FoldRows, 64)
+	setInt(&c.FoldBytes, 4<<20)
 	setTime(&c.LeaseTime, 5*time.Second)
 	setTime(&c.DrainTime, 25*time.Second)
 	setTime(&c.CloseAfter, 7*24*time.Hour)
@@ -121,6 +127,7 @@ func (c Config) Validate() error {
 	check(c.MaxMessageBytes >= 64<<10, "message limit %d: want at least 64 KiB", c.MaxMessageBytes)
 	check(c.AutoCreate >= 0 && c.AutoCreate <= metadata.MaxPartitions, "auto-create with %d partitions: want 0 to %d", c.AutoCreate, metadata.MaxPartitions)
 	check(c.Exclusive || c.PeerAddress != "", "no address for peers: gateways that share a table must reach each other")
+	check(c.FoldRows > 0 && c.FoldBytes > 0, "checkpoints after %d rows and %d bytes: want at least 1 of both", c.FoldRows, c.FoldBytes)
 	check(c.LeaseTime >= 500*time.Millisecond, "lease time %s: want at least 500ms", c.LeaseTime)
 	return errors.Join(faults...)
 }

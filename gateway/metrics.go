@@ -58,6 +58,7 @@ type Meters struct {
 	appends, appendedRecords, appendedBytes         atomic.Uint64
 	recoveredBatches                                atomic.Uint64
 	fences, sealings, handovers, lostRecords        atomic.Uint64
+	repeats, inheritedRepeats, closings             atomic.Uint64
 	peerCalls, peerBytes                            atomic.Uint64
 	panics, internals                               atomic.Uint64
 	following                                       atomic.Int64
@@ -96,6 +97,9 @@ func NewMeters() *Meters {
 	m.counter("takeovers_total", "Gateways that this one took for dead.", &m.sealings)
 	m.counter("handovers_total", "Partitions that were handed over to other gateways.", &m.handovers)
 	m.counter("lost_buffered_records_total", "Records acked as buffered by gateways whose disks did not come back, as of their last heartbeats.", &m.lostRecords)
+	m.counter("closed_overdue_total", "Ids of gateways that were closed since their disks did not come back.", &m.closings)
+	m.counter("repeats_total", "References and batches of producers that came again and got their first answers.", &m.repeats)
+	m.counter("inherited_repeats_total", "Those of them whose first answers were given before this gateway took the partition.", &m.inheritedRepeats)
 	m.counter("peer_calls_total", "Calls to other gateways.", &m.peerCalls)
 	m.counter("peer_bytes_total", "Bytes of references, verdicts and index entries to and from other gateways. Records never travel between gateways.", &m.peerBytes)
 	m.counter("panics_total", "Panics in handlers, each logged.", &m.panics)
@@ -180,6 +184,37 @@ func (m *Meters) appended(records int, bytes int64) {
 	m.appends.Add(1)
 	m.appendedRecords.Add(uint64(records))
 	m.appendedBytes.Add(uint64(bytes))
+}
+
+// answeredAgain counts what came again and got its first answer; from is the end of the log when
+// the partition was taken.
+func (m *Meters) answeredAgain(v *metadata.Verdict, from int64) {
+	again, inherited := v.Status == metadata.Repeated, false
+	for i := range v.Batches {
+		b := &v.Batches[i]
+		if b.Outcome == metadata.Duplicate || v.Status == metadata.Repeated && b.Outcome == metadata.Accepted {
+			again, inherited = true, inherited || b.Offset < from
+		}
+	}
+	if again {
+		m.repeats.Add(1)
+	}
+	if inherited {
+		m.inheritedRepeats.Add(1)
+	}
+}
+
+// Deeds is what a gateway did beside appending and reading, for the accounts of tests.
+type Deeds struct {
+	Checkpoints, HandOvers, TakeOvers, Fenced, RecoveredBatches, ClosedOverdue uint64
+	// Repeats got their first answers, InheritedRepeats those that an earlier owner had given.
+	Repeats, InheritedRepeats uint64
+}
+
+// Deeds says what the gateways that count here did so far.
+func (m *Meters) Deeds() Deeds {
+	return Deeds{Checkpoints: m.checkpoints.Load(), HandOvers: m.handovers.Load(), TakeOvers: m.sealings.Load(), Fenced: m.fences.Load(),
+		RecoveredBatches: m.recoveredBatches.Load(), ClosedOverdue: m.closings.Load(), Repeats: m.repeats.Load(), InheritedRepeats: m.inheritedRepeats.Load()}
 }
 
 // acked counts an ack and how long its producer waited.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -29,8 +30,6 @@ const (
 	cyclesAFlush = 2
 )
 
-var defaultFoldLimits = foldLimits{rows: 64, bytes: 4 << 20, trim: 64}
-
 // ticket asks for one decision on one partition.
 type ticket struct {
 	partition metadata.PartitionID
@@ -53,6 +52,8 @@ type held struct {
 	acquiring bool
 	parked    []*ticket
 	dirty     bool // has changes in this cycle that are not published
+	// from is where the log ended when it was taken.
+	from int64
 	// handing: it goes to another gateway as soon as a checkpoint of it is written. Tickets
 	// wait in parked for that.
 	handing bool
@@ -129,7 +130,7 @@ type leaveRequest struct {
 func newSequencer(t *tenure) *sequencer {
 	return &sequencer{
 		g: t.g, t: t, parts: make(map[metadata.PartitionID]*held), wake: make(chan struct{}, 1), quit: make(chan leaveRequest, 1),
-		parked: make(map[*held]struct{}), writing: make(map[*held]uint64), rows: journalRows{first: 1}, fold: defaultFoldLimits,
+		parked: make(map[*held]struct{}), writing: make(map[*held]uint64), rows: journalRows{first: 1}, fold: foldLimits{t.g.config.FoldRows, t.g.config.FoldBytes, uint64(t.g.config.FoldRows)},
 		acquired: make(chan acquisition), checkpointed: make(chan checkpointed), trimmed: make(chan error),
 		slots: make(chan struct{}, acquisitions), writers: make(chan struct{}, checkpointsAtOnce),
 		sealed: make(map[metadata.GatewayID]*sealing), releasing: make(map[*held]struct{}), offers: make(map[metadata.GatewayID][]metadata.PartitionID),
@@ -349,6 +350,11 @@ func (s *sequencer) cycle(ctx context.Context) error {
 			a.ticket.done(a.verdict, a.err)
 		}
 	}
+	if seeded.Has(seeded.PublishBeforeCommit) {
+		for _, h := range c.dirty {
+			h.shared.publish(h.state.View())
+		}
+	}
 	s.pending.begin()
 	defer s.pending.end()
 	for _, row := range c.rows {
@@ -446,6 +452,12 @@ func (c *cycle) decide(h *held, t *ticket) error {
 	if verdict.Status == metadata.Refused && err == nil {
 		err = metadata.ErrClosed
 	}
+	if change != nil && seeded.Has(seeded.RefusalInMemory) && refusedAll(&verdict) {
+		if err := h.state.Apply(change, c.s.journal.Next()); err != nil {
+			return fmt.Errorf("sequencer: %w", err)
+		}
+		change = nil
+	}
 	if change != nil {
 		n := len(c.rows)
 		if n == 0 || !c.rows[n-1].Fits(change) {
@@ -466,11 +478,17 @@ func (c *cycle) decide(h *held, t *ticket) error {
 			c.s.unfolded.push(h)
 		}
 	}
+	c.s.g.meters.answeredAgain(&verdict, h.from)
 	c.answers = append(c.answers, pendingAnswer{t, verdict, err})
 	if h.state.Closed() {
 		c.closed = append(c.closed, h)
 	}
 	return nil
+}
+
+// refusedAll is what [seeded.RefusalInMemory] is about.
+func refusedAll(v *metadata.Verdict) bool {
+	return len(v.Batches) > 0 && !slices.ContainsFunc(v.Batches, func(b metadata.BatchVerdict) bool { return b.Outcome == metadata.Accepted })
 }
 
 // park keeps a ticket until what it waits for may have come.
@@ -542,7 +560,7 @@ func (s *sequencer) tryAcquire(ctx context.Context, id metadata.PartitionID, jou
 		if errors.Is(err, metadata.ErrConflict) {
 			continue
 		}
-		if err == nil && !s.g.config.Exclusive {
+		if err == nil && !s.g.config.Exclusive && !seeded.Has(seeded.SkipRefresh) {
 			// Whom the row no longer names may be closed since: see to it that we know before
 			// anything of them is judged.
 			err = s.g.members.refresh(ctx)
@@ -584,7 +602,7 @@ func (s *sequencer) take(a acquisition) {
 		}
 		return
 	}
-	h.state, h.lease, h.acquiring = a.state, a.lease, false
+	h.state, h.lease, h.acquiring, h.from = a.state, a.lease, false, a.state.Next()
 	s.forgetClosed(h)
 	s.holding.Add(1)
 	h.shared.own(h.state.View())

@@ -226,6 +226,7 @@ func (g *Gateway) closeOverdue(ctx context.Context) error {
 		if err := metadata.MarkClosed(ctx, g.table, row.ID); err != nil {
 			return err
 		}
+		g.meters.closings.Add(1)
 		g.meters.lostRecords.Add(row.Buffered)
 		g.log.Error("the buffer of a gateway has not come back: what it had acked as buffered and not committed is lost with its disk. "+
 			"Should the disk come back after all, its buffer will be kept aside and named",

@@ -389,3 +389,88 @@ func TestSkippedNumberInRecovery(t *testing.T) {
 		t.Errorf("the log ends at %d", next)
 	}
 }
+
+// TestReadBesideTrim: "none is only said after an unchanged lease version". A reader has read the
+// lease row; now all of the journal is checkpointed and trimmed, and it finds nothing there.
+func TestReadBesideTrim(t *testing.T) {
+	inner := memtable.New()
+	o := arrive(t, inner, "g1")
+	for n := uint64(1); n <= 4; n++ {
+		o.refer(t, reference(n, plain()))
+	}
+	moved := false
+	table := metadata.Observe(inner, func(call metadata.Observation) {
+		if call.Op != metadata.OpGet || call.Key != metadata.LeaseKey(timelinePartition) || moved {
+			return
+		}
+		moved = true
+		o.checkpoint(t, inner, false)
+		if err := metadata.TrimJournal(t.Context(), inner, "g1", 3); err != nil {
+			t.Error(err)
+		}
+	})
+	v, err := metadata.ReadView(t.Context(), table, timelinePartition)
+	if err != nil || v.Next != 4 || !moved {
+		t.Errorf("the reader finds the end at %+v: %v", v, err)
+	}
+}
+
+// TestTrimCutShort: "trimmed-to rises before rows go": whoever folds a journal whose trim was cut
+// short anywhere knows what is missing from it.
+func TestTrimCutShort(t *testing.T) {
+	for calls := 0; ; calls++ {
+		inner := memtable.New()
+		journal := openJournal(t, inner, "g1")
+		for n := 1; n <= 5; n++ {
+			if _, err := journal.Append(t.Context(), value(n)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := metadata.Seal(t.Context(), inner, "g1", "g2"); err != nil {
+			t.Fatal(err)
+		}
+		made := 0
+		table := tabletest.NewFaulty(inner, func(tabletest.Call) tabletest.Fault {
+			if made++; made > calls {
+				return tabletest.Fault{Kind: tabletest.Vanished}
+			}
+			return tabletest.Fault{}
+		})
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+		err := metadata.TrimJournal(ctx, table, "g1", 3)
+		cancel()
+		sealed, readErr := metadata.ReadSealed(t.Context(), inner, "g1")
+		if readErr != nil || sealed.TrimmedTo+uint64(len(sealed.Rows))+1 != sealed.Seal {
+			t.Errorf("cut short after %d calls: %v %+v", calls, readErr, sealed)
+		}
+		if err == nil {
+			return
+		}
+	}
+}
+
+// cutPages is an index whose pages lack their last entries.
+type cutPages struct{ metadata.TableIndex }
+
+func (x cutPages) Page(ctx context.Context, p metadata.PartitionID, first int64) ([]metadata.Entry, error) {
+	entries, err := x.TableIndex.Page(ctx, p, first)
+	return entries[:1], err
+}
+
+// TestShortPage: a page with the wrong extent is corruption, not a place where readers ask again for ever.
+func TestShortPage(t *testing.T) {
+	metadata.ShrinkLimits(t, 4, 3, 10, 5, 100)
+	table := memtable.New()
+	o := arrive(t, table, "g1")
+	for n := uint64(1); n <= 3; n++ {
+		o.refer(t, reference(n, plain()))
+	}
+	o.checkpoint(t, table, false)
+	v := o.state.View()
+	if list, err := v.Entries(t.Context(), metadata.TableIndex{Table: table}, 2); err != nil || len(list) != 1 {
+		t.Fatalf("%v %v: this run proves nothing", list, err)
+	}
+	if list, err := v.Entries(t.Context(), cutPages{metadata.TableIndex{Table: table}}, 2); !errors.Is(err, metadata.ErrCorrupt) {
+		t.Errorf("%v %v", list, err)
+	}
+}

@@ -88,6 +88,11 @@ func TrimJournal(ctx context.Context, t Table, id GatewayID, through uint64) err
 	if err != nil {
 		return err
 	}
+	if seeded.Has(seeded.TrimRowsFirst) {
+		if err := removeEntries(ctx, t, id, through); err != nil {
+			return err
+		}
+	}
 	if through > was.trimmedTo {
 		held := row.Stamp
 		row.Stamp, row.Nonce = Stamp{held.Epoch, held.Sequence + 1}, NewNonce()
@@ -96,7 +101,12 @@ func TrimJournal(ctx context.Context, t Table, id GatewayID, through uint64) err
 			return fmt.Errorf("trim journal of %s: %w", id, err)
 		}
 	}
-	// From the first row on: a trim that was cut short left some behind.
+	return removeEntries(ctx, t, id, through)
+}
+
+// removeEntries removes entries up to through, from the first one on: a trim that was cut short
+// left some behind.
+func removeEntries(ctx context.Context, t Table, id GatewayID, through uint64) error {
 	for {
 		rows, err := t.Range(ctx, Range{Partition: journalPartition(id), From: sequenceSort(1), To: sequenceSort(through + 1), Limit: 100, Consistency: Strong})
 		if err != nil || len(rows) == 0 {

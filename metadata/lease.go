@@ -576,13 +576,13 @@ func (c *Checkpoint) push(level int, child Child) {
 // the partition. ErrUnknown: the lease row may name this checkpoint's pages, so that no
 // other may overwrite them; only the same one can be written again.
 func (c *Checkpoint) Write(ctx context.Context, t Table, l *Lease) error {
-	if l.doubt != (Stamp{}) && l.doubt != c.stamp {
+	if l.doubt != (Stamp{}) && l.doubt != c.stamp && !seeded.Has(seeded.ForgetDoubt) {
 		return fmt.Errorf("checkpoint %s: %w: the outcome of the one before, at %s, is not known", c.partition, ErrConflict, l.doubt)
 	}
 	for i := range c.before {
 		// A row with a stamp of ours or above was written by us in a checkpoint that
 		// was cut short, or by the partition's next owner: the lease row decides.
-		if err := PutSettled(ctx, t, c.before[i], IfBelow(c.before[i].Stamp), nil); errors.Is(err, ErrConflict) {
+		if err := PutSettled(ctx, t, c.before[i], c.unless(&c.before[i]), nil); errors.Is(err, ErrConflict) {
 			if err := c.adopt(ctx, t, &c.before[i]); err != nil {
 				return err
 			}
@@ -598,6 +598,17 @@ func (c *Checkpoint) Write(ctx context.Context, t Table, l *Lease) error {
 	}
 	l.Stamp, l.Through, l.Released, l.doubt = c.lease.Stamp, c.through, c.release, Stamp{}
 	return nil
+}
+
+// unless is the condition of a page, tree or producer row: nobody has written it since.
+func (c *Checkpoint) unless(row *Row) Condition {
+	switch {
+	case seeded.Has(seeded.LatePage):
+		return Condition{}
+	case seeded.Has(seeded.AdoptAnyPage):
+		return IfAbsent()
+	}
+	return IfBelow(row.Stamp)
 }
 
 // Clean deletes the rows that the written checkpoint no longer needs. What an error

@@ -134,7 +134,11 @@ func (v *View) Entries(ctx context.Context, index Index, offset int64) ([]Entry,
 			if err != nil {
 				return nil, err
 			}
-			return entries[findEntry(entries, offset):], nil
+			at := findEntry(entries, offset)
+			if at == len(entries) { // readers would ask again and again
+				return nil, fmt.Errorf("%w: the page of %s at %d ends before offset %d", ErrCorrupt, v.Partition, list[i].child.First, offset)
+			}
+			return entries[at:], nil
 		}
 		var err error
 		if list, err = v.open(ctx, index, list[i]); err != nil {

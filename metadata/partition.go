@@ -178,7 +178,7 @@ func (p *Partition) Judge(ref *Reference) (Verdict, *Change) {
 	v := Verdict{Start: p.start, Next: p.next}
 	u := p.uploaders[ref.Uploader]
 	switch {
-	case u != nil && ref.Number <= u.last: // also when it was closed since
+	case u != nil && ref.Number <= u.last && !(ref.ByNumber && seeded.Has(seeded.RecoverAgain)): // also when it was closed since
 		v.Status = Repeated
 		v.Batches = u.recall(ref)
 		return v, nil
@@ -466,7 +466,7 @@ func (p *Partition) applyAppend(c *Change, sequence uint64) error {
 		u = &uploaderState{}
 		p.uploaders[c.Uploader] = u
 	}
-	if c.Number <= u.last {
+	if c.Number <= u.last && !seeded.Has(seeded.RecoverAgain) {
 		return fmt.Errorf("%w: segment %d of %s was taken twice in %s", ErrCorrupt, c.Number, c.Uploader, p.id)
 	}
 	u.last = c.Number

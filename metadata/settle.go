@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
+
+	"github.com/varvelog/varve/internal/seeded"
 )
 
 // A conditional write has three outcomes, yes, no and unknown, and a "no" may hide
@@ -68,7 +70,7 @@ func PutSettled(ctx context.Context, t Table, row Row, cond Condition, newBackOf
 		switch {
 		case readErr != nil:
 			return readErr
-		case exists && stored.Nonce == row.Nonce:
+		case exists && (stored.Nonce == row.Nonce || s.doubt && seeded.Has(seeded.IgnoreNonce)):
 			return nil
 		case conflict && !s.doubt:
 			return err

@@ -19,6 +19,7 @@ type Account struct {
 	fired     map[Fault]int
 	reasons   map[string]int
 	anomalies map[string]int
+	paths     map[Path]int
 	starts    int
 	ends      int
 	records   int
@@ -28,7 +29,7 @@ type Account struct {
 
 // NewAccount returns one of no runs.
 func NewAccount() *Account {
-	return &Account{ops: make(map[Kind]map[Outcome]int), fired: make(map[Fault]int), reasons: make(map[string]int), anomalies: make(map[string]int)}
+	return &Account{ops: make(map[Kind]map[Outcome]int), fired: make(map[Fault]int), reasons: make(map[string]int), anomalies: make(map[string]int), paths: make(map[Path]int)}
 }
 
 // Add adds a run.
@@ -47,6 +48,9 @@ func (a *Account) Add(r *Result) {
 	}
 	for fault, n := range r.Fired {
 		a.fired[fault] += n
+	}
+	for path, n := range r.Paths {
+		a.paths[path] += n
 	}
 	for reason, n := range r.Reasons {
 		a.reasons[reason] += n
@@ -75,6 +79,10 @@ func (a *Account) String() string {
 	b.WriteString("faults fired:\n")
 	for _, fault := range mostFirst(a.fired) {
 		fmt.Fprintf(&b, "  %-64s %7d\n", fault, a.fired[fault])
+	}
+	b.WriteString("paths taken:\n")
+	for _, path := range Paths {
+		fmt.Fprintf(&b, "  %-64s %7d\n", path, a.paths[path])
 	}
 	b.WriteString("anomalies:\n")
 	for _, name := range Names {
@@ -117,6 +125,11 @@ func (a *Account) Idle() []string {
 	}
 	if a.fired[clockJumped] == 0 {
 		why = append(why, "no wall clock jumped")
+	}
+	for _, path := range Paths {
+		if a.paths[path] == 0 {
+			why = append(why, fmt.Sprintf("not one %q in %d seeds", path, a.seeds))
+		}
 	}
 	for _, faults := range faultsOf {
 		for _, fault := range faults {

@@ -27,7 +27,9 @@ func (b *bucket) call(ctx context.Context, key string, effect func(context.Conte
 // Put implements segments.Store.
 func (b *bucket) Put(ctx context.Context, key string, body segments.Body) error {
 	kept := segments.NewBody(segments.Bytes(body)) // the effect may outlive the call
-	return b.call(ctx, key, func(ctx context.Context) error { return b.store.Put(ctx, key, kept) })
+	return b.call(ctx, key, func(ctx context.Context) error {
+		return b.way.ambushes.around(b.way, uploadStep, func() error { return b.store.Put(ctx, key, kept) })
+	})
 }
 
 // Get implements segments.Store.

@@ -164,7 +164,7 @@ func (c *checker) appended(op *Op) {
 	case found && op.Outcome == No:
 		c.note(AbortedRead, "it is at %d: %s", base, op)
 	case !found && op.Outcome == Done && op.Kind == Buffered:
-		if !op.excused() && log.Start == 0 {
+		if log.Start == 0 && !op.excused() && !op.aside() {
 			c.note(LostWrite, "%s", op)
 		}
 	case !found && op.Outcome == Done:
@@ -185,6 +185,11 @@ func (c *checker) appended(op *Op) {
 // excused: the operation may be gone with a disk.
 func (o *Op) excused() bool {
 	return slices.ContainsFunc(o.Disks, func(d *disk) bool { return d.lost })
+}
+
+// aside: the operation's record is in a buffer file that came too late, and was kept.
+func (o *Op) aside() bool {
+	return slices.ContainsFunc(o.Disks, func(d *disk) bool { return d != nil && d.kept(o.Values[0]) })
 }
 
 // sent checks that what an idempotent client sent is in that order. Where the client was told that an outcome is not

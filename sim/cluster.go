@@ -8,6 +8,7 @@ import (
 
 	"connectrpc.com/connect/v2"
 
+	"github.com/varvelog/varve/gateway"
 	"github.com/varvelog/varve/metadata"
 	"github.com/varvelog/varve/segments"
 	"github.com/varvelog/varve/segments/memstore"
@@ -29,6 +30,11 @@ type Cluster struct {
 	network *network
 	bucket  segments.Store
 	rows    metadata.Table
+	// meters are those of all gateways, paths what their calls to the table were for.
+	meters *gateway.Meters
+	paths  *paths
+	// ambushes kill and stop gateways between two writes.
+	ambushes *ambushes
 	// strays are goroutines that nobody waits for before the end.
 	strays sync.WaitGroup
 
@@ -44,8 +50,10 @@ type Cluster struct {
 }
 
 func newCluster(o Options, log *slog.Logger) *Cluster {
+	smallLimits()
 	w := newWeather(o)
-	c := &Cluster{options: o, log: log, dice: newDice(o.Seed, "cluster"), clocks: newDice(o.Seed, "clocks"), weather: w, bucket: memstore.New(), rows: newRows()}
+	c := &Cluster{options: o, log: log, dice: newDice(o.Seed, "cluster"), clocks: newDice(o.Seed, "clocks"), weather: w, bucket: memstore.New(), rows: newRows(), meters: gateway.NewMeters()}
+	c.paths, c.ambushes = newPaths(c.rows), newAmbushes(c)
 	if c.log == nil {
 		c.log = discardLog
 	}
@@ -55,6 +63,11 @@ func newCluster(o Options, log *slog.Logger) *Cluster {
 	}
 	return c
 }
+
+// smallLimits has partitions fill pages, tree nodes and producers' rows in seconds.
+var smallLimits = sync.OnceFunc(func() {
+	metadata.SetLimits(metadata.Limits{FanOut: 12, PageAt: 5, PagesInline: 4, InlineProducers: 1})
+})
 
 // addHost adds a host with that disk.
 func (c *Cluster) addHost(d *disk) *host {
@@ -69,7 +82,7 @@ func (c *Cluster) addHost(d *disk) *host {
 
 // way is how a process reaches a service.
 func (c *Cluster) way(from party, to string) *way {
-	w := &way{weather: c.weather, strays: &c.strays, life: from.life, from: from.name, to: to}
+	w := &way{weather: c.weather, strays: &c.strays, life: from.life, ambushes: c.ambushes, from: from.name, to: to}
 	if to == bucketName {
 		w.family, w.odds, w.latency = BucketCalls, bucketOdds, bucketLatency
 	} else {

@@ -1,7 +1,9 @@
 package sim
 
 import (
+	"bytes"
 	"io"
+	"path"
 	"syscall"
 
 	"github.com/varvelog/varve/segments"
@@ -13,11 +15,13 @@ type disk struct {
 	fs *faultfs.FS
 	// lost: whatever was on it is gone.
 	lost bool
+	// late: disks are not waited for in this run.
+	late bool
 }
 
 // newDisk returns an empty disk that fails as the weather has it.
 func newDisk(w *weather) *disk {
-	d := &disk{fs: faultfs.New()}
+	d := &disk{fs: faultfs.New(), late: w.options.CloseAfter > 0}
 	d.fs.Intercept(func(op faultfs.Op) *faultfs.Fault {
 		var list []odds
 		switch op.Kind {
@@ -37,6 +41,27 @@ func newDisk(w *weather) *disk {
 		return nil
 	})
 	return d
+}
+
+// kept says whether a buffer file that was set aside holds a value, or one that is to be: its
+// gateway's id was closed before the disk came back, or while the gateway did not know.
+func (d *disk) kept(value string) bool {
+	if !d.late {
+		return false
+	}
+	const dir = "/buffer"
+	folders, _ := d.fs.ReadDir(dir) // none: the disk was never used
+	for _, folder := range folders {
+		files, _ := d.fs.ReadDir(path.Join(dir, folder.Name)) // none: it is a file
+		for _, file := range files {
+			content, err := d.fs.Content(path.Join(dir, folder.Name, file.Name))
+			// The number of the record's headers follows.
+			if err == nil && bytes.Contains(content, append([]byte(value), 0)) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // mounted is a disk as one process sees it: once that is dead, nothing of it gets there. A

@@ -164,7 +164,7 @@ func (n *nemesis) killOne(fault Fault, power bool) {
 	defer n.Cluster.release(h)
 	n.weather.befall(fault, h.name)
 	h.kill(power)
-	n.wait(n.dice.between(50*time.Millisecond, 2*n.options.LeaseTime))
+	n.wait(n.dice.between(50*time.Millisecond, 2*n.options.LeaseTime+2*n.options.CloseAfter))
 	h.start()
 }
 
@@ -217,13 +217,14 @@ func (n *nemesis) moveDisk() {
 	moved := h.disk
 	h.disk = newDisk(n.weather)
 	n.mu.Unlock()
+	longest := 3*n.options.LeaseTime + 3*n.options.CloseAfter // longer than it is waited for
 	if n.dice.chance(2) {
 		h.start()
-		n.wait(n.dice.between(50*time.Millisecond, 3*n.options.LeaseTime))
+		n.wait(n.dice.between(50*time.Millisecond, longest))
 		n.addHost(moved).start()
 		return
 	}
-	n.wait(n.dice.between(50*time.Millisecond, 3*n.options.LeaseTime))
+	n.wait(n.dice.between(50*time.Millisecond, longest))
 	n.addHost(moved).start()
 	h.start()
 }

@@ -99,10 +99,10 @@ func (p *process) run(ctx context.Context) error {
 		Address: h.apiAddress(), PeerAddress: h.peerAddress(), Version: "sim",
 		FlushInterval: o.FlushInterval, LeaseTime: o.LeaseTime, DrainTime: drainTime,
 		SegmentBytes: 64 << 10, UploadBytes: 1 << 20, BufferBytes: 1 << 20, RequestBytes: 1 << 20, MaxRequestBytes: 256 << 10,
-		FreshBytes: 64 << 10, MaxMessageBytes: 64 << 10,
+		FreshBytes: 64 << 10, MaxMessageBytes: 64 << 10, CloseAfter: o.CloseAfter, FoldRows: o.FoldRows, FoldBytes: min(o.FoldRows, 1),
 	}, gateway.Dependencies{
-		Store: &bucket{c.way(me, bucketName), c.bucket}, Table: &table{c.way(me, tableName), c.rows}, Buffers: buffers,
-		Log: c.log.With("host", h.name), Dial: c.dial(me), Now: h.clock.now,
+		Store: &bucket{c.way(me, bucketName), c.bucket}, Table: &table{c.way(me, tableName), c.rows, c.paths}, Buffers: buffers,
+		Log: c.log.With("host", h.name), Dial: c.dial(me), Now: h.clock.now, Meters: c.meters,
 	})
 	if err != nil {
 		return err

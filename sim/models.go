@@ -141,7 +141,7 @@ func (c *checker) modelled(log *Log) []porcupine.Operation {
 			if found {
 				out.outcome, out.offset = Done, base
 			}
-			if op.Outcome == Unknown && !found || op.excused() && !found {
+			if !found && (op.Outcome == Unknown || op.excused() || op.aside()) {
 				continue
 			}
 			if op.Outcome == Unknown || op.Kind == Buffered {

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/varvelog/varve/api/varve/peer/v1/peerv1connect"
+	"github.com/varvelog/varve/api/varve/v1/varvev1connect"
 )
 
 // callTime bounds a unary call without a deadline, keepAlive a stream whose link is dead.
@@ -157,11 +158,18 @@ func (u *unary) Receive(dst any) error {
 	defer cancel()
 	w := u.network.weather
 	f := w.draw(NetworkCalls, networkOdds)
+	delay := f.delay
+	if f.fault == late {
+		f.delay = 0 // the caller does not feel it
+	}
 	l, err := u.reach(ctx, f)
 	if err != nil {
 		return err
 	}
 	into := dst.(proto.Message)
+	if f.fault == late && mayBeLate(u.spec.Procedure) {
+		return u.sendLate(ctx, l, delay, into)
+	}
 	answered := make(chan unaryAnswer, 1)
 	leave := u.serve(ctx, l, into.ProtoReflect().New().Interface(), answered)
 	defer leave()
@@ -199,11 +207,36 @@ func (u *unary) Receive(dst any) error {
 	return nil
 }
 
+// mayBeLate says whether a request may arrive when its caller has long gone on. Not one that makes or deletes a
+// topic: it would mean another topic of the name.
+func mayBeLate(procedure string) bool {
+	return !strings.HasPrefix(procedure, "/"+varvev1connect.TopicServiceName+"/")
+}
+
+// sendLate has the request arrive when the caller may have given up; it gets no answer.
+func (u *unary) sendLate(ctx context.Context, l *listener, delay time.Duration, answer proto.Message) error {
+	u.network.strays.Go(func() {
+		time.Sleep(delay)
+		arrived, cancel := context.WithTimeout(context.Background(), callTime)
+		defer cancel()
+		answered := make(chan unaryAnswer, 1)
+		defer u.serve(arrived, l, answer.ProtoReflect().New().Interface(), answered)()
+		select {
+		case <-answered: // nobody is there to be told
+		case <-arrived.Done():
+		case <-l.life.over.Done():
+		}
+	})
+	<-ctx.Done()
+	return gaveUp(ctx.Err())
+}
+
 // serve runs the call at the other end, which goes on when the caller is gone if the
 // connection is not seen to be.
 func (u *unary) serve(ctx context.Context, l *listener, answer proto.Message, answered chan<- unaryAnswer) (leave func()) {
 	deadline, _ := ctx.Deadline()
-	there, cancel := context.WithDeadline(context.Background(), deadline)
+	left := time.Until(deadline)
+	gone, cancel := context.WithCancel(context.Background())
 	dies := context.AfterFunc(l.life.over, cancel)
 	u.network.strays.Go(func() {
 		defer cancel()
@@ -211,6 +244,9 @@ func (u *unary) serve(ctx context.Context, l *listener, answer proto.Message, an
 		if l.life.pass() != nil {
 			return
 		}
+		// What a stopped process finds in its sockets is new to it.
+		there, end := context.WithTimeout(gone, left)
+		defer end()
 		stream, err := connectinprocess.New(l.server).NewClientStream(there, u.spec)
 		if err == nil {
 			err = stream.Send(u.request)

@@ -42,6 +42,13 @@ type Options struct {
 	Length time.Duration
 	// LeaseTime and FlushInterval of the gateways.
 	LeaseTime, FlushInterval time.Duration
+	// FoldRows is after how many rows of a journal partitions are checkpointed; 0: the default, which
+	// hardly comes in so short a run.
+	FoldRows int
+	// CloseAfter is how long the disk of a dead gateway is waited for; 0: the default of days.
+	CloseAfter time.Duration
+	// Slow is how many times longer than usual clients think between two appends.
+	Slow int
 	// LongOutage: one of the outages takes three hours.
 	LongOutage bool
 	// Skew is how far each host's wall clock may be off, one way or the other; they also jump.
@@ -71,6 +78,14 @@ func OptionsOf(seed uint64) Options {
 	if !quiet {
 		o.Skew = time.Hour
 	}
+	o.FoldRows = []int{0, 1, 4, 16}[r.IntN(4)]
+	if r.IntN(3) == 0 {
+		o.CloseAfter = o.LeaseTime
+	}
+	o.Slow = 1
+	if r.IntN(5) == 0 {
+		o.Slow, o.Length = 6, 2*o.Length
+	}
 	return o
 }
 
@@ -83,8 +98,8 @@ func (o Options) String() string {
 	for i, f := range o.Faults {
 		faults[i] = string(f)
 	}
-	return fmt.Sprintf("seed %d: %d gateways, %d topics of %d partitions, %s, lease %s, flush %s, long outage %v, clocks off by up to %s, faults: [%s]",
-		o.Seed, o.Gateways, o.Topics, o.Partitions, o.Length, o.LeaseTime, o.FlushInterval, o.LongOutage, o.Skew, strings.Join(faults, ", "))
+	return fmt.Sprintf("seed %d: %d gateways, %d topics of %d partitions, %s, lease %s, flush %s, checkpoints after %d rows, closing after %s, %d times slower, long outage %v, clocks off by up to %s, faults: [%s]",
+		o.Seed, o.Gateways, o.Topics, o.Partitions, o.Length, o.LeaseTime, o.FlushInterval, o.FoldRows, o.CloseAfter, o.Slow, o.LongOutage, o.Skew, strings.Join(faults, ", "))
 }
 
 // dice are randomness of one purpose, so that one part of a run does not shift another.

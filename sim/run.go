@@ -30,6 +30,7 @@ func Run(o Options, log *slog.Logger) *Result {
 	time.Sleep(o.Length)
 	close(over)
 	<-ended
+	c.ambushes.end()
 	w.finish()
 	c.heal()
 	w.recover()
@@ -52,6 +53,7 @@ func (w *workload) recover() {
 			w.appendUntil(c, h, p, began.Add(liveTime))
 		}
 	}
+	time.Sleep(lateTime)
 	w.awaitBuffered(c, began.Add(liveTime))
 	w.settle(c, began.Add(liveTime))
 	hosts := w.present()
@@ -102,7 +104,7 @@ func (w *workload) awaitBuffered(c *caller, deadline time.Time) {
 			}
 		}
 		missing := slices.ContainsFunc(w.history.Ops, func(op *Op) bool {
-			return op.Kind == Buffered && op.Outcome == Done && !op.excused() && op.Topic != churned.Topic && !there[op.Values[0]]
+			return op.Kind == Buffered && op.Outcome == Done && op.Topic != churned.Topic && !there[op.Values[0]] && !op.excused() && !op.aside()
 		})
 		if !missing || time.Now().After(deadline) {
 			return // the check says what is lost
@@ -234,6 +236,8 @@ type Result struct {
 	Records, Lost int
 	// Polls of followers.
 	Polls int
+	// Paths that the gateways took.
+	Paths map[Path]int
 	// History of it all, and what faults of things there were, with their times.
 	History  *History
 	Episodes []string
@@ -259,10 +263,14 @@ func (w *workload) result(found []Anomaly, took time.Duration) *Result {
 		if op.Kind == Buffered && op.Outcome == Done && op.excused() && !there[op.Values[0]] {
 			r.Lost++
 		}
+		if op.Kind == Buffered && op.Outcome == Done && !op.excused() && !there[op.Values[0]] && op.aside() {
+			w.paths.count(setAside, 1)
+		}
 	}
 	for _, f := range w.history.Follows {
 		r.Polls += len(f.Polls)
 	}
+	r.Paths = w.paths.sum(w.meters.Deeds())
 	return r
 }
 
@@ -291,9 +299,9 @@ func (r *Result) Idle() []string {
 // faultsOf a family.
 var faultsOf = map[Family][]Fault{
 	TableCalls: {refused, vanished, lostAnswer, late, slow, ownEcho, stale}, BucketCalls: {refused, vanished, lostAnswer, late, slow, ownEcho},
-	NetworkCalls: {refused, vanished, lostAnswer, slow, garbage, cutStream}, DiskCalls: {syncError, diskFull},
-	Partitions: {severed, severedOne}, Outages: {tableOut, bucketOut, throttled, storm}, Kills: {killed, powerCut, allKilled},
-	Disks: {diskLost, diskMoved}, Pauses: {stopped}, Churn: {drained, scaledOut, scaledIn, cutShort},
+	NetworkCalls: {refused, vanished, lostAnswer, slow, late, garbage, cutStream}, DiskCalls: {syncError, diskFull},
+	Partitions: {severed, severedOne}, Outages: {tableOut, bucketOut, throttled, storm}, Kills: {killed, powerCut, allKilled, killedAtStep},
+	Disks: {diskLost, diskMoved}, Pauses: {stopped, stoppedAtStep}, Churn: {drained, scaledOut, scaledIn, cutShort},
 }
 
 // shorten leaves of a reason what many have in common.

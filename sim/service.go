@@ -19,11 +19,13 @@ type way struct {
 	weather *weather
 	strays  *sync.WaitGroup // effects that nobody waits for
 	life    *life
-	from    string
-	to      string // bucketName or tableName
-	family  Family
-	odds    []odds
-	latency time.Duration // of one direction, about
+	// ambushes wait for its writes.
+	ambushes *ambushes
+	from     string
+	to       string // bucketName or tableName
+	family   Family
+	odds     []odds
+	latency  time.Duration // of one direction, about
 }
 
 // failure is a call that failed. In doubt it may have had its effect, or may yet.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/varvelog/varve/metadata"
 	"github.com/varvelog/varve/metadata/memtable"
@@ -15,7 +16,8 @@ import (
 type table struct {
 	way *way
 	// rows answers eventual reads with what was true some writes ago.
-	rows metadata.Table
+	rows  metadata.Table
+	paths *paths
 }
 
 var _ metadata.Table = (*table)(nil)
@@ -87,12 +89,28 @@ func (t *table) Range(ctx context.Context, r metadata.Range) ([]metadata.Row, er
 // Put implements metadata.Table.
 func (t *table) Put(ctx context.Context, row metadata.Row, cond metadata.Condition) error {
 	row.Value = slices.Clone(row.Value) // the effect may outlive the call
-	return t.write(ctx, row.Partition, func(ctx context.Context) error { return t.rows.Put(ctx, row, cond) })
+	return t.write(ctx, row.Partition, func(ctx context.Context) error {
+		return t.way.ambushes.around(t.way, stepOf(row.Key), func() error {
+			replaces := strings.HasPrefix(row.Sort, "page/") && t.paths.exists(row.Key)
+			err := t.rows.Put(ctx, row, cond)
+			t.paths.put(row, replaces, err)
+			return err
+		})
+	})
 }
 
 // Delete implements metadata.Table.
 func (t *table) Delete(ctx context.Context, key metadata.Key, cond metadata.Condition) error {
-	return t.write(ctx, key.Partition, func(ctx context.Context) error { return t.rows.Delete(ctx, key, cond) })
+	return t.write(ctx, key.Partition, func(ctx context.Context) error {
+		return t.way.ambushes.around(t.way, removalStep, func() error {
+			there := t.paths.exists(key)
+			err := t.rows.Delete(ctx, key, cond)
+			if there && err == nil {
+				t.paths.deleted(key)
+			}
+			return err
+		})
+	})
 }
 
 func (t *table) String() string { return "sim://table" }

@@ -32,22 +32,24 @@ const (
 
 // Faults of things.
 const (
-	killed     Fault = "kill -9"
-	powerCut   Fault = "power cut"
-	allKilled  Fault = "all killed at once"
-	diskLost   Fault = "disk lost"
-	diskMoved  Fault = "disk moved"
-	stopped    Fault = "SIGSTOP"
-	resumed    Fault = "SIGCONT"
-	drained    Fault = "SIGTERM"
-	cutShort   Fault = "killed in its drain"
-	scaledOut  Fault = "gateway added"
-	scaledIn   Fault = "gateway removed"
-	tableOut   Fault = "table outage"
-	bucketOut  Fault = "bucket outage"
-	hoursOut   Fault = "outage of three hours"
-	severed    Fault = "link severed"
-	severedOne Fault = "link severed one way"
+	killed        Fault = "kill -9"
+	powerCut      Fault = "power cut"
+	allKilled     Fault = "all killed at once"
+	diskLost      Fault = "disk lost"
+	diskMoved     Fault = "disk moved"
+	stopped       Fault = "SIGSTOP"
+	resumed       Fault = "SIGCONT"
+	drained       Fault = "SIGTERM"
+	killedAtStep  Fault = "kill -9 before or after a step"
+	stoppedAtStep Fault = "SIGSTOP before or after a step"
+	cutShort      Fault = "killed in its drain"
+	scaledOut     Fault = "gateway added"
+	scaledIn      Fault = "gateway removed"
+	tableOut      Fault = "table outage"
+	bucketOut     Fault = "bucket outage"
+	hoursOut      Fault = "outage of three hours"
+	severed       Fault = "link severed"
+	severedOne    Fault = "link severed one way"
 	// Not of a family: in each run but the quiet ones.
 	clockJumped Fault = "wall clock jumped"
 )
@@ -167,6 +169,9 @@ type fate struct {
 	delay time.Duration // of slow, and of a late effect
 }
 
+// lateTime is how late a request arrives at most.
+const lateTime = 10 * time.Second
+
 // odds of the faults of calls, each once in so many.
 type odds struct {
 	fault Fault
@@ -180,7 +185,7 @@ var (
 	staleOdds  = []odds{{stale, 3, 0}}
 	bucketOdds = []odds{{refused, 25, 0}, {vanished, 60, 0}, {lostAnswer, 25, 0}, {late, 40, time.Minute}, {slow, 15, 4 * time.Second},
 		{ownEcho, 25, 0}}
-	networkOdds = []odds{{refused, 60, 0}, {vanished, 80, 0}, {lostAnswer, 60, 0}, {slow, 30, 3 * time.Second}, {garbage, 80, 0}}
+	networkOdds = []odds{{refused, 60, 0}, {vanished, 80, 0}, {lostAnswer, 60, 0}, {slow, 30, 3 * time.Second}, {garbage, 80, 0}, {late, 80, lateTime}}
 	streamOdds  = []odds{{cutStream, 60, 0}, {slow, 60, 2 * time.Second}}
 )
 

@@ -141,6 +141,11 @@ func (w *workload) think(c *caller, most time.Duration) bool {
 	}
 }
 
+// slow is how long clients think that change something.
+func (w *workload) slow(most time.Duration) time.Duration {
+	return time.Duration(w.options.Slow) * most
+}
+
 // values makes up records that are like no others.
 func (w *workload) values(c *caller) []string {
 	var list []string
@@ -198,13 +203,13 @@ func (w *workload) appendTo(c *caller, h *host, op *Op) {
 }
 
 func (w *workload) plain(c *caller) {
-	for w.think(c, 300*time.Millisecond) {
+	for w.think(c, w.slow(300*time.Millisecond)) {
 		w.append(c, &Op{Kind: Plain, Partition: w.somewhere(c)})
 	}
 }
 
 func (w *workload) buffered(c *caller) {
-	for w.think(c, 300*time.Millisecond) {
+	for w.think(c, w.slow(300*time.Millisecond)) {
 		w.append(c, &Op{Kind: Buffered, Partition: w.somewhere(c)})
 	}
 }
@@ -212,7 +217,7 @@ func (w *workload) buffered(c *caller) {
 // race appends where it believes the end to be, as do others.
 func (w *workload) race(c *caller) {
 	expected := int64(0)
-	for w.think(c, 800*time.Millisecond) {
+	for w.think(c, w.slow(800*time.Millisecond)) {
 		op := &Op{Kind: Conditional, Partition: raced, Expected: new(int64)}
 		*op.Expected = expected
 		w.append(c, op)
@@ -228,7 +233,7 @@ func (w *workload) race(c *caller) {
 // fence sets tokens and appends with them, and with those of before.
 func (w *workload) fence(c *caller) {
 	token := ""
-	for round := 0; w.think(c, time.Second); round++ {
+	for round := 0; w.think(c, w.slow(time.Second)); round++ {
 		if c.dice.chance(3) {
 			h := c.some()
 			next := fmt.Sprintf("%s-%d", c.name, round)
@@ -303,7 +308,7 @@ func (w *workload) idempotent(c *caller) {
 	}
 	defer producer.Close(context.Background())
 	var answers sync.WaitGroup
-	for order := 0; w.think(c, 250*time.Millisecond); order++ {
+	for order := 0; w.think(c, w.slow(250*time.Millisecond)); order++ {
 		p := w.somewhere(c)
 		for burst := range 1 + c.dice.upTo(3) {
 			op := &Op{Kind: Idempotent, Client: c.name, Partition: p, Order: 10*order + burst,

@@ -46,6 +46,26 @@ const (
 	OlderView Bug = "older-view"
 	// IgnoreChain judges references of an uploader in whatever order they come.
 	IgnoreChain Bug = "ignore-chain"
+	// LatePage puts pages whatever is there.
+	LatePage Bug = "late-page"
+	// ForgetDoubt writes another checkpoint while the outcome of one is not known.
+	ForgetDoubt Bug = "forget-doubt"
+	// JudgeAfterRelease goes on judging a partition of which it is not known whether it was released.
+	JudgeAfterRelease Bug = "judge-after-release"
+	// SkipRefresh judges in a partition that was just taken without reading the gateways' rows again.
+	SkipRefresh Bug = "skip-refresh"
+	// RecoverAgain judges what recovery submits whatever number was judged before.
+	RecoverAgain Bug = "recover-again"
+	// ReadOnce reads a partition from the table without looking whether its lease row stood meanwhile.
+	ReadOnce Bug = "read-once"
+	// TrimRowsFirst removes a journal's rows before it raises trimmed-to.
+	TrimRowsFirst Bug = "trim-rows-first"
+	// IgnoreNonce takes whatever stands where a put of unknown outcome should be for that put.
+	IgnoreNonce Bug = "ignore-nonce"
+	// RefusalInMemory keeps refusals out of the journal.
+	RefusalInMemory Bug = "refusal-in-memory"
+	// PublishBeforeCommit shows readers what is not committed yet.
+	PublishBeforeCommit Bug = "publish-before-commit"
 	// TrimEarly removes a sealed journal's entries when this gateway's part of them is moved.
 	TrimEarly Bug = "trim-early"
 )
@@ -53,4 +73,5 @@ const (
 // All lists the bugs.
 var All = []Bug{SkipEpochCheck, DeleteSeal, UnsettledDuplicate, AckBeforeCommit, ReuseNumber, MissingIsEmpty, ForgetUploader,
 	ForgetProducers, ForgetFence, AdoptAnyPage, SkipFolderSync, RetrySync, ClockDecides, SkipFold, ReleaseEarly, AcceptClosedUploader,
-	StaleConfirm, OlderView, IgnoreChain, TrimEarly}
+	StaleConfirm, OlderView, IgnoreChain, TrimEarly, LatePage, ForgetDoubt, JudgeAfterRelease, SkipRefresh, RecoverAgain, ReadOnce,
+	TrimRowsFirst, IgnoreNonce, RefusalInMemory, PublishBeforeCommit}

@@ -2,9 +2,22 @@
 
 package seeded
 
-import "sync/atomic"
+import (
+	"os"
+	"sync/atomic"
+)
+
+// Variable is the environment variable that names the bug to plant at the start, for tests that
+// run in a process of their own.
+const Variable = "VARVE_SEEDED_BUG"
 
 var planted atomic.Pointer[Bug]
+
+func init() {
+	if b := Bug(os.Getenv(Variable)); b != "" {
+		Plant(b)
+	}
+}
 
 // Has says whether the bug is planted.
 func Has(b Bug) bool {
