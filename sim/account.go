@@ -25,6 +25,8 @@ type Account struct {
 	records   int
 	lost      int
 	polls     int
+	decided   int
+	undecided int
 }
 
 // NewAccount returns one of no runs.
@@ -59,6 +61,7 @@ func (a *Account) Add(r *Result) {
 		a.anomalies[found.Name]++
 	}
 	a.starts, a.ends, a.records, a.lost, a.polls = a.starts+r.Starts, a.ends+len(r.Ends), a.records+r.Records, a.lost+r.Lost, a.polls+r.Polls
+	a.decided, a.undecided = a.decided+r.Decided, a.undecided+r.Undecided
 }
 
 // String says what the runs did.
@@ -68,6 +71,7 @@ func (a *Account) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%d seeds, %.2f simulated hours, %d starts of gateways (%d after an end that nobody had asked for), %d records in the logs, %d messages to followers, %d buffered appends gone with their disk\n",
 		a.seeds, a.simulated.Hours(), a.starts, a.ends, a.records, a.polls, a.lost)
+	fmt.Fprintf(&b, "%d histories of conditional appends, fences and ends judged by porcupine, %d not decided in time\n", a.decided, a.undecided)
 	b.WriteString("operations:\n")
 	for _, kind := range slices.Sorted(maps.Keys(a.ops)) {
 		fmt.Fprintf(&b, "  %-20s ok %7d  no %7d  unknown %7d\n", kind, a.ops[kind][Done], a.ops[kind][No], a.ops[kind][Unknown])
@@ -122,6 +126,9 @@ func (a *Account) Idle() []string {
 	}
 	if a.seeds < manySeeds {
 		return why
+	}
+	if a.decided < 5*a.undecided {
+		why = append(why, fmt.Sprintf("%d of %d histories could not be decided", a.undecided, a.decided+a.undecided))
 	}
 	if a.fired[clockJumped] == 0 {
 		why = append(why, "no wall clock jumped")

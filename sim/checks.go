@@ -42,12 +42,10 @@ var Names = []string{LostWrite, Duplicate, InconsistentOffset, Unseen, AbortedRe
 
 // Check finds what is wrong with a history that is over.
 func Check(h *History) []Anomaly {
-	c := &checker{h: h, found: slices.Clone(h.Loose), at: make(map[string][]place)}
+	c := newChecker(h)
+	c.found = slices.Clone(h.Loose)
 	for _, log := range c.logs() {
 		c.dense(log)
-		for _, r := range log.Records {
-			c.at[r.Value] = append(c.at[r.Value], place{log.Partition, r.Offset})
-		}
 	}
 	c.heardOf()
 	for _, op := range h.Ops {
@@ -63,8 +61,17 @@ func Check(h *History) []Anomaly {
 		c.followed(f)
 	}
 	c.lookups()
-	c.models()
 	return c.found
+}
+
+func newChecker(h *History) *checker {
+	c := &checker{h: h, at: make(map[string][]place)}
+	for _, log := range c.logs() {
+		for _, r := range log.Records {
+			c.at[r.Value] = append(c.at[r.Value], place{log.Partition, r.Offset})
+		}
+	}
+	return c
 }
 
 type checker struct {

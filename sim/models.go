@@ -96,24 +96,33 @@ var partitionModel = (&porcupine.NondeterministicModel{
 // modelOps is how many operations of a partition are judged: the search is exponential at worst.
 const modelOps = 250
 
-// models has porcupine judge the partitions with conditional appends or fences.
-func (c *checker) models() {
+// Models has porcupine judge the partitions with conditional appends or fences, and counts the histories that
+// it could not decide in time: the search is exponential at worst. Call it where time is real.
+func Models(h *History, patience time.Duration) (found []Anomaly, decided, undecided int) {
+	c := newChecker(h)
 	for _, log := range c.logs() {
 		ops := c.modelled(log)
 		if len(ops) == 0 || log.Start > 0 {
 			continue
 		}
 		if len(ops) > modelOps {
+			undecided++
 			continue
 		}
-		if porcupine.CheckOperationsTimeout(partitionModel, ops, 0) == porcupine.Illegal {
+		switch porcupine.CheckOperationsTimeout(partitionModel, ops, patience) {
+		case porcupine.Unknown:
+			undecided++
+			continue
+		case porcupine.Illegal:
 			var lines []string
 			for _, op := range ops {
 				lines = append(lines, fmt.Sprintf("  %s–%s %s", time.Duration(op.Call), time.Duration(op.Return), partitionModel.DescribeOperation(op.Input, op.Output)))
 			}
 			c.note(Unlinearizable, "%s: no order of these explains the answers:\n%s", log.Partition, strings.Join(lines, "\n"))
 		}
+		decided++
 	}
+	return c.found, decided, undecided
 }
 
 // modelled translates the operations on a partition; none if nothing is to be judged there. What the log says

@@ -14,7 +14,7 @@ import (
 // liveTime is how long everything may take to work again once nothing is wrong any more.
 const liveTime = 2 * time.Minute
 
-// Run makes one run and judges it. Call it in a synctest bubble. log may be nil.
+// Run makes one run and checks it. Call it in a synctest bubble, and [Result.Decide] outside of it. log may be nil.
 func Run(o Options, log *slog.Logger) *Result {
 	began := time.Now()
 	c := newCluster(o, log)
@@ -236,6 +236,9 @@ type Result struct {
 	Records, Lost int
 	// Polls of followers.
 	Polls int
+	// Decided is how many histories of conditional appends and fences were found to be those of one log,
+	// or not; Undecided those of which that could not be said in time.
+	Decided, Undecided int
 	// Paths that the gateways took.
 	Paths map[Path]int
 	// History of it all, and what faults of things there were, with their times.
@@ -272,6 +275,12 @@ func (w *workload) result(found []Anomaly, took time.Duration) *Result {
 	}
 	r.Paths = w.paths.sum(w.meters.Deeds())
 	return r
+}
+
+// Decide has the models judge the history. Each partition's may take so long.
+func (r *Result) Decide(patience time.Duration) {
+	found, decided, undecided := Models(r.History, patience)
+	r.Anomalies, r.Decided, r.Undecided = append(r.Anomalies, found...), decided, undecided
 }
 
 // leastAppends is how many appends must succeed for a run to prove something.

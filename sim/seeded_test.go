@@ -224,6 +224,7 @@ func runSome(t *testing.T, seeds []uint64) []*Result {
 	for i := range results {
 		all.Go(func() {
 			synctest.Test(t, func(*testing.T) { results[i] = Run(OptionsOf(seeds[i]), nil) })
+			results[i].Decide(modelTime)
 		})
 	}
 	all.Wait()
