@@ -143,6 +143,9 @@ func (in *intake) admit(ctx context.Context, size int64) error {
 	if err := in.healthy(); err != nil {
 		return err
 	}
+	if ctx.Err() != nil { // whoever sent it has given up, maybe while this gateway was stopped
+		return ctx.Err()
+	}
 	if size > in.g.config.BufferBytes {
 		return refuseTooLarge(size, in.g.config.BufferBytes)
 	}

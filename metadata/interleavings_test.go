@@ -415,6 +415,32 @@ func TestReadBesideTrim(t *testing.T) {
 	}
 }
 
+// TestTakerWithAnOldRow: a taker reads the lease row; its owner, which lives after all, writes a checkpoint and
+// trims its journal; the taker seals the journal. What it finds there does not follow on the row that it has.
+func TestTakerWithAnOldRow(t *testing.T) {
+	table := memtable.New()
+	was := arrive(t, table, "g1")
+	for n := range uint64(3) {
+		was.refer(t, reference(n+1, plain()))
+	}
+	next := openJournal(t, table, "g2")
+	meanwhile := func(ctx context.Context, id metadata.GatewayID) (*metadata.SealedJournal, error) {
+		was.checkpoint(t, table, false)
+		if err := metadata.TrimJournal(ctx, table, "g1", was.journal.Next()-2); err != nil {
+			t.Fatal(err)
+		}
+		was.refer(t, reference(4, plain()))
+		return sealer(table)(ctx, id)
+	}
+	if _, _, err := metadata.Acquire(t.Context(), table, timelinePartition, next, meanwhile); !errors.Is(err, metadata.ErrConflict) {
+		t.Fatalf("got %v, want a conflict", err)
+	}
+	p, _, err := metadata.Acquire(t.Context(), table, timelinePartition, next, sealer(table))
+	if err != nil || p.Next() != 4 {
+		t.Fatalf("then %v, %v", p, err)
+	}
+}
+
 // TestTrimCutShort: "trimmed-to rises before rows go": whoever folds a journal whose trim was cut
 // short anywhere knows what is missing from it.
 func TestTrimCutShort(t *testing.T) {

@@ -290,12 +290,27 @@ func AcquireIf(ctx context.Context, t Table, id PartitionID, journal *Journal, m
 		return p, was, nil // ours: forgotten after a checkpoint that had all of it
 	}
 	if err := foldPredecessor(ctx, was, journal, sealed); err != nil {
-		return nil, nil, err
+		return nil, nil, was.moved(ctx, t, err)
 	}
 	if len(p.tail) > fanOut {
 		return takeLong(ctx, t, p, journal, row)
 	}
 	return takeLease(ctx, t, p, journal, was.Stamp)
+}
+
+// moved says whether a journal does not fold onto a lease row because the row is an old one: its owner
+// may have written a checkpoint since it was read, and trimmed the journal, before it was sealed.
+func (l *Lease) moved(ctx context.Context, t Table, foldErr error) error {
+	if !errors.Is(foldErr, ErrCorrupt) && !errors.Is(foldErr, ErrHole) {
+		return foldErr
+	}
+	switch row, err := t.Get(ctx, leaseKey(l.state.id), Strong); {
+	case err != nil:
+		return fmt.Errorf("take %s: %w", l.state.id, err)
+	case row.Stamp != l.Stamp:
+		return fmt.Errorf("take %s: %w: it was at %s and is at %s", l.state.id, ErrConflict, l.Stamp, row.Stamp)
+	}
+	return foldErr
 }
 
 // foldPredecessor brings the state of a lease up to all that was committed.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -366,11 +367,14 @@ var churned = Partition{"churned", 0}
 // must not be in the next one of its name.
 func (w *workload) churn(c *caller) {
 	p := churned
+	var sent []*Op
 	for w.think(c, 2*time.Second) {
 		if !w.manage(c, Create, p) {
 			continue
 		}
-		var sent []*Op
+		// A request whose sender has given up may be under way still: it names the topic that is there when
+		// it arrives.
+		sent = slices.DeleteFunc(sent, func(op *Op) bool { return op.Outcome != Unknown })
 		for range 1 + c.dice.upTo(3) {
 			op := &Op{Kind: Plain, Partition: p}
 			w.append(c, op)
