@@ -56,7 +56,7 @@ func (g *Gateway) viewOf(ctx context.Context, p *partition) (*metadata.View, err
 func (g *Gateway) viewNow(ctx context.Context, id metadata.PartitionID) (*metadata.View, error) {
 	v, err := g.askSequencer(ctx, id)
 	if err != nil {
-		if ctx.Err() != nil || lasting(err) && !errors.Is(err, errUnreachable) { // what a peer says may be garbage
+		if ctx.Err() != nil || lasting(err) && !errors.Is(err, errUnreachable) { // garbage of a peer is no damage of the log
 			return nil, err
 		}
 		if v, err = g.latest.read(ctx, id); err != nil {
