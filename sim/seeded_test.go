@@ -91,7 +91,7 @@ func TestSeededBugs(t *testing.T) {
 			t.Errorf("nothing is said to find %s", bug)
 		}
 	}
-	binaries := make(map[string]string)
+	binaries, folder := make(map[string]string), t.TempDir()
 	table := []string{"| bug | what it breaks | found by | anomaly |", "|---|---|---|---|"}
 	for _, c := range catches {
 		if !planted(c.bug) {
@@ -107,7 +107,7 @@ func TestSeededBugs(t *testing.T) {
 				by = append(by, fmt.Sprintf("seed %d", seed))
 			}
 			if c.test != "" {
-				c.elsewhere(t, binaries)
+				c.elsewhere(t, folder, binaries)
 				by = append(by, fmt.Sprintf("`%s` in %s", c.test, c.pkg))
 			}
 			table = append(table, fmt.Sprintf("| `%s` | %s | %s | %s |", c.bug, c.breaks, strings.Join(by, ", "), anomalies))
@@ -158,15 +158,15 @@ func names(r *Result, expected []string) []string {
 	return list
 }
 
-// elsewhere sees that the test fails with the bug, and without it does not.
-func (c caught) elsewhere(t *testing.T, binaries map[string]string) {
+// elsewhere sees that the test fails with the bug, and without it does not. Test binaries are kept in a folder.
+func (c caught) elsewhere(t *testing.T, kept string, binaries map[string]string) {
 	t.Helper()
 	folder, err := filepath.Abs(filepath.Join("..", c.pkg))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if binaries[c.pkg] == "" {
-		binary := filepath.Join(os.TempDir(), fmt.Sprintf("varve-seeded-%d-%s.test", os.Getpid(), c.pkg))
+		binary := filepath.Join(kept, c.pkg+".test")
 		build := exec.CommandContext(t.Context(), "go", "test", "-tags", "seeded", "-c", "-o", binary, ".")
 		build.Dir = folder
 		if out, err := build.CombinedOutput(); err != nil {
