@@ -2,6 +2,9 @@ package gateway
 
 import (
 	"context"
+	"fmt"
+	"strconv"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -242,4 +245,51 @@ func TestMissingObject(t *testing.T) {
 		place = &varvev1.Place{At: &varvev1.Place_Offset{Offset: out.GetNextOffset()}}
 	}
 	t.Error("no error")
+}
+
+// TestNothingIsJudgedAfterAReleaseInDoubt: a gateway that does not know whether it released a
+// partition, and finds another owner's row there, judges nothing more under its id.
+func TestNothingIsJudgedAfterAReleaseInDoubt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t)
+		table := &afterTable{Table: c.d.Table}
+		c.d.Table = table
+		first := c.start()
+		topic := first.create(t, "a", clusterPartitions, nil)
+		for p := range int32(clusterPartitions) {
+			if _, err := first.append("a", p, "0"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		id, second := first.ID(), c.start()
+		doubted := make(chan struct{}, 1)
+		lost := func(row metadata.Row) error {
+			if row.Sort != "lease" || row.Stamp != (metadata.Stamp{Epoch: 1, Sequence: 2}) {
+				return nil
+			}
+			defer func() {
+				select {
+				case doubted <- struct{}{}:
+				default:
+				}
+			}()
+			// The other one takes it before the answer is missed.
+			p, _ := strconv.ParseInt(row.Partition[strings.LastIndex(row.Partition, "/")+1:], 10, 32)
+			moved := metadata.PartitionID{Topic: topic.ID, Number: int32(p)}
+			second.tenure.Load().sequencer.submit(&ticket{partition: moved, done: func(metadata.Verdict, error) {},
+				decide: func(*metadata.Partition) (metadata.Verdict, *metadata.Change, error) {
+					return metadata.Verdict{Status: metadata.Judged}, nil, nil
+				}})
+			time.Sleep(300 * time.Millisecond)
+			return fmt.Errorf("%w: answer lost", metadata.ErrUnknown)
+		}
+		table.after.Store(&lost)
+		<-doubted
+		time.Sleep(checkpointPause / 2) // the next checkpoint would tell it
+		if first.ID() == id {
+			t.Error("it goes on under its id")
+		}
+		first.kill()
+		second.kill()
+	})
 }
