@@ -153,7 +153,7 @@ func (a *app) benchCluster(ctx context.Context, o *clusterOptions) (*clusterRepo
 		partPace: a.clusterPaces, partHop: a.clusterHops, partTakeover: a.clusterTakeovers,
 	}
 	for _, part := range []string{partPace, partHop, partTakeover} {
-		if !slices.Contains(o.only, part) {
+		if !slices.Contains(o.only, part) || ctx.Err() != nil {
 			continue
 		}
 		if err := runs[part](ctx, o, r); err != nil && ctx.Err() == nil {

@@ -27,6 +27,8 @@ type takeoverCount struct {
 	// keep after the takeover. In bytes; other load in this process counts too.
 	Heap      int64 `json:"heap_bytes"`
 	HeapAfter int64 `json:"heap_after_bytes"`
+	// HeapOfAll is what one gateway keeps when all that are created are active. In bytes.
+	HeapOfAll int64 `json:"heap_all_active_bytes"`
 	// Back is from the kill until each of the active partitions had taken an append again, BeyondLease what that is
 	// longer than the lease time. In seconds.
 	Back        float64 `json:"back_seconds"`
@@ -57,7 +59,8 @@ func (t *takeoverCount) text() string {
 		}
 	}
 	fmt.Fprintf(&b, "\n  start       %.0f ms; first appends to all active ones %.0f ms\n", t.Start, t.FirstAppends)
-	fmt.Fprintf(&b, "  heap        %.1f MiB for three gateways, %.1f MiB for the two that are left\n", float64(t.Heap)/mib, float64(t.HeapAfter)/mib)
+	fmt.Fprintf(&b, "  heap        %.1f MiB for three gateways, %.1f MiB for the two that are left; %.1f MiB for one with all of them active\n",
+		float64(t.Heap)/mib, float64(t.HeapAfter)/mib, float64(t.HeapOfAll)/mib)
 	return b.String()
 }
 
@@ -102,6 +105,7 @@ func (a *app) clusterTakeover(ctx context.Context, o *clusterOptions, created in
 		return nil, err
 	}
 	base := liveHeap()
+	t.count.HeapOfAll -= base
 	if err := t.assemble(ctx, topic); err != nil {
 		return nil, err
 	}
@@ -134,6 +138,7 @@ func (t *takeover) fill(ctx context.Context, created int32) (topic metadata.Topi
 	if err := t.appendAll(ctx, t.topic, upTo(created)); err != nil {
 		return topic, err
 	}
+	t.count.HeapOfAll = liveHeap()
 	return topic, t.drain(t.members)
 }
 
@@ -186,7 +191,7 @@ func (t *takeover) lose(ctx context.Context, victim *fleetMember) error {
 	t.members = slices.DeleteFunc(t.members, func(m *fleetMember) bool { return m == victim })
 	began, before := time.Now(), t.counts()
 	for {
-		err := t.members[0].wire.produce(ctx, request)
+		err := t.members[0].produce(ctx, request)
 		if err == nil {
 			break
 		}
