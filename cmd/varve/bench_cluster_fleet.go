@@ -10,6 +10,7 @@ import (
 	"slices"
 	"sync"
 	"time"
+	"weak"
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
@@ -34,6 +35,7 @@ type fleet struct {
 	store   segments.Store
 	table   metadata.Table
 	log     *slog.Logger
+	made    *[]weak.Pointer[gateway.Gateway]
 	delay   time.Duration
 	members []*fleetMember
 	clean   []func() error
@@ -54,7 +56,7 @@ type fleetMember struct {
 
 // newFleet opens bucket and table. Nothing is in them yet.
 func (a *app) newFleet(ctx context.Context, o *clusterOptions) (*fleet, error) {
-	f := &fleet{app: a, log: slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: slog.LevelError})), config: gateway.Config{FlushInterval: o.flush, LeaseTime: o.lease, Version: version, DrainTime: 60 * time.Second}}
+	f := &fleet{app: a, made: o.made, log: slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: slog.LevelError})), config: gateway.Config{FlushInterval: o.flush, LeaseTime: o.lease, Version: version, DrainTime: 60 * time.Second}}
 	if o.segments == "" {
 		f.store, f.table, f.delay = memstore.New(), memtable.New(), o.delay
 		return f, nil
@@ -151,6 +153,7 @@ func (f *fleet) start(ctx context.Context) (*fleetMember, error) {
 		return nil, errors.Join(err, apiListener.Close(), peerListener.Close())
 	}
 	m.gateway, m.counter.own = g, g.ID
+	*f.made = append(*f.made, weak.Make(g))
 	api, peers := g.NewHTTPServer(), g.NewPeerHTTPServer()
 	peers.Handler = m.counter.handler(peers.Handler)
 	m.servers = []*http.Server{api, peers}

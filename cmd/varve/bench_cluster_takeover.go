@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"runtime"
 	"slices"
 	"strings"
@@ -104,7 +103,7 @@ func (a *app) clusterTakeover(ctx context.Context, o *clusterOptions, created in
 	if err != nil {
 		return nil, err
 	}
-	base := liveHeap()
+	base := f.liveHeap()
 	t.count.HeapOfAll -= base
 	if err := t.assemble(ctx, topic); err != nil {
 		return nil, err
@@ -112,11 +111,11 @@ func (a *app) clusterTakeover(ctx context.Context, o *clusterOptions, created in
 	if err := t.activate(ctx); err != nil {
 		return nil, err
 	}
-	t.count.Heap = liveHeap() - base
+	t.count.Heap = f.liveHeap() - base
 	if err := t.lose(ctx, f.members[0]); err != nil {
 		return nil, err
 	}
-	t.count.HeapAfter = liveHeap() - base
+	t.count.HeapAfter = f.liveHeap() - base
 	if err := t.floor(ctx); err != nil {
 		return nil, err
 	}
@@ -138,7 +137,7 @@ func (t *takeover) fill(ctx context.Context, created int32) (topic metadata.Topi
 	if err := t.appendAll(ctx, t.topic, upTo(created)); err != nil {
 		return topic, err
 	}
-	t.count.HeapOfAll = liveHeap()
+	t.count.HeapOfAll = t.liveHeap()
 	return topic, t.drain(t.members)
 }
 
@@ -266,21 +265,24 @@ func (t *takeover) buried(ctx context.Context, id metadata.GatewayID) error {
 	}
 }
 
-// liveHeap is what is reachable on the heap, in bytes, once what has ended has let go of it.
-func liveHeap() int64 {
-	const tries, even = 20, 64 * kib
-	last := int64(math.MaxInt64)
-	for range tries {
+// liveHeap is what is reachable on the heap, in bytes, once nothing holds gateways that have ended, and what
+// they held, any more.
+func (f *fleet) liveHeap() int64 {
+	const patience = 15 * time.Second
+	for began := time.Now(); ; time.Sleep(quietTime / 3) {
 		runtime.GC()
 		runtime.GC() // what finalizers and pools held
+		alive := 0
+		for _, g := range *f.made {
+			if g.Value() != nil {
+				alive++
+			}
+		}
+		if alive > len(f.members) && time.Since(began) < patience {
+			continue
+		}
 		var stats runtime.MemStats
 		runtime.ReadMemStats(&stats)
-		now := int64(stats.HeapAlloc)
-		if last-now < even {
-			return now
-		}
-		last = now
-		time.Sleep(quietTime)
+		return int64(stats.HeapAlloc)
 	}
-	return last
 }
