@@ -6,8 +6,11 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"weak"
 
 	"github.com/spf13/cobra"
+
+	"github.com/varvelog/varve/gateway"
 )
 
 // clusterOptions are the flags of bench cluster.
@@ -26,6 +29,9 @@ type clusterOptions struct {
 
 	active  []int
 	created []int32
+
+	// made are all gateways of the run: those that have ended must not count as memory of others.
+	made *[]weak.Pointer[gateway.Gateway]
 }
 
 // The parts of bench cluster.
@@ -149,11 +155,12 @@ func (a *app) benchCluster(ctx context.Context, o *clusterOptions) (*clusterRepo
 		return nil, err
 	}
 	r := &clusterReport{Bench: "cluster"}
+	o.made = new([]weak.Pointer[gateway.Gateway])
 	runs := map[string]func(context.Context, *clusterOptions, *clusterReport) error{
 		partPace: a.clusterPaces, partHop: a.clusterHops, partTakeover: a.clusterTakeovers,
 	}
 	for _, part := range []string{partPace, partHop, partTakeover} {
-		if !slices.Contains(o.only, part) {
+		if !slices.Contains(o.only, part) || ctx.Err() != nil {
 			continue
 		}
 		if err := runs[part](ctx, o, r); err != nil && ctx.Err() == nil {

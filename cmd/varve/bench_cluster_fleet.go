@@ -10,6 +10,7 @@ import (
 	"slices"
 	"sync"
 	"time"
+	"weak"
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
@@ -34,6 +35,7 @@ type fleet struct {
 	store   segments.Store
 	table   metadata.Table
 	log     *slog.Logger
+	made    *[]weak.Pointer[gateway.Gateway]
 	delay   time.Duration
 	members []*fleetMember
 	clean   []func() error
@@ -54,7 +56,7 @@ type fleetMember struct {
 
 // newFleet opens bucket and table. Nothing is in them yet.
 func (a *app) newFleet(ctx context.Context, o *clusterOptions) (*fleet, error) {
-	f := &fleet{app: a, log: slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: slog.LevelError})), config: gateway.Config{FlushInterval: o.flush, LeaseTime: o.lease, Version: version, DrainTime: 60 * time.Second}}
+	f := &fleet{app: a, made: o.made, log: slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: slog.LevelError})), config: gateway.Config{FlushInterval: o.flush, LeaseTime: o.lease, Version: version, DrainTime: 60 * time.Second}}
 	if o.segments == "" {
 		f.store, f.table, f.delay = memstore.New(), memtable.New(), o.delay
 		return f, nil
@@ -101,10 +103,15 @@ func (f *fleet) drain(members []*fleetMember) error {
 		m.stop()
 		group.Go(func() error {
 			defer m.closeServers()
-			if err := <-m.ended; err != nil && m.life.ctx.Err() == nil {
-				return fmt.Errorf("a gateway did not end well: %w", err)
+			select {
+			case err := <-m.ended:
+				if err != nil && m.life.ctx.Err() == nil {
+					return fmt.Errorf("a gateway did not end well: %w", err)
+				}
+				return nil
+			case <-time.After(2 * f.config.DrainTime):
+				return fmt.Errorf("a gateway did not end within %s", 2*f.config.DrainTime)
 			}
-			return nil
 		})
 	}
 	f.members = slices.DeleteFunc(f.members, func(m *fleetMember) bool { return slices.Contains(members, m) })
@@ -118,19 +125,24 @@ func (m *fleetMember) closeServers() {
 	}
 }
 
+// answerTimeout bounds the wait for an answer: a gateway that fails to give one ends the bench.
+const answerTimeout = 2 * time.Minute
+
+func (m *fleetMember) produce(ctx context.Context, request []byte) error {
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
+	return m.wire.produce(ctx, request)
+}
+
 // start adds a gateway, and waits until it serves.
 func (f *fleet) start(ctx context.Context) (*fleetMember, error) {
 	m := &fleetMember{counter: newCounter(), life: newMortality(), ended: make(chan error, 1)}
-	var listeners [2]net.Listener
-	for i := range listeners {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return nil, err
-		}
-		listeners[i] = l
+	apiListener, peerListener, err := listenTwice()
+	if err != nil {
+		return nil, err
 	}
 	config := f.config
-	config.Address, config.PeerAddress = listeners[0].Addr().String(), listeners[1].Addr().String()
+	config.Address, config.PeerAddress = apiListener.Addr().String(), peerListener.Addr().String()
 	m.url = "http://" + config.Address
 	m.wire = f.app.newWire(m.url, 64)
 	store := mortalStore{segments.Observe(f.store, segments.Observer{End: m.counter.storeCall}), m.life, f.delay}
@@ -138,14 +150,15 @@ func (f *fleet) start(ctx context.Context) (*fleetMember, error) {
 	began := time.Now()
 	g, err := gateway.New(config, gateway.Dependencies{Store: store, Table: table, Dial: gateway.DialHTTP(m.life.dial(m.counter)), Log: f.log})
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, apiListener.Close(), peerListener.Close())
 	}
 	m.gateway, m.counter.own = g, g.ID
+	*f.made = append(*f.made, weak.Make(g))
 	api, peers := g.NewHTTPServer(), g.NewPeerHTTPServer()
 	peers.Handler = m.counter.handler(peers.Handler)
 	m.servers = []*http.Server{api, peers}
-	go api.Serve(&tapListener{listeners[0], m.counter}) // ends when it is closed
-	go peers.Serve(listeners[1])
+	go api.Serve(&tapListener{apiListener, m.counter}) // ends when it is closed
+	go peers.Serve(peerListener)
 	var running context.Context
 	running, m.stop = context.WithCancel(context.WithoutCancel(ctx))
 	serving := make(chan struct{})
@@ -159,6 +172,18 @@ func (f *fleet) start(ctx context.Context) (*fleetMember, error) {
 		m.closeServers()
 		return nil, errors.Join(err, errors.New("a gateway did not start"))
 	}
+}
+
+// listenTwice listens for producers and for other gateways.
+func listenTwice() (api, peers net.Listener, err error) {
+	const address = "127.0.0.1:0"
+	if api, err = net.Listen("tcp", address); err != nil {
+		return nil, nil, err
+	}
+	if peers, err = net.Listen("tcp", address); err != nil {
+		return nil, nil, errors.Join(err, api.Close())
+	}
+	return api, peers, nil
 }
 
 // grow starts so many gateways, and waits until each has seen the others.
@@ -285,7 +310,7 @@ func (f *fleet) appendAll(ctx context.Context, topic string, partitions []int32)
 		if err != nil {
 			return err
 		}
-		if err := f.members[turn%len(f.members)].wire.produce(ctx, request); err != nil {
+		if err := f.members[turn%len(f.members)].produce(ctx, request); err != nil {
 			return err
 		}
 		turn++

@@ -80,7 +80,7 @@ func (h *hop) conclude(o *clusterOptions) hopCount {
 
 func (h *hop) once(ctx context.Context, f *fleet, through int) error {
 	began := time.Now()
-	err := f.members[through].wire.produce(ctx, h.request)
+	err := f.members[through].produce(ctx, h.request)
 	if err == nil {
 		h.times[through].add(time.Since(began))
 	}

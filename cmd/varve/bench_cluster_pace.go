@@ -69,7 +69,7 @@ func (a *app) clusterPace(ctx context.Context, o *clusterOptions, n int) (p *pac
 	}
 	load := startPaced(ctx, f, request)
 	if !sleep(ctx, 2*o.flush) {
-		return nil, load.stop()
+		return nil, errors.Join(context.Cause(ctx), load.stop())
 	}
 	load.times.reset()
 	p = &paceCount{Gateways: n}
@@ -125,7 +125,7 @@ func startPaced(ctx context.Context, f *fleet, request []byte) *paced {
 	group, sending := errgroup.WithContext(sending)
 	p := &paced{times: newLatencies(), end: end, group: group}
 	interval := f.config.FlushInterval / requestsAFlush
-	answers := context.WithoutCancel(ctx) // bounded: a gateway answers, or ends
+	answers := context.WithoutCancel(ctx)
 	for _, m := range f.members {
 		group.Go(func() error {
 			var open errgroup.Group
@@ -134,7 +134,7 @@ func startPaced(ctx context.Context, f *fleet, request []byte) *paced {
 			for sleep(sending, rand.N(2*interval)) {
 				open.Go(func() error {
 					began := time.Now()
-					err := m.wire.produce(answers, request)
+					err := m.produce(answers, request)
 					p.times.add(time.Since(began))
 					return err
 				})

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"runtime"
 	"slices"
 	"strings"
@@ -27,6 +26,8 @@ type takeoverCount struct {
 	// keep after the takeover. In bytes; other load in this process counts too.
 	Heap      int64 `json:"heap_bytes"`
 	HeapAfter int64 `json:"heap_after_bytes"`
+	// HeapOfAll is what one gateway keeps when all that are created are active. In bytes.
+	HeapOfAll int64 `json:"heap_all_active_bytes"`
 	// Back is from the kill until each of the active partitions had taken an append again, BeyondLease what that is
 	// longer than the lease time. In seconds.
 	Back        float64 `json:"back_seconds"`
@@ -57,7 +58,8 @@ func (t *takeoverCount) text() string {
 		}
 	}
 	fmt.Fprintf(&b, "\n  start       %.0f ms; first appends to all active ones %.0f ms\n", t.Start, t.FirstAppends)
-	fmt.Fprintf(&b, "  heap        %.1f MiB for three gateways, %.1f MiB for the two that are left\n", float64(t.Heap)/mib, float64(t.HeapAfter)/mib)
+	fmt.Fprintf(&b, "  heap        %.1f MiB for three gateways, %.1f MiB for the two that are left; %.1f MiB for one with all of them active\n",
+		float64(t.Heap)/mib, float64(t.HeapAfter)/mib, float64(t.HeapOfAll)/mib)
 	return b.String()
 }
 
@@ -101,18 +103,19 @@ func (a *app) clusterTakeover(ctx context.Context, o *clusterOptions, created in
 	if err != nil {
 		return nil, err
 	}
-	base := liveHeap()
+	base := f.liveHeap()
+	t.count.HeapOfAll -= base
 	if err := t.assemble(ctx, topic); err != nil {
 		return nil, err
 	}
 	if err := t.activate(ctx); err != nil {
 		return nil, err
 	}
-	t.count.Heap = liveHeap() - base
+	t.count.Heap = f.liveHeap() - base
 	if err := t.lose(ctx, f.members[0]); err != nil {
 		return nil, err
 	}
-	t.count.HeapAfter = liveHeap() - base
+	t.count.HeapAfter = f.liveHeap() - base
 	if err := t.floor(ctx); err != nil {
 		return nil, err
 	}
@@ -134,6 +137,7 @@ func (t *takeover) fill(ctx context.Context, created int32) (topic metadata.Topi
 	if err := t.appendAll(ctx, t.topic, upTo(created)); err != nil {
 		return topic, err
 	}
+	t.count.HeapOfAll = t.liveHeap()
 	return topic, t.drain(t.members)
 }
 
@@ -186,7 +190,7 @@ func (t *takeover) lose(ctx context.Context, victim *fleetMember) error {
 	t.members = slices.DeleteFunc(t.members, func(m *fleetMember) bool { return m == victim })
 	began, before := time.Now(), t.counts()
 	for {
-		err := t.members[0].wire.produce(ctx, request)
+		err := t.members[0].produce(ctx, request)
 		if err == nil {
 			break
 		}
@@ -261,21 +265,24 @@ func (t *takeover) buried(ctx context.Context, id metadata.GatewayID) error {
 	}
 }
 
-// liveHeap is what is reachable on the heap, in bytes, once what has ended has let go of it.
-func liveHeap() int64 {
-	const tries, even = 20, 64 * kib
-	last := int64(math.MaxInt64)
-	for range tries {
+// liveHeap is what is reachable on the heap, in bytes, once nothing holds gateways that have ended, and what
+// they held, any more.
+func (f *fleet) liveHeap() int64 {
+	const patience = 15 * time.Second
+	for began := time.Now(); ; time.Sleep(quietTime / 3) {
 		runtime.GC()
 		runtime.GC() // what finalizers and pools held
+		alive := 0
+		for _, g := range *f.made {
+			if g.Value() != nil {
+				alive++
+			}
+		}
+		if alive > len(f.members) && time.Since(began) < patience {
+			continue
+		}
 		var stats runtime.MemStats
 		runtime.ReadMemStats(&stats)
-		now := int64(stats.HeapAlloc)
-		if last-now < even {
-			return now
-		}
-		last = now
-		time.Sleep(quietTime)
+		return int64(stats.HeapAlloc)
 	}
-	return last
 }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"math"
 	"os"
+	"slices"
 	"testing"
 	"time"
 
@@ -215,43 +216,70 @@ func TestBenchWithProcesses(t *testing.T) {
 	}
 }
 
-// TestBenchCluster counts what does not depend on the machine: commits are one a cycle, references do
-// not grow with what they refer to, a takeover costs by what was active.
-func TestBenchCluster(t *testing.T) {
+// benchPart runs a part of `varve bench cluster` with gateways of its own.
+func benchPart(t *testing.T, part string, args ...string) clusterReport {
+	t.Helper()
 	s := &testShell{t: t, url: client.DefaultServer}
-	common := []string{"--delay", "1ms", "--lease-time", "600ms", "--flush-interval", "60ms", "--duration", "400ms"}
-	pace := func(size string) paceCount {
-		r := bench[clusterReport](s, append([]string{"cluster", "--only", "pace", "--gateways", "3", "--partitions", "24", "--record-size", size}, common...)...)
-		if len(r.Pace) != 1 {
-			t.Fatalf("%+v", r)
+	return bench[clusterReport](s, append([]string{"cluster", "--only", part, "--delay", "1ms", "--lease-time", "600ms", "--flush-interval", "60ms", "--duration", "400ms"}, args...)...)
+}
+
+// TestBenchCluster counts what does not depend on the machine.
+func TestBenchCluster(t *testing.T) {
+	t.Run("commits are one a cycle, no payload goes between gateways", func(t *testing.T) {
+		t.Parallel()
+		pace := func(size string) paceCount {
+			r := benchPart(t, "pace", "--gateways", "3", "--partitions", "24", "--record-size", size)
+			if len(r.Pace) != 1 {
+				t.Fatalf("%+v", r)
+			}
+			return r.Pace[0]
 		}
-		return r.Pace[0]
-	}
-	small, large := pace("64B"), pace("4KiB")
-	for _, p := range []paceCount{small, large} {
-		// A cycle that was under way when the counts were read is in one of them only.
-		if p.Cycles == 0 || math.Abs(float64(p.Counts[commitWrites])-float64(p.Cycles)) > 6 || p.Counts[objectPuts] == 0 {
-			t.Errorf("%d commit writes in %d cycles, %d PUTs", p.Counts[commitWrites], p.Cycles, p.Counts[objectPuts])
+		small, large := pace("64B"), pace("4KiB")
+		for _, p := range []paceCount{small, large} {
+			// A cycle that was under way when the counts were read is in one of them only.
+			if p.Cycles == 0 || math.Abs(float64(p.Counts[commitWrites])-float64(p.Cycles)) > 6 || p.Counts[objectPuts] == 0 {
+				t.Errorf("%d commit writes in %d cycles, %d PUTs", p.Counts[commitWrites], p.Cycles, p.Counts[objectPuts])
+			}
+			if p.PayloadSeen != 0 || p.PayloadSent == 0 || p.PeerBytes == 0 || p.Counts[peerCalls] == 0 {
+				t.Errorf("between gateways went %d bytes in %d calls, with %d pieces of records; from producers came %d",
+					p.PeerBytes, p.Counts[peerCalls], p.PayloadSeen, p.PayloadSent)
+			}
 		}
-		if p.PayloadSeen != 0 || p.PayloadSent == 0 || p.PeerBytes == 0 || p.Counts[peerCalls] == 0 {
-			t.Errorf("between gateways went %d bytes in %d calls, with %d pieces of records; from producers came %d", p.PeerBytes, p.Counts[peerCalls], p.PayloadSeen, p.PayloadSent)
+		if small.BytesPerSpan > 300 || large.BytesPerSpan > 2*small.BytesPerSpan {
+			t.Errorf("%.0f bytes a span with records of 64 bytes, %.0f with records of 4 KiB", small.BytesPerSpan, large.BytesPerSpan)
 		}
+	})
+	t.Run("hops", func(t *testing.T) {
+		t.Parallel()
+		hops := benchPart(t, "hop", "--samples", "3").Hops
+		if len(hops) != 2 || hops[0].Here.Count != 3 || hops[0].There.Count != 3 || hops[1].Here.Count == 0 || hops[1].There.Count == 0 {
+			t.Errorf("%+v", hops)
+		}
+	})
+	for _, created := range []string{"300", "2000"} {
+		t.Run("a takeover costs by what is active of "+created, func(t *testing.T) {
+			t.Parallel()
+			for _, c := range benchPart(t, "takeover", "--created", created, "--active", "60").Takeovers {
+				n := c.Counts
+				if n[leaseWrites] != 60 || n[leaseReads] < 60 || n[indexReads]+n[indexWrites] > 0 || n[commitWrites] > 20 || n[journalReads] > 60 {
+					t.Errorf("%d active partitions of %d: %+v", c.Active, c.Created, c)
+				}
+			}
+		})
 	}
-	if small.BytesPerSpan > 300 || large.BytesPerSpan > 2*small.BytesPerSpan {
-		t.Errorf("%.0f bytes a span with records of 64 bytes, %.0f with records of 4 KiB", small.BytesPerSpan, large.BytesPerSpan)
-	}
-	hops := bench[clusterReport](s, append([]string{"cluster", "--only", "hop", "--samples", "3"}, common...)...).Hops
-	if len(hops) != 2 || hops[0].Here.Count != 3 || hops[0].There.Count != 3 || hops[1].Here.Count == 0 || hops[1].There.Count == 0 {
-		t.Errorf("hops: %+v", hops)
-	}
-	takeovers := bench[clusterReport](s, append([]string{"cluster", "--only", "takeover", "--created", "300,2000", "--active", "20,60"}, common...)...).Takeovers
-	if len(takeovers) != 3 {
-		t.Fatalf("%+v", takeovers)
-	}
-	for _, c := range takeovers {
-		leases := c.Counts[leaseWrites]
-		if leases != uint64(c.Active) || c.Counts[leaseReads] > uint64(3*c.Active) || c.Counts[indexReads]+c.Counts[indexWrites] > 0 || c.Counts[commitWrites] > 20 || c.Counts[journalReads] > 40 {
-			t.Errorf("%d active partitions of %d: %+v", c.Active, c.Created, c)
+}
+
+// TestWiretapSeesPayload shows that payload would be seen, however it is cut.
+func TestWiretapSeesPayload(t *testing.T) {
+	for size := 1; size < 3*markSize; size++ {
+		c := newCounter()
+		w := &wiretap{counter: c, bytes: peerBytes, payload: peerPayload}
+		sent := append([]byte("something else"), marked(4*markSize)...)
+		for piece := range slices.Chunk(sent, size) {
+			w.note(&w.in, piece)
+		}
+		if got := c.counts(); got[peerPayload] == 0 || got[peerBytes] != uint64(len(sent)) {
+			t.Errorf("in pieces of %d: %d bytes, %d marks", size, got[peerBytes], got[peerPayload])
 		}
 	}
 }
