@@ -26,7 +26,7 @@ func outOfReach(metadata.Op, metadata.Key) error {
 // seals counts the journals that are sealed.
 func (c *testCluster) seals() int {
 	c.t.Helper()
-	rows, err := metadata.ListGateways(c.t.Context(), c.d.Table, metadata.Strong)
+	rows, err := metadata.ListGateways(c.t.Context(), c.d.Table, metadata.Strong, nil)
 	if err != nil {
 		c.t.Fatal(err)
 	}

@@ -24,7 +24,7 @@ type clusterService struct{ g *Gateway }
 
 // ListGateways lists the gateways' rows.
 func (s *clusterService) ListGateways(ctx context.Context, _ *varvev1.ListGatewaysRequest) (*varvev1.ListGatewaysResponse, error) {
-	list, err := metadata.ListGateways(ctx, s.g.table, metadata.Eventual)
+	list, err := metadata.ListGateways(ctx, s.g.table, metadata.Eventual, nil)
 	if err != nil {
 		return nil, err
 	}

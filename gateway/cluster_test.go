@@ -380,7 +380,7 @@ func TestFencedGoesOn(t *testing.T) {
 		}
 		l.check(first)
 		l.check(second)
-		rows, err := metadata.ListGateways(t.Context(), c.d.Table, metadata.Strong)
+		rows, err := metadata.ListGateways(t.Context(), c.d.Table, metadata.Strong, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

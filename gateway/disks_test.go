@@ -166,7 +166,7 @@ func (b *bereft) check(t *testing.T, m *member, buffered bool) {
 
 func (b *bereft) state(t *testing.T) metadata.GatewayState {
 	t.Helper()
-	rows, err := metadata.ListGateways(t.Context(), b.d.Table, metadata.Strong)
+	rows, err := metadata.ListGateways(t.Context(), b.d.Table, metadata.Strong, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

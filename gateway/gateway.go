@@ -78,6 +78,9 @@ type Dependencies struct {
 	// Now is the wall clock; nil: time.Now. It dates records and rows, and decides about nothing that
 	// is less than days: those of other hosts may show another hour.
 	Now func() time.Time
+	// FreeMemory gives memory back to the system, after work. Nil: [debug.FreeOSMemory], which is for
+	// one gateway in a process.
+	FreeMemory func()
 }
 
 // New returns a gateway that is not running yet.
@@ -113,6 +116,9 @@ func New(config Config, d Dependencies) (*Gateway, error) {
 	g.latest = newLatest(g)
 	g.generation = &generation{gateway: g}
 	g.resting = newResting(g)
+	if d.FreeMemory != nil {
+		g.resting.free = d.FreeMemory
+	}
 	g.tenure.Store(newTenure(g))
 	g.setState(false, "starting")
 	return g, nil

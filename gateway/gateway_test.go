@@ -163,7 +163,7 @@ func TestRestart(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	rows, err := metadata.ListGateways(t.Context(), d.Table, metadata.Strong)
+	rows, err := metadata.ListGateways(t.Context(), d.Table, metadata.Strong, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

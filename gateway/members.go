@@ -128,7 +128,7 @@ func (m *members) refresh(ctx context.Context) error {
 
 // read reads the rows. The caller holds looking.
 func (m *members) read(ctx context.Context) error {
-	rows, err := metadata.ListGateways(ctx, m.g.table, metadata.Strong)
+	rows, err := metadata.ListGateways(ctx, m.g.table, metadata.Strong, m.sighted)
 	if err != nil {
 		return err
 	}
@@ -157,6 +157,14 @@ func (m *members) read(ctx context.Context) error {
 	}
 	m.judge()
 	return nil
+}
+
+// sighted is a row as it was seen last.
+func (m *members) sighted(id metadata.GatewayID) (metadata.Gateway, bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s, known := m.seen[id]
+	return s.row, known
 }
 
 // judge works out who lives, and tells those who watch when somebody comes or goes. The caller holds mu.

@@ -53,7 +53,7 @@ func TestStartWaits(t *testing.T) {
 					t.Error("it started")
 				}
 				<-g.caughtUp
-				rows, err := metadata.ListGateways(t.Context(), table, metadata.Strong)
+				rows, err := metadata.ListGateways(t.Context(), table, metadata.Strong, nil)
 				if err != nil {
 					t.Fatal(err)
 				}

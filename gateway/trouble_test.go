@@ -322,7 +322,7 @@ func TestOverdueInAQuietCluster(t *testing.T) {
 
 // row is a gateway's row.
 func (c *testCluster) row(id metadata.GatewayID) (metadata.Gateway, error) {
-	rows, err := metadata.ListGateways(c.t.Context(), c.d.Table, metadata.Strong)
+	rows, err := metadata.ListGateways(c.t.Context(), c.d.Table, metadata.Strong, nil)
 	for _, row := range rows {
 		if row.ID == id {
 			return row, nil

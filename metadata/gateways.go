@@ -145,12 +145,19 @@ func (g *Gateway) catchUp(ctx context.Context, t Table) error {
 	return nil
 }
 
-// ListGateways returns all gateways' rows, by id.
-func ListGateways(ctx context.Context, t Table, c Consistency) ([]Gateway, error) {
+// ListGateways returns all gateways' rows, by id. known, if given, has rows that were read before: one
+// whose stamp still stands is not decoded again, and there may be many.
+func ListGateways(ctx context.Context, t Table, c Consistency, known func(GatewayID) (Gateway, bool)) ([]Gateway, error) {
 	var list []Gateway
 	for row, err := range Rows(ctx, t, Range{Partition: gatewaysPartition, Consistency: c}) {
 		if err != nil {
 			return nil, fmt.Errorf("list gateways: %w", err)
+		}
+		if known != nil {
+			if g, ok := known(GatewayID(row.Sort)); ok && g.Stamp == row.Stamp {
+				list = append(list, g)
+				continue
+			}
 		}
 		g, err := decodeGateway(row)
 		if err != nil {

@@ -408,7 +408,7 @@ func TestGateways(t *testing.T) {
 			}
 			faulty.Release()
 		}
-		list, err := metadata.ListGateways(ctx, table, metadata.Strong)
+		list, err := metadata.ListGateways(ctx, table, metadata.Strong, nil)
 		if err != nil || len(list) != 20 || list[7].ID != "g07" || list[7].State != metadata.GatewayClosed || list[7].Floor != 99 {
 			t.Fatalf("%v %+v", err, list)
 		}

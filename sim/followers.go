@@ -32,7 +32,7 @@ func (w *workload) followOne(ctx context.Context, cl *client.Client, f *Follow) 
 			if err != nil {
 				var told *client.Error
 				if errors.Is(err, client.ErrOutOfRange) && errors.As(err, &told) && told.LogStart > next {
-					at, restarted = client.Earliest(), true
+					at, restarted = client.At(told.LogStart), true
 				} else if errors.Is(err, client.ErrOutOfRange) {
 					// It got everything below, so that the log reaches there.
 					w.history.loose(StaleRead, "at %s %s of %s got everything below %d, and then: %v", time.Since(w.history.began), f.Follower, f.Partition, next, err)
@@ -44,7 +44,7 @@ func (w *workload) followOne(ctx context.Context, cl *client.Client, f *Follow) 
 				}
 				break
 			}
-			p := Poll{Restarted: restarted, Watermark: m.HighWatermark, Records: w.decode(f, m)}
+			p := Poll{At: time.Since(w.history.began), Restarted: restarted, Watermark: m.HighWatermark, Records: w.decode(f, m)}
 			restarted = restarted && len(p.Records) == 0
 			next = m.NextOffset
 			w.history.mu.Lock()

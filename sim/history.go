@@ -119,6 +119,19 @@ type Poll struct {
 	Restarted bool
 	Records   []Record
 	Watermark int64
+	// At is when, since the run began.
+	At time.Duration
+}
+
+func (p Poll) String() string {
+	text := fmt.Sprintf("%s high watermark %d", p.At, p.Watermark)
+	if p.Restarted {
+		text += ", restarted"
+	}
+	if n := len(p.Records); n > 0 {
+		text += fmt.Sprintf(", offsets %d to %d", p.Records[0].Offset, p.Records[n-1].Offset)
+	}
+	return text
 }
 
 // Log is a partition as it was when all was over.

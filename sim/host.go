@@ -102,7 +102,7 @@ func (p *process) run(ctx context.Context) error {
 		FreshBytes: 64 << 10, MaxMessageBytes: 64 << 10, CloseAfter: o.CloseAfter, FoldRows: o.FoldRows, FoldBytes: min(o.FoldRows, 1),
 	}, gateway.Dependencies{
 		Store: &bucket{c.way(me, bucketName), c.bucket}, Table: &table{c.way(me, tableName), c.rows, c.paths}, Buffers: buffers,
-		Log: c.log.With("host", h.name), Dial: c.dial(me), Now: h.clock.now, Meters: c.meters,
+		Log: c.log.With("host", h.name), Dial: c.dial(me), Now: h.clock.now, Meters: c.meters, FreeMemory: func() {},
 	})
 	if err != nil {
 		return err

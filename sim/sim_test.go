@@ -107,6 +107,11 @@ func keep(t *testing.T, o Options, r *Result, log []byte) {
 	for _, op := range r.History.Ops {
 		fmt.Fprintln(&b, op)
 	}
+	for _, f := range r.History.Follows {
+		for _, p := range f.Polls {
+			fmt.Fprintf(&b, "%s of %s: %s\n", f.Follower, f.Partition, p)
+		}
+	}
 	b.Write(log)
 	file, err := os.CreateTemp(*logs, fmt.Sprintf("seed-%d-*.txt", o.Seed))
 	if err != nil {

@@ -45,7 +45,7 @@ func TestOrphanObject(t *testing.T) {
 	f.expect(f.repair()) // it may still be committed
 
 	row := metadata.Gateway{}
-	rows, err := metadata.ListGateways(t.Context(), f.table, metadata.Strong)
+	rows, err := metadata.ListGateways(t.Context(), f.table, metadata.Strong, nil)
 	f.must(err)
 	row = rows[0]
 	row.Floor = f.number + 1
