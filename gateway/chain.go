@@ -24,6 +24,7 @@ type link struct {
 	settled bool
 	asked   time.Time // since when there could be a verdict; zero: it waits for its upload, or its turn
 	send    func()    // if set, it waits for its turn
+	alone   bool      // which comes when it is the first that is open
 }
 
 // join adds a number, and returns the one before it.
@@ -34,21 +35,25 @@ func (c *chain) join(number uint64) (previous uint64) {
 }
 
 // enter says whether the reference with a number may be sent now; if not, send is returned by the
-// call of settle that makes room for it.
-func (c *chain) enter(number uint64, now time.Time, send func()) bool {
+// call of settle that makes room for it. alone: only when none before it is open.
+func (c *chain) enter(number uint64, alone bool, now time.Time, send func()) bool {
 	for i := range c.open {
-		switch {
-		case c.open[i].number != number:
-		case i < metadata.AnswersKept:
-			c.open[i].asked = now
-			return true
-		default:
-			c.open[i].send = send
-			return false
+		l := &c.open[i]
+		if l.number != number {
+			continue
 		}
+		if l.alone = alone; l.mayGo(i) {
+			l.asked = now
+			return true
+		}
+		l.send = send
+		return false
 	}
 	return true // its verdict is there already
 }
+
+// mayGo says whether the i-th of those that are open may be sent.
+func (l *link) mayGo(i int) bool { return i == 0 || i < metadata.AnswersKept && !l.alone }
 
 // settle notes that the verdict on a number is there, and returns what it is the turn of now.
 func (c *chain) settle(number uint64, now time.Time) (sends []func()) {
@@ -66,7 +71,7 @@ func (c *chain) settle(number uint64, now time.Time) (sends []func()) {
 		c.open = nil
 	}
 	for i := range min(len(c.open), metadata.AnswersKept) {
-		if l := &c.open[i]; l.send != nil {
+		if l := &c.open[i]; l.send != nil && l.mayGo(i) {
 			sends = append(sends, l.send)
 			l.send, l.asked = nil, now
 		}

@@ -25,7 +25,7 @@ func TestChain(t *testing.T) {
 			sequence uint64
 		)
 		uploaded := func(n uint64) {
-			if c.enter(n, time.Now(), func() { ready = append(ready, n) }) {
+			if c.enter(n, false, time.Now(), func() { ready = append(ready, n) }) {
 				ready = append(ready, n)
 			}
 		}
@@ -86,4 +86,25 @@ func TestChain(t *testing.T) {
 			t.Fatalf("%d of %d are settled, %d are open", settled, len(previous), len(c.open))
 		}
 	})
+}
+
+// TestChainAlone holds a reference that is judged by number back until none before it is open.
+func TestChainAlone(t *testing.T) {
+	var c chain
+	for n := range uint64(3) {
+		c.join(n + 1)
+	}
+	sent := false
+	if c.enter(3, true, time.Now(), func() { sent = true }) || !c.enter(1, false, time.Now(), nil) || !c.enter(2, false, time.Now(), nil) {
+		t.Fatal("the wrong ones may go")
+	}
+	if sends := c.settle(2, time.Now()); len(sends) != 0 {
+		t.Fatal("it goes before the first")
+	}
+	for _, send := range c.settle(1, time.Now()) {
+		send()
+	}
+	if !sent {
+		t.Fatal("it does not go")
+	}
 }

@@ -170,6 +170,7 @@ func (g *Gateway) Run(ctx context.Context, started func()) error {
 	g.predecessors = g.members.unclosed()
 	group, work := errgroup.WithContext(work)
 	group.Go(func() error { return g.members.run(work) })
+	g.mirrors.live(work)
 	group.Go(func() error { return g.mirrors.run(work) })
 	group.Go(func() error { return g.resting.run(work) })
 	group.Go(func() error { return g.recover(work) })

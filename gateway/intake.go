@@ -31,9 +31,9 @@ const (
 	// verdicts on them must fit a row of the table, and the answers that are kept a lease row.
 	spanBatches = 1000
 	// stalled is for how long the store, the table or a partition's sequencer may fail before appends
-	// are refused, hurried for how long a sequencer may when half of the room is taken.
+	// are refused, hurried for how long another gateway's may when half of the room is taken.
 	stalled = 5 * time.Second
-	hurried = stalled / 10
+	hurried = time.Second
 )
 
 // intake gathers appends in the open segment, seals it by size, pace or demand, and
@@ -240,17 +240,20 @@ func (in *intake) gather(span segments.SpanID, data []byte, a *appending) (*open
 // silentLocked refuses appends to a partition of which nobody gives a verdict for a while: they would
 // wait in line, and take the room of those to other partitions.
 func (in *intake) silentLocked(span segments.SpanID) error {
-	limit := stalled
-	if in.outstanding.Load() > in.g.config.BufferBytes/2 {
-		limit = hurried
-	}
 	waited := in.chains[span].waiting(time.Now())
-	if waited <= limit {
+	if waited <= hurried {
 		return nil
 	}
-	id := partitionOfSpan(span)
+	id, limit := partitionOfSpan(span), stalled
+	to := in.g.router.route(id)
+	if to != in.g.ID() && in.outstanding.Load() > in.g.config.BufferBytes/2 {
+		limit = hurried
+	}
+	if waited <= max(limit, 4*in.g.config.FlushInterval) { // its cycles may be that far apart
+		return nil
+	}
 	return refuse(connect.CodeUnavailable, reasonBusy, "the gateway that sequences partition %d, %s, has not answered this one for %s: ask another gateway, or again in a moment",
-		id.Number, in.g.router.route(id), waited.Round(time.Millisecond)).withRetriable()
+		id.Number, to, waited.Round(time.Millisecond)).withRetriable()
 }
 
 // full says that there is no point in adding to the segment.
@@ -398,12 +401,13 @@ func (in *intake) tidyLocked(id segments.SpanID, c *chain) {
 	}
 }
 
-// turn says whether a reference of a segment may be sent now; if not, send is called when it may.
-func (in *intake) turn(number uint64, id segments.SpanID, send func()) bool {
+// turn says whether a reference of a segment may be sent now; if not, send is called when it may. One that
+// is judged by number alone goes when nothing before it is open: it would void that.
+func (in *intake) turn(number uint64, id segments.SpanID, byNumber bool, send func()) bool {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	c := in.chains[id]
-	return c == nil || c.enter(number, time.Now(), send)
+	return c == nil || c.enter(number, byNumber, time.Now(), send)
 }
 
 // settleSpan notes that a reference of a segment has its verdict, and sends those whose turn it is.
@@ -421,13 +425,15 @@ func (in *intake) settleSpan(number uint64, id segments.SpanID) {
 }
 
 // answerSpan tells the appends of one span what became of them.
-func (in *intake) answerSpan(span *openSpan, v metadata.Verdict) {
+func (in *intake) answerSpan(segment *openSegment, span *openSpan, v metadata.Verdict) {
 	for i, a := range span.appends {
 		result := appended{start: v.Start}
 		if i < len(v.Batches) {
 			result.verdict = v.Batches[i]
 		} else {
 			result.err = unknownOutcome("the answer is no longer kept", nil)
+			// Its file stays: that a batch is in it does no harm when it was appended.
+			segment.damaged = segment.damaged || a.info.Ack == segments.AckBuffered
 		}
 		in.finish(a, result)
 	}

@@ -65,12 +65,15 @@ func newMirrors(g *Gateway) *mirrors {
 	return &mirrors{g: g, life: context.Background(), streams: make(map[metadata.GatewayID]*mirrorStream)}
 }
 
-// run ends the streams when ctx ends, and looks again where things are when gateways come
-// or go.
-func (m *mirrors) run(ctx context.Context) error {
+// live has streams end with ctx. Before it nothing may be asked for.
+func (m *mirrors) live(ctx context.Context) {
 	m.mu.Lock()
+	defer m.mu.Unlock()
 	m.life = ctx
-	m.mu.Unlock()
+}
+
+// run looks again where things are when gateways come or go, until ctx ends, and waits for the streams.
+func (m *mirrors) run(ctx context.Context) error {
 	defer func() {
 		m.mu.Lock()
 		m.ended = true
@@ -128,10 +131,18 @@ func (m *mirrors) wantLocked(p *partition) {
 		m.running.Go(s.run)
 	}
 	p.mirror.on, p.mirror.told, p.mirror.first = s, nil, make(chan struct{})
-	p.mirror.patience = time.AfterFunc(patience, s.hangUp)
+	began := time.Now()
+	p.mirror.patience = time.AfterFunc(patience, func() { m.tooLate(s, p, began) })
 	s.parts[p.id] = p
 	s.begin = append(s.begin, p.id)
 	s.poke()
+}
+
+// doubt has the next reader of a partition read the table.
+func (m *mirrors) doubt(p *partition) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	p.mirror.valid = false
 }
 
 // drop ends the telling: this gateway sequences the partition itself.
@@ -141,13 +152,32 @@ func (m *mirrors) drop(p *partition) {
 	m.leaveLocked(p)
 }
 
+// tooLate ends the telling about a partition of which nothing was told for long, and the whole stream if
+// nothing at all was.
+func (m *mirrors) tooLate(s *mirrorStream, p *partition, began time.Time) {
+	m.mu.Lock()
+	mine, heard := p.mirror.on == s && p.mirror.told == nil, s.heard.After(began)
+	if mine && heard {
+		m.leaveLocked(p)
+	}
+	m.mu.Unlock()
+	switch {
+	case mine && heard:
+		m.again([]*partition{p})
+	case mine:
+		s.hangUp()
+	}
+}
+
 // leaveLocked takes a partition off its stream.
 func (m *mirrors) leaveLocked(p *partition) {
 	s := p.mirror.on
 	if s == nil {
 		return
 	}
-	delete(s.parts, p.id)
+	if s.parts[p.id] == p {
+		delete(s.parts, p.id)
+	}
 	s.end = append(s.end, p.id)
 	s.poke()
 	m.silentLocked(p)
@@ -297,7 +327,8 @@ type mirrorStream struct {
 	parts      map[metadata.PartitionID]*partition
 	begin, end []metadata.PartitionID // to be asked for
 
-	wake chan struct{}
+	wake  chan struct{}
+	heard time.Time // when it told something last; guarded by mirrors.mu
 	// hangUp ends the stream: it tells nothing of what it was asked for.
 	hangUp context.CancelFunc
 	over   context.Context
@@ -487,6 +518,7 @@ func (s *mirrorStream) take(u *peerv1.Update) error {
 	}
 	m := s.m
 	m.mu.Lock()
+	s.heard = time.Now()
 	p := s.parts[id]
 	var told *metadata.View
 	if p != nil {

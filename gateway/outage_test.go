@@ -390,6 +390,19 @@ func TestCheckpointsOfAFullJournal(t *testing.T) {
 	})
 }
 
+// goneInside is a context that ends once the append was let in.
+type goneInside struct {
+	context.Context
+	asked atomic.Bool
+}
+
+func (c *goneInside) Err() error {
+	if c.asked.CompareAndSwap(false, true) {
+		return nil
+	}
+	return c.Context.Err()
+}
+
 // TestCancelledBufferedAppends has callers give up before their batch is on disk: that
 // seals nothing.
 func TestCancelledBufferedAppends(t *testing.T) {
@@ -404,7 +417,7 @@ func TestCancelledBufferedAppends(t *testing.T) {
 	leave()
 	doubted := 0
 	for range 50 {
-		if err := appendOne(gone, g.testGateway, 0, varvev1.Acks_ACKS_BUFFERED); classify(err).info.GetUnknownOutcome() {
+		if err := appendOne(&goneInside{Context: gone}, g.testGateway, 0, varvev1.Acks_ACKS_BUFFERED); classify(err).info.GetUnknownOutcome() {
 			doubted++
 		}
 	}

@@ -88,20 +88,29 @@ func (s *partitions) known() []*partition {
 // release forgets a partition that is closed for ever, unless its sequencer still holds
 // it, or somebody waits for it: the last who does releases it.
 func (s *partitions) release(id metadata.PartitionID) {
+	if p := s.remove(id); p != nil {
+		s.g.mirrors.drop(p)
+	}
+}
+
+// remove takes it off the list; nil if it stays.
+func (s *partitions) remove(id metadata.PartitionID) *partition {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p := s.list[id]
 	if p == nil || p.owned.Load() {
-		return
+		return nil
 	}
 	if v := p.view.Load(); v == nil || !v.Closed {
-		return
+		return nil
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if len(p.waiting) == 0 {
-		delete(s.list, id)
+	if len(p.waiting) > 0 {
+		return nil
 	}
+	delete(s.list, id)
+	return p
 }
 
 // peek returns a partition that somebody asked for, or nil.

@@ -392,11 +392,13 @@ func (g *Gateway) readHere(ctx context.Context, id metadata.PartitionID) (*metad
 // What it remembers of where the partition was does not count then: it may be old, and whoever it
 // names may send those who ask back here.
 func (g *Gateway) shouldKnow(id metadata.PartitionID) bool {
-	if winner := g.members.winner(id); winner == "" || winner == g.ID() {
+	to := g.router.route(id)
+	if winner := g.members.winner(id); to != g.ID() && (winner == "" || winner == g.ID()) {
 		g.router.learn(id, "")
+		g.mirrors.doubt(g.partitions.get(id)) // what was read of it while it was elsewhere does not count
 		return true
 	}
-	return g.router.route(id) == g.ID()
+	return to == g.ID()
 }
 
 // confirm returns once it is sure that no other gateway had taken over from this one when it

@@ -299,7 +299,7 @@ func (s *sequencer) pace() time.Duration {
 	if share := c.FlushInterval / cyclesAFlush; c.CycleInterval > 0 && c.CycleInterval < share {
 		wait = max(wait, time.Until(s.spent.Add(c.CycleInterval-share)))
 	}
-	return max(wait, 0)
+	return min(max(wait, 0), peerWait/2) // other gateways' references do not wait longer
 }
 
 // pendingAnswer is a verdict that waits for its cycle to be settled.

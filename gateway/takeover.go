@@ -36,6 +36,9 @@ func (t *tenure) patrol(ctx context.Context) error {
 			return context.Cause(ctx)
 		case <-again:
 			rest = min(2*rest, longestRest)
+			if err != nil { // the table may be back
+				rest = t.g.config.LeaseTime / 4
+			}
 		case <-changed:
 			rest = t.g.config.LeaseTime / 4
 		}
@@ -75,8 +78,9 @@ func (p *patrol) inspect(ctx context.Context) (pending bool, err error) {
 	g := p.t.g
 	for _, id := range g.members.silenced() {
 		g.log.Warn("a gateway is gone: taking over from it", "gateway", id)
-		if err := g.members.seal(ctx, id); err != nil {
-			return true, err
+		if failed := g.members.seal(ctx, id); failed != nil {
+			err = errors.Join(err, failed)
+			continue
 		}
 		g.meters.sealings.Add(1)
 		if err := g.members.refresh(ctx); err != nil {

@@ -73,7 +73,7 @@ func (in *intake) refer(ctx context.Context, segment *openSegment, directory *se
 	for i := range directory.Spans {
 		references[i] = reference(directory, &directory.Spans[i], nil)
 	}
-	return in.judge(ctx, segment, references, func(_ int, span *openSpan, v metadata.Verdict) { in.answerSpan(span, v) })
+	return in.judge(ctx, segment, references, func(_ int, span *openSpan, v metadata.Verdict) { in.answerSpan(segment, span, v) })
 }
 
 // referForeign settles a segment under whose name another object lies. That one is the truth: what it
@@ -99,7 +99,7 @@ func (in *intake) referForeign(ctx context.Context, segment *openSegment, stored
 // judge has references judged, one for each span, and tells its appends by answer.
 func (in *intake) judge(ctx context.Context, segment *openSegment, references []*metadata.Reference, answer func(i int, span *openSpan, v metadata.Verdict)) error {
 	turn := func(i int, send func()) bool {
-		return in.turn(segment.number, spanOf(references[i].Partition), send)
+		return in.turn(segment.number, spanOf(references[i].Partition), references[i].ByNumber, send)
 	}
 	err := in.g.router.refer(ctx, references, turn, func(i int, v metadata.Verdict, err error) {
 		if errors.As(err, new(*uploaderClosed)) {

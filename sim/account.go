@@ -27,6 +27,7 @@ type Account struct {
 	polls     int
 	decided   int
 	undecided int
+	idle      int // seeds that prove nothing by themselves
 }
 
 // NewAccount returns one of no runs.
@@ -39,6 +40,9 @@ func (a *Account) Add(r *Result) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.seeds++
+	if len(r.Idle()) > 0 {
+		a.idle++
+	}
 	a.simulated += r.Simulated
 	for kind, outcomes := range r.Ops {
 		if a.ops[kind] == nil {
@@ -72,6 +76,7 @@ func (a *Account) String() string {
 	fmt.Fprintf(&b, "%d seeds, %.2f simulated hours, %d starts of gateways (%d after an end that nobody had asked for), %d records in the logs, %d messages to followers, %d buffered appends gone with their disk\n",
 		a.seeds, a.simulated.Hours(), a.starts, a.ends, a.records, a.polls, a.lost)
 	fmt.Fprintf(&b, "%d histories of conditional appends, fences and ends judged by porcupine, %d not decided in time\n", a.decided, a.undecided)
+	fmt.Fprintf(&b, "%d seeds in which a fault that was to happen did not, or hardly an append succeeded\n", a.idle)
 	b.WriteString("operations:\n")
 	for _, kind := range slices.Sorted(maps.Keys(a.ops)) {
 		fmt.Fprintf(&b, "  %-20s ok %7d  no %7d  unknown %7d\n", kind, a.ops[kind][Done], a.ops[kind][No], a.ops[kind][Unknown])
@@ -120,6 +125,9 @@ func (a *Account) Idle() []string {
 				done += n
 			}
 		}
+	}
+	if 50*a.idle > a.seeds {
+		why = append(why, fmt.Sprintf("%d of %d seeds prove nothing by themselves", a.idle, a.seeds))
 	}
 	if 2*done < all {
 		why = append(why, fmt.Sprintf("only %d of %d operations succeeded", done, all))

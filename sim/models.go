@@ -94,7 +94,7 @@ var partitionModel = (&porcupine.NondeterministicModel{
 }).ToModel()
 
 // modelOps is how many operations of a partition are judged: the search is exponential at worst.
-const modelOps = 250
+const modelOps = 2000
 
 // Models has porcupine judge the partitions with conditional appends or fences, and counts the histories that
 // it could not decide in time: the search is exponential at worst. Call it where time is real.

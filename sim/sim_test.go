@@ -83,7 +83,10 @@ func runSeed(t *testing.T, o Options, account *Account) {
 		}
 	}
 	for _, why := range r.Idle() {
-		t.Errorf("this run proves nothing: %s", why)
+		// Of many seeds some few may: the account counts them.
+		if t.Logf("this run proves nothing: %s", why); *oneSeed >= 0 {
+			t.Fail()
+		}
 	}
 	if t.Failed() && *logs != "" {
 		keep(t, o, r, lines.Bytes())
