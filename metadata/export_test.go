@@ -23,7 +23,8 @@ func (p *Partition) Memory() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "start %d next %d fence %q closed %v bytes %d sum %x\n", p.start, p.next, p.fence, p.closed, p.bytes, p.ContentSum())
 	for _, id := range p.Uploaders() {
-		fmt.Fprintf(&b, "uploader %s %+v\n", id, *p.uploaders[id])
+		u := p.uploaders[id] // when it was used last is not stored
+		fmt.Fprintf(&b, "uploader %s last %d answers %+v\n", id, u.last, u.answers)
 	}
 	list := p.byAge()
 	for _, s := range list {
