@@ -24,7 +24,7 @@ func (p *Partition) Memory() string {
 	fmt.Fprintf(&b, "start %d next %d fence %q closed %v bytes %d sum %x\n", p.start, p.next, p.fence, p.closed, p.bytes, p.ContentSum())
 	for _, id := range p.Uploaders() {
 		u := p.uploaders[id] // when it was used last is not stored
-		fmt.Fprintf(&b, "uploader %s last %d answers %+v\n", id, u.last, u.answers)
+		fmt.Fprintf(&b, "uploader %s {last:%d answers:%+v}\n", id, u.last, u.answers)
 	}
 	list := p.byAge()
 	for _, s := range list {
