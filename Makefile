@@ -80,7 +80,7 @@ e2e: fetch ## all other tests, among them those of the real binary
 	$(GOTEST) $$(go list ./... | grep -E '$(WITHOUT_RACE)')
 
 sim: ## SEEDS (200) simulated clusters from FROM (1) on, with their account
-	go test ./sim -count 1 -timeout 12h -run TestSeeds -seeds $(SEEDS) -from $(FROM) -v
+	GOGC=800 go test ./sim -count 1 -timeout 12h -run TestSeeds -seeds $(SEEDS) -from $(FROM) -v
 
 seeded: ## plant each known bug, and see that the simulated cluster or a test finds it
 	GOGC=400 go test -tags seeded ./sim -count 1 -timeout 2h -run TestSeededBugs -v
