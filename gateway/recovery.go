@@ -16,7 +16,15 @@ func (g *Gateway) open(ctx context.Context) error {
 	if g.cluster, err = metadata.OpenCluster(ctx, g.table); err != nil {
 		return fmt.Errorf("open %s: %w", g.table, err)
 	}
-	if err := segments.ClaimStore(ctx, g.notes, segments.ClusterID(g.cluster.ID)); err != nil {
+	generation, err := g.cluster.Generation(ctx)
+	if err != nil {
+		return err
+	}
+	belongs := segments.ClaimStore
+	if generation > 0 { // a gateway has started on this table, and claimed its bucket before
+		belongs = segments.CheckStore
+	}
+	if err := belongs(ctx, g.notes, segments.ClusterID(g.cluster.ID)); err != nil {
 		return err
 	}
 	if g.buffers != nil {

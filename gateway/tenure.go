@@ -224,19 +224,19 @@ func (o *ownRow) run(ctx context.Context) error {
 			return context.Cause(ctx)
 		case <-beat.C:
 		}
+		o.silent.begin() // a table that hangs does not say so
 		limit, cancel := context.WithTimeout(ctx, g.config.LeaseTime)
 		err := o.write(limit, "")
 		cancel()
 		switch {
 		case err == nil:
 			g.members.beat()
-			if lasted := o.silent.end(); lasted > 0 {
+			if lasted := o.silent.end(); lasted > g.config.LeaseTime/2 {
 				g.log.Info("heartbeats succeed again", "after", lasted.Round(time.Millisecond))
 			}
 		case errors.Is(err, metadata.ErrFenced):
 			return err
 		case ctx.Err() == nil:
-			o.silent.begin()
 			g.log.Warn("no heartbeat: the table does not answer", "error", err)
 		}
 	}

@@ -131,6 +131,10 @@ func (in *intake) judge(ctx context.Context, segment *openSegment, references []
 // bucket says is the truth, should it not be ours.
 func (g *Gateway) put(ctx context.Context, object *segments.Object) (*segments.Directory, error) {
 	pauses := metadata.DefaultBackOff()
+	hangs := time.AfterFunc(slowUpload+time.Duration(object.Size()/slowestUpload)*time.Second, func() {
+		g.uploadFails(object.Key(), errors.New("the bucket does not answer"))
+	})
+	defer hangs.Stop()
 	for {
 		err := g.store.Put(ctx, object.Key(), object)
 		switch {
@@ -147,13 +151,24 @@ func (g *Gateway) put(ctx context.Context, object *segments.Object) (*segments.D
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		g.failing.because(err)
-		if g.failing.begin() {
-			g.log.Warn("upload failed; it is tried until it succeeds", "segment", object.Key(), "error", err)
-		}
+		g.uploadFails(object.Key(), err)
 		if err := pause(ctx, pauses); err != nil {
 			return nil, err
 		}
+	}
+}
+
+// slowUpload is after how long an upload counts as failing, with a second more for each so many bytes.
+const (
+	slowUpload    = 5 * time.Second
+	slowestUpload = 1 << 20
+)
+
+// uploadFails notes that the bucket does not take an object.
+func (g *Gateway) uploadFails(key string, err error) {
+	g.failing.because(err)
+	if g.failing.begin() {
+		g.log.Warn("upload failed; it is tried until it succeeds", "segment", key, "error", err)
 	}
 }
 

@@ -110,6 +110,24 @@ func ClaimStore(ctx context.Context, s Store, cluster ClusterID) error {
 	if err != nil || ClusterID(stored) == cluster {
 		return err
 	}
+	return otherCluster(s, stored, cluster)
+}
+
+// CheckStore is ClaimStore for a table that was in use before: some bucket is its cluster's already, so that one that
+// says nothing is ErrOtherCluster, too.
+func CheckStore(ctx context.Context, s Store, cluster ClusterID) error {
+	stored, _, err := s.Get(ctx, clusterKey, 0, maxID+1)
+	switch {
+	case errors.Is(err, ErrNotFound):
+		return fmt.Errorf("%w: %s does not say whose it is, and the table, of cluster %q, has been in use with a bucket: "+
+			"give this gateway the same bucket and prefix as the others; if its objects are gone, so are the records", ErrOtherCluster, s, cluster)
+	case err != nil || ClusterID(stored) == cluster:
+		return err
+	}
+	return otherCluster(s, stored, cluster)
+}
+
+func otherCluster(s Store, stored []byte, cluster ClusterID) error {
 	return fmt.Errorf("%w: %s belongs to cluster %q, the table is that of cluster %q: "+
 		"use the table that it was made with, or another bucket or prefix", ErrOtherCluster, s, stored, cluster)
 }
