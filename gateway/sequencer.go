@@ -361,6 +361,9 @@ func (s *sequencer) cycle(ctx context.Context) error {
 		value := row.Encode()
 		if _, err := s.journal.Append(ctx, value); err != nil {
 			c.abandon(err)
+			if ctx.Err() != nil && !errors.Is(err, metadata.ErrFenced) {
+				return context.Cause(ctx)
+			}
 			return err
 		}
 		s.rows.add(len(value))

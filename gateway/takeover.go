@@ -19,7 +19,10 @@ func (t *tenure) patrol(ctx context.Context) error {
 		changed := t.g.members.watch()
 		pending, err := p.inspect(ctx)
 		if err != nil {
-			if errors.Is(err, metadata.ErrFenced) || ctx.Err() != nil {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			if errors.Is(err, metadata.ErrFenced) {
 				return err
 			}
 			t.g.log.Warn("not all partitions of gateways that are gone are taken over yet; it is tried again", "error", err)
