@@ -192,7 +192,7 @@ func (g *Gateway) Run(ctx context.Context, started func()) error {
 
 // start opens everything and becomes a member, within the time for that.
 func (g *Gateway) start(ctx context.Context) error {
-	began, pauses := g.now(), metadata.DefaultBackOff()
+	began, pauses := time.Now(), metadata.DefaultBackOff()
 	for {
 		err := g.open(ctx)
 		if err == nil && g.config.CheckAddress {
@@ -201,7 +201,7 @@ func (g *Gateway) start(ctx context.Context) error {
 		if err == nil {
 			err = g.tenure.Load().join(ctx)
 		}
-		if err == nil || !unanswered(err) || g.now().Sub(began) >= g.config.StartTime {
+		if err == nil || !unanswered(err) || time.Since(began) >= g.config.StartTime {
 			return err
 		}
 		g.log.Warn("the start waits for a bucket or table that does not answer", "error", err)
