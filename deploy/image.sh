@@ -22,6 +22,10 @@ if [ -z "$engine" ]; then
     fi
   done
 fi
+if [ -n "$engine" ] && ! command -v "$engine" >/dev/null 2>&1; then
+  echo "make image: there is no $engine here (ENGINE names it); without ENGINE the first of docker, podman and buildah that works is taken" >&2
+  exit 1
+fi
 if [ -z "$engine" ]; then
   cat >&2 <<'NOTE'
 make image: there is no container engine here (looked for docker with a running daemon, podman, buildah).
@@ -37,7 +41,8 @@ fi
 set -- build --file Dockerfile --build-arg FILES=host --build-arg "VERSION=$version" --tag "$tag"
 case $engine in
 docker) DOCKER_BUILDKIT=1 docker "$@" "$context" ;; # without BuildKit it would build what the image does not need
-# In Docker's format: OCI's has no place for STOPSIGNAL and the like in older engines.
-*) "$engine" "$@" --format docker "$context" ;;
+# In Docker's format: OCI's has no place for STOPSIGNAL and the like in older engines. The platform is for the stage
+# with Go, which is not built here: older engines miss it all the same.
+*) "$engine" "$@" --build-arg TARGETOS=linux --build-arg "TARGETARCH=$(go env GOARCH)" --format docker "$context" ;;
 esac
 echo "built $tag ($version) with $engine"

@@ -76,6 +76,19 @@ func (k Kind) inBytes() bool {
 	return false
 }
 
+// ItStays leads in a message to why a piece of garbage stays.
+const ItStays = "; it stays: "
+
+// Why garbage stays that nothing can speak for.
+const (
+	staysForLateWriters = "it keeps late writers out"
+	staysAsForeign      = "it is not Varve's"
+	staysOfOpenGateway  = "that gateway is not closed"
+	staysOfNobody       = "nothing says whether that gateway has ended"
+	staysWhileBroken    = "no object is removed while anything is broken"
+	staysUnreadable     = "without a readable directory nobody can tell whose it was"
+)
+
 // NoPartition stands where a finding is about no partition.
 const NoPartition = int32(-1)
 
@@ -89,8 +102,10 @@ type Finding struct {
 	// Object is a key of the bucket, Row the partition and sort key of a row; empty where the
 	// finding is about none.
 	Object, Row string
-	// Message is a sentence for people.
+	// Message is a sentence for people. Of garbage that stays it ends with ItStays and why.
 	Message string
+	// Stays: why garbage was not removed although [Config.Repair] was set.
+	Stays string
 	// Repaired: it was removed.
 	Repaired bool
 }

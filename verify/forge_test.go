@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -339,6 +340,10 @@ func (f *forge) expect(config verify.Config, want ...verify.Kind) []verify.Findi
 		}
 		if found.Message == "" || found.Object == "" && found.Row == "" {
 			f.t.Errorf("a finding that does not say what and where: %+v", found)
+		}
+		stays := config.Repair && !found.Kind.Break() && !found.Repaired
+		if stays != (found.Stays != "") || stays && !strings.HasSuffix(found.Message, verify.ItStays+found.Stays) {
+			f.t.Errorf("a finding that does not say why it stays: %+v", found)
 		}
 	}
 	if summary.Breaks != breaks || summary.Garbage != garbage {

@@ -3,6 +3,8 @@ package verify_test
 import (
 	"context"
 	"errors"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -70,6 +72,14 @@ func TestOrphanObject(t *testing.T) {
 		t.Fatal("repair removed an object of a cluster that is broken")
 	}
 	f.putObject(f.key(1), segments.Bytes(f.build(1, "value", 1, 0)))
+	var whole []byte
+	f.replaceObject(lost, func(data []byte) []byte { whole = data; return data[:len(data)-1] })
+	for _, found := range f.expect(f.repair(), verify.OrphanObject) {
+		if !strings.Contains(found.Stays, "readable directory") {
+			t.Errorf("%+v, want it to stay for want of a directory", found)
+		}
+	}
+	f.replaceObject(lost, func([]byte) []byte { return whole })
 	for _, found := range f.expect(f.repair(), verify.OrphanObject) {
 		if !found.Repaired {
 			t.Errorf("%+v was not removed", found)
@@ -195,12 +205,21 @@ func TestNoRepairOfBrokenPartition(t *testing.T) {
 
 // A deleted topic leaves rows and objects; a journal is left over once no lease names it.
 func TestRemovedTopic(t *testing.T) {
+	for want, partitions := range map[string][]int32{
+		"2 partitions of the topic, which was deleted and was called a, still have their rows": {0, 2},
+		"1 partition of the topic, which was deleted and was called a, still has its rows":     {0},
+	} {
+		t.Run(want, func(t *testing.T) { removedTopic(t, want, partitions) })
+	}
+}
+
+func removedTopic(t *testing.T, want string, partitions []int32) {
 	f := newForge(t)
-	f.append(1, 0, 2)
+	f.append(1, partitions...)
 	_, err := f.topics.MarkDeleting(t.Context(), "a")
 	f.must(err)
 	f.expect(f.config())
-	for _, partition := range []int32{0, 2} {
+	for _, partition := range partitions {
 		entry := metadata.NewEntryBuilder(time.Now())
 		f.apply(entry, partition, f.held(partition).state.JudgeClose())
 		_, err := f.journal.Append(t.Context(), entry.Encode())
@@ -214,6 +233,9 @@ func TestRemovedTopic(t *testing.T) {
 	found := f.expect(f.config(), verify.OrphanObject, verify.OrphanRow)
 	if len(found) != 3 {
 		t.Errorf("%d findings, want an object, a topic's rows and a journal: %+v", len(found), found)
+	}
+	if !slices.ContainsFunc(found, func(found verify.Finding) bool { return found.Message == want }) {
+		t.Errorf("%+v, want one that says %q", found, want)
 	}
 	f.expect(f.repair(), verify.OrphanObject, verify.OrphanRow)
 	found = f.expect(f.repair(), verify.OrphanRow)

@@ -21,7 +21,7 @@ func (v *verifier) checkLeftovers(context.Context) error {
 		if v.gateways[id].State != metadata.GatewayClosed || v.needed[id] || j == nil || !j.rows {
 			continue
 		}
-		v.report(Finding{Kind: OrphanRow, Partition: NoPartition, Row: "journal/" + string(id),
+		v.report(Finding{Kind: OrphanRow, Partition: NoPartition, Row: "journal/" + string(id), Stays: staysForLateWriters,
 			Message: fmt.Sprintf("gateway %s is closed, and no lease names its journal, which ends at number %d", id, j.last)})
 	}
 	return nil
@@ -52,7 +52,13 @@ type orphan struct {
 	Finding
 	gateway metadata.GatewayID
 	number  uint64
-	stays   bool // something speaks against its removal
+}
+
+// keep notes what speaks against an orphan's removal: the first thing that does is told.
+func (o *orphan) keep(why string) {
+	if o.Stays == "" {
+		o.Stays = why
+	}
 }
 
 func (s *sweep) object(ctx context.Context, o segments.ObjectInfo) error {
@@ -69,13 +75,13 @@ func (s *sweep) object(ctx context.Context, o segments.ObjectInfo) error {
 	if lost, _ := s.v.broken(); lost {
 		return nil // nobody knows what is named
 	}
-	why, closed, err := s.v.settled(ctx, id, number)
+	why, stays, err := s.v.settled(ctx, id, number)
 	if err != nil || why == "" {
 		return err
 	}
 	found := &orphan{Finding: Finding{Kind: OrphanObject, Partition: NoPartition, Object: o.Key,
-		Message: fmt.Sprintf("nothing names its %d bytes, and %s", o.Size, why)}, gateway: id, number: number}
-	if !s.v.Repair || !closed {
+		Message: fmt.Sprintf("nothing names its %d bytes, and %s", o.Size, why), Stays: stays}, gateway: id, number: number}
+	if !s.v.Repair || stays != "" {
 		s.v.report(found.Finding)
 		return nil
 	}
@@ -90,7 +96,7 @@ func (s *sweep) foreign(key string) {
 	if _, ok := s.v.generationOf(key); ok || strings.HasPrefix(key, s.v.cluster.ID+"/probe-") {
 		return
 	}
-	s.v.report(Finding{Kind: ForeignObject, Partition: NoPartition, Object: key, Message: "no gateway writes such a key"})
+	s.v.report(Finding{Kind: ForeignObject, Partition: NoPartition, Object: key, Message: "no gateway writes such a key", Stays: staysAsForeign})
 }
 
 // isYoung says that an uploader, and so each of its objects, is younger than the grace.
@@ -99,23 +105,23 @@ func (v *verifier) isYoung(id metadata.GatewayID) bool {
 	return known && v.Now().Sub(minted) < v.Grace
 }
 
-// settled says why no partition will ever name a segment that none names now; empty: one may. closed:
+// settled says why no partition will ever name a segment that none names now; empty: one may. It stays unless
 // its uploader has ended in good order, or was ended.
-func (v *verifier) settled(ctx context.Context, id metadata.GatewayID, number uint64) (why string, closed bool, err error) {
+func (v *verifier) settled(ctx context.Context, id metadata.GatewayID, number uint64) (why, stays string, err error) {
 	row, known := v.gateways[id]
 	switch {
 	case known && row.State == metadata.GatewayClosed:
-		return fmt.Sprintf("gateway %s, which wrote it, is closed", id), true, nil
+		return fmt.Sprintf("gateway %s, which wrote it, is closed", id), "", nil
 	case known && number < row.Floor:
-		return fmt.Sprintf("gateway %s, which wrote it, has settled all numbers below %d", id, row.Floor), false, nil
+		return fmt.Sprintf("gateway %s, which wrote it, has settled all numbers below %d", id, row.Floor), staysOfOpenGateway, nil
 	case known:
-		return "", false, nil
+		return "", "", nil
 	}
 	_, err = v.Table.Get(ctx, id.RowKey(), metadata.Strong)
 	if errors.Is(err, metadata.ErrNotFound) {
-		return fmt.Sprintf("gateway %s, which wrote it, has no row", id), false, nil
+		return fmt.Sprintf("gateway %s, which wrote it, has no row", id), staysOfNobody, nil
 	}
-	return "", false, err // nil: it began after us
+	return "", "", err // nil: it began after us
 }
 
 // flush removes what was gathered, if a last look finds it unnamed still.

@@ -53,8 +53,12 @@ func (v *verifier) checkTopic(parent context.Context, t *metadata.Topic) error {
 		return err
 	}
 	if n := left.Load(); n > 0 {
+		message := fmt.Sprintf("%d partitions of the topic, which was deleted and was called %s, still have their rows", n, t.Name)
+		if n == 1 {
+			message = fmt.Sprintf("1 partition of the topic, which was deleted and was called %s, still has its rows", t.Name)
+		}
 		v.report(Finding{Kind: OrphanRow, Topic: t.ID.String(), Partition: NoPartition, Row: "partition/" + t.ID.String(),
-			Message: fmt.Sprintf("%d partitions of the topic, which was deleted and was called %s, still have their rows", n, t.Name)})
+			Message: message, Stays: staysForLateWriters})
 	}
 	return nil
 }
@@ -188,7 +192,7 @@ func (w *walk) removeLeftover(ctx context.Context) error {
 			if err != nil && !errors.Is(err, metadata.ErrConflict) {
 				return fmt.Errorf("remove %s: %w", row.Key, err)
 			}
-			f.Repaired = err == nil
+			f.Repaired, f.Stays = err == nil, "it was written again meanwhile"
 		}
 		w.v.report(f)
 	}

@@ -13,6 +13,9 @@ import (
 // closed, and none of the partitions in the object names it now.
 func (v *verifier) remove(ctx context.Context, list []*orphan) error {
 	if _, broken := v.broken(); broken {
+		for _, o := range list {
+			o.keep(staysWhileBroken)
+		}
 		return nil
 	}
 	within := make(map[metadata.PartitionID][]*orphan)
@@ -21,7 +24,6 @@ func (v *verifier) remove(ctx context.Context, list []*orphan) error {
 		if err != nil {
 			return err
 		}
-		o.stays = len(partitions) == 0
 		for _, id := range partitions {
 			within[id] = append(within[id], o)
 		}
@@ -32,7 +34,7 @@ func (v *verifier) remove(ctx context.Context, list []*orphan) error {
 		}
 	}
 	for _, o := range list {
-		if o.stays {
+		if o.Stays != "" {
 			continue
 		}
 		if err := v.Store.Delete(ctx, o.Object); err != nil {
@@ -43,24 +45,30 @@ func (v *verifier) remove(ctx context.Context, list []*orphan) error {
 	return nil
 }
 
-// partitionsOf lists the partitions in an object of a closed uploader; none: it must stay.
+// partitionsOf lists the partitions in an object of a closed uploader; none: it must stay, and the orphan says why.
 func (v *verifier) partitionsOf(ctx context.Context, o *orphan) ([]metadata.PartitionID, error) {
 	row, err := v.Table.Get(ctx, o.gateway.RowKey(), metadata.Strong)
 	if errors.Is(err, metadata.ErrNotFound) {
+		o.keep(staysOfNobody)
 		return nil, nil
 	}
 	if err != nil {
 		return nil, fmt.Errorf("gateway %s: %w", o.gateway, err)
 	}
 	if g, err := metadata.DecodeGateway(row); err != nil || g.State != metadata.GatewayClosed {
+		o.keep(staysOfOpenGateway)
 		return nil, nil
 	}
 	directory, err := segments.ReadDirectory(ctx, v.Store, o.Object)
 	if errors.Is(err, segments.ErrNotFound) || errors.Is(err, segments.ErrCorrupt) || errors.Is(err, segments.ErrVersion) {
-		return nil, nil // without a directory nobody can tell whose it was
+		o.keep(staysUnreadable)
+		return nil, nil
 	}
 	if err != nil {
 		return nil, err
+	}
+	if len(directory.Spans) == 0 {
+		o.keep(staysUnreadable)
 	}
 	partitions := make([]metadata.PartitionID, len(directory.Spans))
 	for i := range directory.Spans {
@@ -75,7 +83,7 @@ func (v *verifier) partitionsOf(ctx context.Context, o *orphan) ([]metadata.Part
 func (v *verifier) spare(ctx context.Context, id metadata.PartitionID, orphans []*orphan) error {
 	keep := func() {
 		for _, o := range orphans {
-			o.stays = true
+			o.keep(fmt.Sprintf("partition %s, which is in it, cannot be read in one piece", id))
 		}
 	}
 	view, err := metadata.ReadView(ctx, v.Table, id)
@@ -101,7 +109,9 @@ func (v *verifier) spare(ctx context.Context, id metadata.PartitionID, orphans [
 		}
 		for i := range entries {
 			for _, o := range orphans {
-				o.stays = o.stays || entries[i].Gateway == o.gateway && entries[i].Number == o.number
+				if entries[i].Gateway == o.gateway && entries[i].Number == o.number {
+					o.keep(fmt.Sprintf("partition %s names it", id))
+				}
 			}
 		}
 		offset = entries[len(entries)-1].End

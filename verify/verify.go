@@ -140,6 +140,12 @@ var errNoFurther = errors.New("verify: nothing further to compare")
 func (v *verifier) report(f Finding) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	if !v.Repair || f.Repaired {
+		f.Stays = ""
+	}
+	if f.Stays != "" {
+		f.Message += ItStays + f.Stays
+	}
 	switch {
 	case f.Kind.Break():
 		v.summary.Breaks++

@@ -170,19 +170,27 @@ func openStore(ctx context.Context, l location) (segments.Store, error) {
 		}
 		return filestore.Open(l.path)
 	case schemeS3:
-		return s3store.Open(ctx, s3store.Config{Bucket: l.host, Prefix: l.path, Region: l.query["region"],
-			Endpoint: l.query["endpoint"], Checksum: s3store.Checksum(l.query["checksum"])})
+		c := s3store.Config{Bucket: l.host, Prefix: l.path, Region: l.query["region"],
+			Endpoint: l.query["endpoint"], Checksum: s3store.Checksum(l.query["checksum"])}
+		if err := c.Validate(); err != nil {
+			return nil, usagef("--segments: %v", err)
+		}
+		return s3store.Open(ctx, c)
 	case schemeMinIO:
 		bucket, prefix, _ := strings.Cut(l.path, "/")
 		tls := true
 		if text, given := l.query["tls"]; given {
 			var err error
 			if tls, err = strconv.ParseBool(text); err != nil {
-				return nil, fmt.Errorf("--segments: tls=%s: want true or false", text)
+				return nil, usagef("--segments: tls=%s: want true or false", text)
 			}
 		}
-		return miniostore.Open(miniostore.Config{Endpoint: l.host, TLS: tls, Bucket: bucket, Prefix: prefix,
-			Region: l.query["region"], Checksum: miniostore.Checksum(l.query["checksum"])})
+		c := miniostore.Config{Endpoint: l.host, TLS: tls, Bucket: bucket, Prefix: prefix,
+			Region: l.query["region"], Checksum: miniostore.Checksum(l.query["checksum"])}
+		if err := c.Validate(); err != nil {
+			return nil, usagef("--segments: %v", err)
+		}
+		return miniostore.Open(c)
 	}
 	return nil, fmt.Errorf("--segments: unknown scheme %q", l.scheme)
 }
@@ -203,7 +211,10 @@ func openTable(ctx context.Context, l location) (metadata.Table, io.Closer, erro
 		return table, table, nil
 	case schemeDynamo:
 		table, err := dynamotable.Open(ctx, dynamotable.Options{Table: l.host, Region: l.query["region"], Endpoint: l.query["endpoint"]})
-		return table, nopCloser{}, err
+		if err != nil { // it has called nobody: the URL or what completes it is wrong
+			return nil, nil, usagef("--metadata: %s", strings.TrimPrefix(err.Error(), "dynamotable: "))
+		}
+		return table, nopCloser{}, nil
 	}
 	return nil, nil, fmt.Errorf("--metadata: unknown scheme %q", l.scheme)
 }
@@ -256,6 +267,10 @@ func checkStore(ctx context.Context, store segments.Store, cluster *metadata.Clu
 // unusable is the error of a place that cannot be used, with the next step if one is
 // known. It hides its cause, which would be taken for that of a call to a gateway.
 func unusable(err error, place, advice string) error {
+	var usage *usageError
+	if errors.As(err, &usage) {
+		return err // nobody was asked yet
+	}
 	if advice == "" {
 		return fmt.Errorf("%s cannot be used: %v", place, err)
 	}
@@ -272,16 +287,26 @@ func storeAdvice(err error, l location) string {
 		bucket, _, _ := strings.Cut(l.path, "/")
 		return bucketCommand + "mc mb ALIAS/" + bucket
 	case errors.Is(err, segments.ErrDenied) && l.scheme == schemeMinIO:
-		return "set MINIO_ACCESS_KEY and MINIO_SECRET_KEY (or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY) to keys that may read, write, list and delete there"
+		verb := "set"
+		if os.Getenv("MINIO_ACCESS_KEY") != "" || os.Getenv("AWS_ACCESS_KEY_ID") != "" {
+			verb = "they are set: check"
+		}
+		return verb + " MINIO_ACCESS_KEY and MINIO_SECRET_KEY (or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY): keys that may read, write, list and delete there"
 	case errors.Is(err, segments.ErrDenied) && l.scheme == schemeS3:
-		return credentialAdvice + "s3:GetObject, s3:PutObject, s3:DeleteObject and s3:ListBucket there"
+		return credentialAdvice() + "s3:GetObject, s3:PutObject, s3:DeleteObject and s3:ListBucket there"
 	case errors.Is(err, segments.ErrUnavailable) && !l.local():
 		return "check the address in --segments and that the store runs"
 	}
 	return ""
 }
 
-const credentialAdvice = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE or a role with "
+// credentialAdvice is where credentials come from; the permissions that they need follow.
+func credentialAdvice() string {
+	if os.Getenv("AWS_ACCESS_KEY_ID") != "" {
+		return "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, which are set: they must be right, and allow "
+	}
+	return "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE or a role with "
+}
 
 // tableAdvice is the next step when the table cannot be used.
 func tableAdvice(err error, l location) string {
@@ -293,7 +318,7 @@ func tableAdvice(err error, l location) string {
 			" --attribute-definitions AttributeName=p,AttributeType=S AttributeName=s,AttributeType=S" +
 			" --key-schema AttributeName=p,KeyType=HASH AttributeName=s,KeyType=RANGE" + awsFlags(l, "")
 	case errors.Is(err, metadata.ErrDenied):
-		return credentialAdvice + "dynamodb:GetItem, PutItem, DeleteItem and Query on the table"
+		return credentialAdvice() + "dynamodb:GetItem, PutItem, DeleteItem and Query on the table"
 	case errors.Is(err, metadata.ErrUnavailable):
 		return "check the address and region in --metadata and that the server runs"
 	}

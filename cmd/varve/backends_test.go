@@ -145,9 +145,9 @@ func TestRefusedBackends(t *testing.T) {
 	}{
 		{segments: "s3://bucket/p?region=eu-west-1&endpoint=" + s3(404, "NoSuchBucket"),
 			want: []string{"aws s3api create-bucket --bucket bucket --region eu-west-1 --create-bucket-configuration LocationConstraint=eu-west-1 --endpoint-url http://127.0.0.1:"}},
-		{segments: "s3://bucket/p?region=us-east-1&endpoint=" + s3(403, "SignatureDoesNotMatch"), want: []string{"AWS_SECRET_ACCESS_KEY", "s3:PutObject"}},
+		{segments: "s3://bucket/p?region=us-east-1&endpoint=" + s3(403, "SignatureDoesNotMatch"), want: []string{"check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, which are set", "s3:PutObject"}},
 		{segments: "minio://" + strings.TrimPrefix(s3(404, "NoSuchBucket"), "http://") + "/bucket/p?tls=false", want: []string{"mc mb ALIAS/bucket"}},
-		{segments: "minio://" + strings.TrimPrefix(s3(403, "AccessDenied"), "http://") + "/bucket/p?tls=false", want: []string{"MINIO_ACCESS_KEY"}},
+		{segments: "minio://" + strings.TrimPrefix(s3(403, "AccessDenied"), "http://") + "/bucket/p?tls=false", want: []string{"they are set: check MINIO_ACCESS_KEY"}},
 		{metadata: "dynamodb://table?region=eu-west-1&endpoint=" + dynamo("ResourceNotFoundException"),
 			want: []string{"aws dynamodb create-table --table-name table", "AttributeName=p,KeyType=HASH", "--region eu-west-1 --endpoint-url http://127.0.0.1:"}},
 		{metadata: "dynamodb://table?region=eu-west-1&endpoint=" + hollow, want: []string{"not read back"}},
@@ -172,6 +172,33 @@ func TestRefusedBackends(t *testing.T) {
 			}
 		})
 	}
+}
+
+// What is wrong with a URL is wrong usage and names the flag, whoever notices it.
+func TestURLFaults(t *testing.T) {
+	awsEnvironment(t)
+	t.Setenv("AWS_DEFAULT_REGION", "")
+	for flag, urls := range map[string][]string{
+		"--metadata": {"dynamodb://table"},
+		"--segments": {"s3://bucket?region=eu-west-1&checksum=never", "minio://host:1/bucket?checksum=never", "minio://host:1/bucket?tls=maybe"},
+	} {
+		for _, url := range urls {
+			args := []string{"serve", "--listen", "127.0.0.1:0", "--data", t.TempDir(), flag, url}
+			if r := offline(t, nil, args...); r.status != statusUsage || !strings.HasPrefix(lastFault(r.stderr), "varve: "+flag+": ") {
+				t.Errorf("%s: status %d, %s", url, r.status, r.stderr)
+			}
+		}
+	}
+	r := offline(t, nil, "verify", "--metadata", "dynamodb://table", "--segments", "s3://bucket?region=eu-west-1")
+	if r.status != statusUsage || !strings.Contains(r.stderr, "--metadata: no region") {
+		t.Errorf("verify: status %d, %s", r.status, r.stderr)
+	}
+}
+
+// lastFault is the line before the one about --help.
+func lastFault(stderr string) string {
+	lines := strings.Split(strings.TrimSpace(stderr), "\n")
+	return lines[max(0, len(lines)-2)]
 }
 
 // careless is a store that replaces objects.

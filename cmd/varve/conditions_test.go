@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	varvev1 "github.com/varvelog/varve/api/varve/v1"
+	"github.com/varvelog/varve/client"
 	"github.com/varvelog/varve/client/clienttest"
 )
 
@@ -149,5 +150,10 @@ func TestGateways(t *testing.T) {
 		`"partitions":0,"buffered_records":0,"beat":0,"floor":0}` + "\n"
 	if got := s.ok("", "gateways", "-o", "json"); !strings.HasSuffix(got, line) {
 		t.Errorf("%s", got)
+	}
+	for state, want := range map[string]string{"live": "7", "draining": "7", "sealed": "-", "closed": "-"} {
+		if got := whileServing(client.Gateway{State: state}, 7); got != want {
+			t.Errorf("a number of a gateway that is %s: %s, want %s", state, got, want)
+		}
 	}
 }

@@ -1,7 +1,12 @@
 package main
 
 import (
+	"strconv"
+
 	"github.com/spf13/cobra"
+
+	"github.com/varvelog/varve/client"
+	"github.com/varvelog/varve/metadata"
 )
 
 // gatewayJSON is one line of gateways -o json.
@@ -32,6 +37,9 @@ committed yet.
   sealed    was silent for too long, and others took its partitions; it comes back under a new id
   closed    has left, with nothing unfinished
 
+Of gateways that are sealed or closed the numbers are those of their last beat, which count no more: the table
+shows - for them, -o json what was recorded. Their rows stay listed until there is garbage collection.
+
 A beat is a count that rises while a gateway lives: ask twice to see it.`,
 		Example: `  varve gateways
   varve gateways -o json --server http://gateway-2:7480`,
@@ -50,7 +58,7 @@ A beat is a count that rises while a gateway lives: ask twice to see it.`,
 			table := newTable(a.stdout, "GATEWAY", "ADDRESS", "PEER ADDRESS", "ZONE", "STATE", "PARTITIONS", "BUFFERED", "BEAT", "VERSION")
 			for _, g := range gateways {
 				if !a.json() {
-					table.row(g.ID, orDash(g.Address), orDash(g.PeerAddress), orDash(g.Zone), g.State, g.Partitions, g.BufferedRecords, g.Beat, orDash(g.Version))
+					table.row(g.ID, orDash(g.Address), orDash(g.PeerAddress), orDash(g.Zone), g.State, whileServing(g, g.Partitions), whileServing(g, g.BufferedRecords), g.Beat, orDash(g.Version))
 					continue
 				}
 				if err := printJSON(a.stdout, gatewayJSON{
@@ -62,4 +70,12 @@ A beat is a count that rises while a gateway lives: ask twice to see it.`,
 			return table.flushUnless(a.json())
 		},
 	}
+}
+
+// whileServing is a number of a gateway's last beat, which says nothing once it is gone.
+func whileServing(g client.Gateway, n uint64) string {
+	if g.State == string(metadata.GatewaySealed) || g.State == string(metadata.GatewayClosed) {
+		return "-"
+	}
+	return strconv.FormatUint(n, 10)
 }

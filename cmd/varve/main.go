@@ -25,19 +25,30 @@ func main() {
 	// the write fails, and the verb decides what that means.
 	signal.Ignore(syscall.SIGPIPE)
 	ctx, cancel := context.WithCancelCause(context.Background())
-	go watchSignals(cancel)
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		watchSignals(signals, time.Now, cancel)
+		fmt.Fprintln(os.Stderr, "varve: stopped at once, by a second signal")
+		os.Exit(statusFailed)
+	}()
 	os.Exit(execute(ctx, os.Args[1:], &app{
 		stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, lookupEnv: os.LookupEnv, now: time.Now,
 	}))
 }
 
-// watchSignals lets the first signal end the command cleanly, and the second one at once.
-func watchSignals(cancel context.CancelCauseFunc) {
-	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+// signalEcho is how soon after the first signal another one is taken for the same: who stops a process and its
+// group sends two at once.
+const signalEcho = 500 * time.Millisecond
+
+// watchSignals lets the first signal end the command cleanly, and returns with the one that is to end it at once.
+func watchSignals(signals <-chan os.Signal, now func() time.Time, cancel context.CancelCauseFunc) {
 	<-signals
+	first := now()
 	cancel(errInterrupted)
-	<-signals
-	fmt.Fprintln(os.Stderr, "varve: stopped at once, by a second signal")
-	os.Exit(statusFailed)
+	for range signals {
+		if now().Sub(first) >= signalEcho {
+			return
+		}
+	}
 }

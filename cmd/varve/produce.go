@@ -45,6 +45,9 @@ With --expected-offset nothing is written unless that is the partition's next of
 else has written there: the first batch must get offset N, and each one must begin where the one before it
 ended. With --fencing-token nothing is written unless T is the partition's token ('varve topic fence').
 
+A record that was read is tried for two minutes, whatever --timeout says; after --timeout without an ack it tells
+why it waits.
+
 It stops at the first line or batch that is refused. Standard error gets a summary, and with -o json standard
 output a line an ack. Ctrl-C sends what was read, waits for its acks, and tells what was done.`,
 		Example: `  echo hello | varve produce hello-world

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"net"
+	"net/http"
 	"runtime"
 	"strings"
 	"testing"
@@ -94,6 +95,31 @@ func TestNoGateway(t *testing.T) {
 		if r.status != statusFailed || strings.Count(r.stderr, "trying again") != 1 || !strings.Contains(r.stderr, "start one with 'varve serve'") {
 			t.Errorf("%s: status %d, %q", verb, r.status, r.stderr)
 		}
+	}
+}
+
+// Servers that are no gateways: an object store, a table, a path that nobody serves.
+func TestServerThatIsNoGateway(t *testing.T) {
+	for _, server := range []string{
+		refusing(t, http.StatusBadRequest, "application/xml", "<Error><Code>InvalidArgument</Code></Error>"),
+		refusing(t, http.StatusBadRequest, "application/json", `{"__type":"UnknownOperationException"}`),
+		refusing(t, http.StatusNotFound, "text/plain", "404 page not found"),
+	} {
+		for _, verb := range []string{"topic list", "cat t", "tail t", "produce t"} {
+			r := (&testShell{t: t}).run("a\n", append(strings.Fields(verb), "--server", server, "--timeout", "2s")...)
+			if want := "is " + server + " the --listen address of a gateway?\n"; r.status != statusFailed || !strings.HasSuffix(r.stderr, want) {
+				t.Errorf("%s: status %d, %q", verb, r.status, r.stderr)
+			}
+		}
+	}
+}
+
+// A gateway says itself that it failed.
+func TestInternalErrorOfAGateway(t *testing.T) {
+	server := refusing(t, http.StatusInternalServerError, "application/json",
+		`{"code":"internal","message":"the log has the cause","details":[{"type":"varve.v1.ErrorInfo","value":""}]}`)
+	if r := (&testShell{t: t}).run("", "topic", "list", "--server", server); r.status != statusFailed || r.stderr != "varve: the log has the cause\n" {
+		t.Errorf("status %d, %q", r.status, r.stderr)
 	}
 }
 

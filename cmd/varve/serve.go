@@ -59,13 +59,14 @@ Without flags it needs nothing but a folder. With --segments and --metadata the
 records go to a bucket and their order to a table; credentials come from the
 environment, a profile or a role.
 
-Ctrl-C and SIGTERM finish what was accepted and exit with 0; a second one exits at once.`,
+Ctrl-C and SIGTERM finish what was accepted and exit with 0; a second one, half a
+second later or more, exits at once.`,
 		Example: `  varve serve
   varve serve --segments 's3://bucket/prefix?region=eu-west-1' --metadata 'dynamodb://table?region=eu-west-1'`,
 		Args:              cobra.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			// main ends the context with the first signal, and the process with the second.
+			// main ends the context with the first signal, and the process with another one.
 			return serve(cmd.Context(), o, cmd.ErrOrStderr(), nil)
 		},
 	}
@@ -182,11 +183,14 @@ func (o *serveOptions) planPeers(p *plan) error {
 		}
 		o.peerListen = net.JoinHostPort(host, "0")
 	}
+	given := o.advertise != ""
+	if !given {
+		o.advertise = o.peerListen // with the port that it gets
+	}
 	if err := checkListen("--peer-listen", o.peerListen, o.insecure); err != nil {
 		return err
 	}
-	if o.advertise == "" {
-		o.advertise = o.peerListen // with the port that it gets
+	if !given {
 		return nil
 	}
 	if host, port, err := net.SplitHostPort(o.advertise); err != nil || host == "" || port == "" {
@@ -227,8 +231,12 @@ func checkListen(flag, address string, insecure bool) error {
 	if flag == "--debug-listen" {
 		return fmt.Errorf("%s %s: only a loopback address will do", flag, address)
 	}
-	return fmt.Errorf("%s %s: whoever reaches this address could read, write and delete everything, for there is no TLS and no password yet; "+
-		"listen on 127.0.0.1, or say --insecure if the network keeps others out", flag, address)
+	could := "read, write and delete everything"
+	if flag == "--peer-listen" {
+		could = "put the order of records in disorder"
+	}
+	return fmt.Errorf("%s %s: whoever reaches this address could %s, for there is no TLS and no password yet; "+
+		"listen on 127.0.0.1, or say --insecure if the network keeps others out", flag, address, could)
 }
 
 func newLogger(out io.Writer, format, level string) (*slog.Logger, error) {
@@ -375,11 +383,18 @@ func openBackends(ctx context.Context, p *plan, wait *startWait) (b *backends, e
 	} else if err := os.MkdirAll(p.data, 0o700); err != nil {
 		return b, fmt.Errorf("--data: %w", err)
 	}
-	if b.buffers, err = segments.OpenBufferDir(segments.OS(), b.folder, segments.BufferConfig{}); err != nil {
+	b.buffers, err = segments.OpenBufferDir(segments.OS(), b.folder, segments.BufferConfig{})
+	if errors.Is(err, segments.ErrLocked) {
+		return b, folderInUse(p, b.folder)
+	}
+	if err != nil {
 		return b, err
 	}
 	b.closers = append(b.closers, b.buffers.Close)
 	table, closer, err := openTable(ctx, p.metadata)
+	if p.metadata.scheme == schemeBolt && errors.Is(err, metadata.ErrUnavailable) {
+		return b, fmt.Errorf("the table %s is in use by another process: stop that one; %s", p.metadata.path, sharedTableAdvice)
+	}
 	if err != nil {
 		return b, err
 	}
@@ -403,6 +418,18 @@ func openBackends(ctx context.Context, p *plan, wait *startWait) (b *backends, e
 		p.log.Info("the object store was tried and keeps its promises", "segments", store.String())
 	}
 	return b, nil
+}
+
+// sharedTableAdvice is for whoever starts a second gateway on a table that is one process's. Another folder or
+// file would make another cluster, which knows nothing of the first.
+const sharedTableAdvice = "several gateways need one table that they share: --metadata dynamodb://… and --segments"
+
+// folderInUse is the error of a start on a data folder that another process works on.
+func folderInUse(p *plan, folder string) error {
+	if p.exclusive() {
+		return fmt.Errorf("--data: %s is in use by another process: stop that one; %s", folder, sharedTableAdvice)
+	}
+	return fmt.Errorf("--data: %s is in use by another process: stop that one, or give this one a data folder of its own", folder)
 }
 
 // close closes in reverse.

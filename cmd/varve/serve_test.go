@@ -63,7 +63,7 @@ func TestServeUsage(t *testing.T) {
 		{[]string{"--listen", "example.org:7480"}, "--insecure"},
 		{[]string{"--listen", "7480"}, "want host:port"},
 		{[]string{"--peer-listen", "127.0.0.1:1"}, "give all of them the same --metadata dynamodb://"},
-		{[]string{"--metadata", "dynamodb://t", "--peer-listen", "0.0.0.0:1"}, "--insecure"},
+		{[]string{"--metadata", "dynamodb://t", "--peer-listen", "0.0.0.0:1"}, "could put the order of records in disorder"},
 		{[]string{"--metadata", "dynamodb://t", "--advertise", "host"}, "--advertise \"host\": want host:port"},
 		{[]string{"--debug-listen", "0.0.0.0:1", "--insecure"}, "only a loopback address"},
 		{[]string{"--segments", "ftp://x"}, "--segments"},
@@ -78,6 +78,9 @@ func TestServeUsage(t *testing.T) {
 		{[]string{"--segment-bytes", "1", "--log-level", "loud"}, "segment size 1"}, // all faults at once
 	} {
 		_, err := serveFlags(t, c.args...).plan(io.Discard)
+		if err != nil && strings.Contains(err.Error(), "no address for peers") {
+			t.Errorf("%v: a second line about the same: %v", c.args, err)
+		}
 		var usage *usageError
 		if !errors.As(err, &usage) || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%v: %v, want %q", c.args, err, c.want)
@@ -89,6 +92,28 @@ func TestServeUsage(t *testing.T) {
 		}
 	}
 	if err := checkListen("--listen", "0.0.0.0:1", true); err != nil {
+		t.Error(err)
+	}
+}
+
+// A second gateway on a folder, or on a table in a file, is told what several gateways need, once.
+func TestServeInUse(t *testing.T) {
+	data := t.TempDir()
+	g := startServing(t, "--data", data)
+	for _, c := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"--data", data}, "--data: " + filepath.Join(data, "buffer") + " is in use by another process: stop that one; " + sharedTableAdvice},
+		{[]string{"--metadata", "bolt://" + filepath.Join(data, "metadata.db")}, "the table " + filepath.Join(data, "metadata.db") + " is in use by another process: stop that one; " + sharedTableAdvice},
+		{[]string{"--data", data, "--metadata", "dynamodb://t?region=r"}, "--data: " + filepath.Join(data, "buffer") + " is in use by another process: stop that one, or give this one a data folder of its own"},
+	} {
+		o := serveFlags(t, append([]string{"--listen", "127.0.0.1:0", "--data", t.TempDir()}, c.args...)...)
+		if err := serve(t.Context(), o, t.Output(), nil); err == nil || err.Error() != c.want {
+			t.Errorf("%v: %v, want %s", c.args, err, c.want)
+		}
+	}
+	if err := g.stop(); err != nil {
 		t.Error(err)
 	}
 }

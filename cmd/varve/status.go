@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strings"
 	"syscall"
 
+	"connectrpc.com/connect/v2"
 	"github.com/spf13/cobra"
 
 	"github.com/varvelog/varve/client"
@@ -77,6 +79,8 @@ func (a *app) explain(err error) string {
 		return fmt.Sprintf("cannot reach a gateway (%v); start one with 'varve serve', or name one with --server or VARVE_SERVER", unreached)
 	case errors.Is(err, context.DeadlineExceeded) && a.dials != nil: // serve has limits of its own
 		return fmt.Sprintf("%s; no answer within %v (--timeout allows more)", text, a.timeout)
+	case a.dials != nil && isForeign(err):
+		return fmt.Sprintf("%s; is %s the --listen address of a gateway?", text, strings.Join(a.servers, " or "))
 	case errors.Is(err, client.ErrTopicNotFound):
 		return text + "; 'varve topic list' shows the topics there are"
 	case errors.Is(err, client.ErrPartitionNotFound):
@@ -89,6 +93,17 @@ func (a *app) explain(err error) string {
 		return text + "; the gateway may be starting or stopping: try again, or see its /readyz"
 	}
 	return text
+}
+
+// isForeign says that an answer looks like one of a server that is no gateway: gateways say in details of their own
+// what went wrong.
+func isForeign(err error) bool {
+	var failed *client.Error
+	if !errors.As(err, &failed) || failed.Code != connect.CodeInternal && failed.Code != connect.CodeUnimplemented {
+		return false
+	}
+	var remote *connect.Error
+	return errors.As(err, &remote) && len(remote.Details()) == 0
 }
 
 func isDial(err error) bool {

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -43,7 +44,8 @@ status 1. Garbage (ORPHAN_OBJECT, ORPHAN_ROW, FOREIGN_OBJECT) takes space and ha
 is nothing else. With -o json each finding is an object a line, and the last line is the summary, of kind SUMMARY.
 
 --repair removes garbage of which it is certain that nothing will ever need it: objects of gateways that are closed,
-and rows that an index left behind. It never mends damage, and removes no object while there is any.`,
+and rows that an index left behind. It never mends damage, and removes no object while there is any. Of all other
+garbage the line says why it stays.`,
 		Example: `  varve verify
   varve verify --deep -o json
   varve verify --data varve-data --repair
@@ -245,7 +247,17 @@ func (a *app) printFindingJSON(f client.VerifyFinding) error {
 		Row       string `json:"row"`
 		Message   string `json:"message"`
 		Repaired  bool   `json:"repaired"`
-	}(f))
+		Stays     string `json:"stays"` // why --repair left it; empty: it did not, or was not asked to
+	}{f.Kind, f.Break, f.Topic, f.Partition, f.Object, f.Row, f.Message, f.Repaired, whyStays(f)})
+}
+
+// whyStays takes out of a message why garbage stays: the API has no field for it.
+func whyStays(f client.VerifyFinding) string {
+	if f.Break {
+		return ""
+	}
+	_, why, _ := strings.Cut(f.Message, verify.ItStays)
+	return why
 }
 
 func summaryJSON(s client.VerifySummary) any {

@@ -54,8 +54,14 @@ func TestVerifyByGateway(t *testing.T) {
 		t.Fatal(err)
 	}
 	r = s.run("", "verify", "--repair")
-	if want := "FOREIGN_OBJECT " + strings.ReplaceAll(key, filepath.Base(path), "notes.txt") + ": no gateway writes such a key\n"; r.status != statusDone || r.stdout != want {
+	if want := "FOREIGN_OBJECT " + strings.ReplaceAll(key, filepath.Base(path), "notes.txt") + ": no gateway writes such a key; it stays: it is not Varve's\n"; r.status != statusDone || r.stdout != want {
 		t.Errorf("garbage alone: status %d\n%s\n%s, want %s", r.status, r.stdout, r.stderr, want)
+	}
+	if lines := jsonLines(t, s.ok("", "verify", "--repair", "-o", "json")); lines[0]["stays"] != "it is not Varve's" {
+		t.Errorf("%v, want why it stays", lines[0])
+	}
+	if lines := jsonLines(t, s.ok("", "verify", "-o", "json")); lines[0]["stays"] != "" {
+		t.Errorf("%v: nothing was to be removed", lines[0])
 	}
 	if err := os.Remove(foreign); err != nil {
 		t.Fatal(err)
@@ -77,7 +83,7 @@ func TestVerifyByGateway(t *testing.T) {
 	if r.status != statusFailed || len(lines) != 2 {
 		t.Fatalf("a flipped bit: status %d\n%s\n%s", r.status, r.stdout, r.stderr)
 	}
-	want := map[string]any{"kind": "BATCH_CORRUPT", "break": true, "topic": "t", "partition": 0.0, "object": key, "row": "", "repaired": false,
+	want := map[string]any{"kind": "BATCH_CORRUPT", "break": true, "topic": "t", "partition": 0.0, "object": key, "row": "", "repaired": false, "stays": "",
 		"message": lines[0]["message"]}
 	if diff := cmp.Diff(want, lines[0]); diff != "" {
 		t.Errorf("finding (-want +got):\n%s", diff)
