@@ -27,7 +27,8 @@ type FenceResult struct {
 
 // Fence sets a partition's fencing token, of at most 36 bytes: from then on appends that name a token succeed only with
 // this one. Appends that name none are not held back. The empty token is none. Setting the token that is there
-// succeeds, whatever the options say, so that a Fence is repeated safely within the request timeout.
+// succeeds, whatever the options say, so that a Fence with CurrentToken is repeated safely within the request timeout, if
+// no token is ever used again. One without is not repeated when its outcome is unknown.
 //
 // Errors: ErrFenced, ErrOffsetMismatch, ErrInvalid, ErrTopicNotFound, ErrPartitionNotFound, ErrUnavailable, ErrClosed,
 // and ctx's. With ErrUnknownOutcome the token may have been set, whatever else the error is: an earlier attempt had
@@ -36,7 +37,11 @@ func (c *Client) Fence(ctx context.Context, topic string, partition int32, token
 	req := &varvev1.FenceRequest{
 		Topic: topic, Partition: partition, Token: token, CurrentToken: opts.CurrentToken, ExpectedOffset: opts.ExpectedOffset,
 	}
-	res, err := call(ctx, c, untilSettled, func(ctx context.Context, e *endpoint) (*varvev1.FenceResponse, error) {
+	policy := untilSettled
+	if opts.CurrentToken == nil {
+		policy = onlyDefinite // an attempt that comes late must not replace the token of somebody after it
+	}
+	res, err := call(ctx, c, policy, func(ctx context.Context, e *endpoint) (*varvev1.FenceResponse, error) {
 		return e.log.Fence(ctx, req)
 	})
 	if err != nil {

@@ -388,7 +388,7 @@ func TestFenceInDoubt(t *testing.T) {
 		}
 		return apply()
 	}
-	_, err := c.Fence(t.Context(), "t", 0, "a", client.FenceOptions{ExpectedOffset: ptr(int64(3))})
+	_, err := c.Fence(t.Context(), "t", 0, "a", client.FenceOptions{CurrentToken: ptr(""), ExpectedOffset: ptr(int64(3))})
 	var e *client.Error
 	if !errors.Is(err, client.ErrOffsetMismatch) || !errors.Is(err, client.ErrUnknownOutcome) || !errors.As(err, &e) || e.ActualOffset != 0 {
 		t.Errorf("want ErrOffsetMismatch with 0, in doubt; got %v", err)

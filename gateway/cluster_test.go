@@ -87,13 +87,15 @@ type member struct {
 	closeDisk func()
 }
 
-func (c *testCluster) start() *member {
+func (c *testCluster) start() *member { return c.startWith(c.dial) }
+
+func (c *testCluster) startWith(dial func(string) connect.Transport) *member {
 	c.t.Helper()
 	c.count++
 	m := &member{cluster: c, address: fmt.Sprintf("peer-%d:1", c.count), life: &life{}}
 	config, d := c.config, c.d
 	config.PeerAddress = m.address
-	d.Dial = c.dial
+	d.Dial = dial
 	m.table = &hookedTable{Table: mortalTable{d.Table, m.life}}
 	d.Table = m.table
 	d.Store = mortalStore{d.Store, m.life}

@@ -187,7 +187,7 @@ func TestFenceWhileStopping(t *testing.T) {
 		go func() {
 			ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 			defer cancel()
-			_, err := g.log.Fence(ctx, &varvev1.FenceRequest{Topic: "a", Token: "mine"})
+			_, err := g.log.Fence(ctx, &varvev1.FenceRequest{Topic: "a", Token: "mine", CurrentToken: new(string)})
 			told <- err
 		}()
 		time.Sleep(100 * time.Millisecond)

@@ -327,8 +327,33 @@ func decisionOf(r *peerv1.DecideRequest) (decision, error) {
 }
 
 // decide has a decision taken by whoever sequences the partition, and returns what readers
-// see after it. Decisions can be taken twice without harm: it is tried until ctx ends.
+// see after it. It is tried until ctx ends, so that a try may come late, when later decisions were taken: that
+// does no harm to a trim or a close, and a fencing token is set in place of the one that was there.
 func (r *router) decide(ctx context.Context, id metadata.PartitionID, d decision) (*metadata.View, error) {
+	if d.fence != nil && d.fence.current == nil {
+		return r.fence(ctx, id, *d.fence)
+	}
+	return r.decideUntil(ctx, id, d)
+}
+
+// fence sets a fencing token in place of whatever is there.
+func (r *router) fence(ctx context.Context, id metadata.PartitionID, f fencing) (*metadata.View, error) {
+	v, err := r.g.viewNow(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	for current := v.Fence; ; {
+		v, err := r.decideUntil(ctx, id, decision{fence: &fencing{f.token, &current, f.expected}})
+		var conflict *metadata.FenceConflict
+		if !errors.As(err, &conflict) || conflict.Token == current {
+			return v, err
+		}
+		current = conflict.Token // somebody was quicker
+	}
+}
+
+// decideUntil asks until there is an answer.
+func (r *router) decideUntil(ctx context.Context, id metadata.PartitionID, d decision) (*metadata.View, error) {
 	pauses := metadata.DefaultBackOff()
 	doubt := false // an earlier try may have taken effect
 	for {

@@ -11,7 +11,9 @@ import (
 	"time"
 
 	"connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
 
+	peerv1 "github.com/varvelog/varve/api/varve/peer/v1"
 	varvev1 "github.com/varvelog/varve/api/varve/v1"
 	"github.com/varvelog/varve/metadata"
 )
@@ -373,4 +375,79 @@ func TestStopWhileFenced(t *testing.T) {
 		}
 		second.drain()
 	})
+}
+
+// lateStream is a call of which the caller hears that nobody answers, and which arrives later.
+type lateStream struct {
+	connect.ClientStream
+	arrive  func(request any)
+	request any
+}
+
+func (s *lateStream) Send(msg any) error {
+	s.request = proto.Clone(msg.(proto.Message))
+	return nil
+}
+
+func (s *lateStream) Receive(any) error {
+	s.arrive(s.request)
+	return connect.NewError(connect.CodeUnavailable, "connection reset")
+}
+
+// lateTransport has the next decisions arrive late.
+type lateTransport struct {
+	connect.Transport
+	late *atomic.Int64
+	came *atomic.Bool
+}
+
+func (t lateTransport) NewClientStream(ctx context.Context, spec connect.Spec) (connect.ClientStream, error) {
+	s, err := t.Transport.NewClientStream(ctx, spec)
+	if err != nil || !strings.HasSuffix(spec.Procedure, "/Decide") || t.late.Add(-1) < 0 {
+		return s, err
+	}
+	return &lateStream{ClientStream: s, arrive: func(request any) {
+		time.AfterFunc(5*time.Second, func() {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+			defer cancel()
+			if again, err := t.Transport.NewClientStream(ctx, spec); err == nil && again.Send(request) == nil {
+				t.came.Store(again.Receive(&peerv1.DecideResponse{}) == nil)
+			}
+		})
+	}}, nil
+}
+
+// TestLateFence has a gateway's first try to set a fencing token arrive after its second one was answered, and after
+// the next owner set a token: that one stays.
+func TestLateFence(t *testing.T) {
+	for _, current := range []*string{nil, new(string)} {
+		synctest.Test(t, func(t *testing.T) {
+			c := newTestCluster(t)
+			var late atomic.Int64
+			var came atomic.Bool
+			dial := c.network.Dial
+			first := c.start()
+			second := c.startWith(func(address string) connect.Transport { return lateTransport{dial(address), &late, &came} })
+			topic := first.create(t, "a", clusterPartitions, nil)
+			c.settle()
+			p := foreign(t, topic, first)
+			late.Store(1)
+			fence := func(m *member, token string, current *string) {
+				if _, err := m.log.Fence(t.Context(), &varvev1.FenceRequest{Topic: "a", Partition: p, Token: token, CurrentToken: current}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			fence(second, "old", current)
+			fence(first, "new", nil)
+			time.Sleep(10 * time.Second)
+			if v, err := first.viewNow(t.Context(), metadata.PartitionID{Topic: topic.ID, Number: p}); err != nil || v.Fence != "new" {
+				t.Errorf("the token is %q, %v", v.Fence, err)
+			}
+			if late.Load() > 0 || !came.Load() {
+				t.Error("nothing came late")
+			}
+			first.drain()
+			second.drain()
+		})
+	}
 }
