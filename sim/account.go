@@ -126,7 +126,7 @@ func (a *Account) Idle() []string {
 			}
 		}
 	}
-	if 50*a.idle > a.seeds {
+	if a.idle > 1+a.seeds/50 {
 		why = append(why, fmt.Sprintf("%d of %d seeds prove nothing by themselves", a.idle, a.seeds))
 	}
 	if 2*done < all {
