@@ -74,7 +74,7 @@ func TestRefusals(t *testing.T) {
 	t.Run("folder in use", func(t *testing.T) {
 		where := embedded(t)
 		p := start(t, where)
-		refuses(t, where, 1, where.data, "in use by another process", "data folder of its own")
+		refuses(t, where, 1, where.data, "in use by another process", "several gateways need one table")
 		l := newLoad(t, p.url())
 		makeTopic(t, l.client, topic, 1)
 		appendOne(t, l.client, topic, 0, "the first one goes on")
