@@ -131,22 +131,24 @@ func (in *intake) judge(ctx context.Context, segment *openSegment, references []
 // bucket says is the truth, should it not be ours.
 func (g *Gateway) put(ctx context.Context, object *segments.Object) (*segments.Directory, error) {
 	pauses := metadata.DefaultBackOff()
+	var watching sync.Mutex
+	there := false // guarded by watching: nobody calls it failing after that
 	hangs := time.AfterFunc(slowUpload+time.Duration(object.Size()/slowestUpload)*time.Second, func() {
-		g.uploadFails(object.Key(), errors.New("the bucket does not answer"))
+		watching.Lock()
+		defer watching.Unlock()
+		if !there {
+			g.uploadFails(object.Key(), errors.New("the bucket does not answer"))
+		}
 	})
 	defer hangs.Stop()
 	for {
-		err := g.store.Put(ctx, object.Key(), object)
-		switch {
-		case err == nil:
+		d, err := g.tryPut(ctx, object)
+		if err == nil {
+			watching.Lock()
+			there = true
+			watching.Unlock()
 			g.uploaded()
-			return &object.Directory, nil
-		case errors.Is(err, segments.ErrExists):
-			var stored *segments.Directory
-			if stored, err = segments.ReadDirectory(ctx, g.store, object.Key()); err == nil {
-				g.uploaded()
-				return stored, nil
-			}
+			return d, nil
 		}
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
@@ -156,6 +158,15 @@ func (g *Gateway) put(ctx context.Context, object *segments.Object) (*segments.D
 			return nil, err
 		}
 	}
+}
+
+// tryPut uploads once, and returns what the object in the bucket has.
+func (g *Gateway) tryPut(ctx context.Context, object *segments.Object) (*segments.Directory, error) {
+	err := g.store.Put(ctx, object.Key(), object)
+	if errors.Is(err, segments.ErrExists) {
+		return segments.ReadDirectory(ctx, g.store, object.Key())
+	}
+	return &object.Directory, err
 }
 
 // slowUpload is after how long an upload counts as failing, with a second more for each so many bytes.
