@@ -219,19 +219,19 @@ func (s *sequencer) rebalance() {
 // the context's error.
 func (s *sequencer) run(ctx context.Context) (err error) {
 	defer func() { s.fail(err) }()
-	due := time.NewTimer(0)
-	defer due.Stop()
+	var due <-chan time.Time
 	for {
 		if s.leaving != nil && s.outstanding == 0 && !s.waiting() && len(s.handovers) == 0 {
 			err := s.finish(s.leaving.ctx)
 			s.leaving.done <- err
 			return err
 		}
-		if err := s.await(ctx, due.C); err != nil {
+		if err := s.await(ctx, due); err != nil {
 			return err
 		}
+		due = nil
 		if wait := s.pace(); wait > 0 {
-			due.Reset(wait)
+			due = time.After(wait)
 		} else if err := s.cycle(ctx); err != nil {
 			return err
 		}
