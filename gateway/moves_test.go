@@ -264,8 +264,9 @@ func TestOneEntryACycle(t *testing.T) {
 			group.Wait()
 		}
 		rows, references = meters.cycledRows.Load()-rows, meters.cycledReferences.Load()-references
-		// The first append of a round is flushed at once, those that come with it go together.
-		if most := uint64(3 * rounds); rows > most || references < 10*rows {
+		// The first append of a round is flushed at once, those that come with it go together; on a machine that
+		// is busy some of those come a little later.
+		if most := uint64(4 * rounds); rows > most || references < 10*rows {
 			t.Errorf("%d journal entries, want up to %d, for %d references", rows, most, references)
 		}
 		for i, m := range members {
