@@ -268,8 +268,13 @@ func (u *unary) serve(ctx context.Context, l *listener, answer proto.Message, an
 // spoil makes garbage of an answer: an error that nobody expects or, among gateways, other bytes where it
 // has any (a few wrong bits don't get through a connection with checksums).
 func spoil(procedure string, message proto.Message, d *dice) error {
-	if !strings.HasPrefix(procedure, "/"+peerv1connect.PeerServiceName+"/") || d.chance(2) {
-		return connect.NewError(connect.Code(1+d.upTo(16)), "garbage")
+	ofPeers := strings.HasPrefix(procedure, "/"+peerv1connect.PeerServiceName+"/")
+	if !ofPeers || d.chance(2) {
+		code := connect.Code(1 + d.upTo(16))
+		if !ofPeers && (code == connect.CodeDataLoss || code == connect.CodeOutOfRange) {
+			code = connect.CodeUnknown // a client believes what is said of the log: it would be an anomaly of the network's making
+		}
+		return connect.NewError(code, "garbage")
 	}
 	spoiled := false
 	message.ProtoReflect().Range(func(field protoreflect.FieldDescriptor, value protoreflect.Value) bool {
