@@ -299,7 +299,7 @@ func (m *members) knows(id metadata.GatewayID) bool {
 func (m *members) takesFrom(id metadata.GatewayID) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	s, known := m.seen[id]
+	s, known := m.seen[id.Owner()]
 	return known && s.row.State != metadata.GatewayClosed
 }
 

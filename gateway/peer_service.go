@@ -121,13 +121,16 @@ func (s *peerService) Decide(ctx context.Context, r *peerv1.DecideRequest) (*pee
 	if err != nil {
 		return nil, err
 	}
-	d, err := decisionOf(r)
+	d, err := decisionOf(id, r)
 	if err != nil {
 		return nil, err
 	}
 	v, err := s.g.tenure.Load().sequencer.decide(ctx, id, d)
 	if err != nil {
 		return &peerv1.DecideResponse{Refusal: refusalMessage(err)}, nil
+	}
+	if d.swap != nil { // it asked for no view, which may be large
+		return &peerv1.DecideResponse{SwapOutcome: uint32(d.swap.outcome)}, nil
 	}
 	return &peerv1.DecideResponse{View: v.Encode()}, nil
 }

@@ -21,7 +21,7 @@ import (
 const (
 	// peerProtocol is the version of what gateways say to each other. One that speaks another
 	// is not spoken to.
-	peerProtocol = 1
+	peerProtocol = 2
 	// peerWait is how long a gateway lets another one wait for a verdict, peerTime how long
 	// that one waits for the answer.
 	peerWait = 2 * time.Second
@@ -212,6 +212,9 @@ func (s *peers) decide(ctx context.Context, to metadata.GatewayID, id metadata.P
 		}
 		if refused = refusalError(answer.GetRefusal()); refused != nil {
 			return nil
+		}
+		if d.swap != nil {
+			return d.swap.answered(answer.GetSwapOutcome())
 		}
 		v, err = metadata.DecodeView(id, answer.GetView())
 		return err

@@ -183,7 +183,7 @@ func (r *reader) plan(ctx context.Context, v *metadata.View, f filter, until int
 func join(ranges []wanted, c metadata.Chunk) []wanted {
 	if n := len(ranges); n > 0 {
 		last := &ranges[n-1]
-		if last.chunk.Gateway == c.Gateway && last.chunk.Number == c.Number && last.chunk.Position+last.length == c.Position && last.chunk.End == c.First {
+		if last.chunk.Gateway == c.Gateway && last.chunk.Number == c.Number && last.chunk.Sparse == c.Sparse && last.chunk.Position+last.length == c.Position && last.chunk.End == c.First {
 			last.length += c.Length
 			last.chunk.End = c.End
 			return ranges
@@ -252,6 +252,12 @@ func (r *reader) stamp(w wanted, data []byte, f filter, into []byte) (_ []byte, 
 		if err != nil {
 			return into, offset, r.damage(w, position, offset, err)
 		}
+		if w.chunk.Sparse {
+			if h.BaseOffset < offset || h.BaseOffset+int64(h.LastOffsetDelta) >= w.chunk.End {
+				return into, offset, r.damage(w, position, offset, fmt.Errorf("its base offset is %d, and the index says %d to %d (end, exclusive)", h.BaseOffset, offset, w.chunk.End))
+			}
+			offset = h.BaseOffset
+		}
 		end := position + h.Size()
 		last := offset + int64(h.LastOffsetDelta) + 1
 		if last > f.from && offset < f.until && (f.times == nil || h.MaxTimestamp >= f.times.start) {
@@ -264,6 +270,9 @@ func (r *reader) stamp(w wanted, data []byte, f filter, into []byte) (_ []byte, 
 			batch.SetBaseOffset(into[at:], offset, 0)
 		}
 		offset, position = last, end
+	}
+	if w.chunk.Sparse {
+		offset = max(offset, w.chunk.End)
 	}
 	if offset != w.chunk.End {
 		// Which of the batches is not the one that was meant, nobody knows.
@@ -319,7 +328,7 @@ type indexCache struct {
 type indexKey struct {
 	partition metadata.PartitionID
 	level     int
-	first     int64
+	at        metadata.RowPlace
 }
 
 func newIndexCache(index metadata.Index, rows int) *indexCache {
@@ -329,12 +338,12 @@ func newIndexCache(index metadata.Index, rows int) *indexCache {
 }
 
 // Page implements [metadata.Index].
-func (c *indexCache) Page(ctx context.Context, p metadata.PartitionID, first int64) ([]metadata.Entry, error) {
-	key := indexKey{partition: p, first: first}
+func (c *indexCache) Page(ctx context.Context, p metadata.PartitionID, at metadata.RowPlace) ([]metadata.Entry, error) {
+	key := indexKey{partition: p, at: at}
 	if entries, ok := c.pages.GetIfPresent(key); ok {
 		return entries, nil
 	}
-	entries, err := c.index.Page(ctx, p, first)
+	entries, err := c.index.Page(ctx, p, at)
 	if err == nil {
 		c.pages.Set(key, entries)
 	}
@@ -342,12 +351,12 @@ func (c *indexCache) Page(ctx context.Context, p metadata.PartitionID, first int
 }
 
 // Node implements [metadata.Index].
-func (c *indexCache) Node(ctx context.Context, p metadata.PartitionID, level int, first int64) ([]metadata.Child, error) {
-	key := indexKey{p, level, first}
+func (c *indexCache) Node(ctx context.Context, p metadata.PartitionID, level int, at metadata.RowPlace) ([]metadata.Child, error) {
+	key := indexKey{p, level, at}
 	if children, ok := c.nodes.GetIfPresent(key); ok {
 		return children, nil
 	}
-	children, err := c.index.Node(ctx, p, level, first)
+	children, err := c.index.Node(ctx, p, level, at)
 	if err == nil {
 		c.nodes.Set(key, children)
 	}

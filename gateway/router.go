@@ -8,6 +8,7 @@ import (
 	"time"
 
 	peerv1 "github.com/varvelog/varve/api/varve/peer/v1"
+	"github.com/varvelog/varve/internal/seeded"
 	"github.com/varvelog/varve/metadata"
 )
 
@@ -282,6 +283,7 @@ type decision struct {
 	trim  *int64
 	close bool
 	fence *fencing
+	swap  *swapping
 }
 
 // fencing sets the fencing token.
@@ -297,6 +299,8 @@ func (d decision) judge(p *metadata.Partition) (*metadata.Change, error) {
 		return p.JudgeTrim(*d.trim)
 	case d.fence != nil:
 		return p.JudgeFence(d.fence.token, d.fence.current, d.fence.expected)
+	case d.swap != nil:
+		return d.swap.judge(p)
 	}
 	return p.JudgeClose(), nil
 }
@@ -308,13 +312,15 @@ func (d decision) message(id metadata.PartitionID) *peerv1.DecideRequest {
 		r.Decision = &peerv1.DecideRequest_Trim{Trim: *d.trim}
 	case d.fence != nil:
 		r.Decision = &peerv1.DecideRequest_Fence{Fence: &peerv1.Fence{Token: d.fence.token, CurrentToken: d.fence.current, ExpectedOffset: d.fence.expected}}
+	case d.swap != nil:
+		r.Decision = &peerv1.DecideRequest_Swap{Swap: d.swap.Encode()}
 	default:
 		r.Decision = &peerv1.DecideRequest_Close{Close: true}
 	}
 	return r
 }
 
-func decisionOf(r *peerv1.DecideRequest) (decision, error) {
+func decisionOf(id metadata.PartitionID, r *peerv1.DecideRequest) (decision, error) {
 	switch d := r.GetDecision().(type) {
 	case *peerv1.DecideRequest_Trim:
 		return decision{trim: &d.Trim}, nil
@@ -322,6 +328,9 @@ func decisionOf(r *peerv1.DecideRequest) (decision, error) {
 		return decision{fence: &fencing{d.Fence.GetToken(), d.Fence.CurrentToken, d.Fence.ExpectedOffset}}, nil
 	case *peerv1.DecideRequest_Close:
 		return decision{close: true}, nil
+	case *peerv1.DecideRequest_Swap:
+		w, err := metadata.DecodeSwap(id, d.Swap)
+		return decision{swap: &swapping{Swap: w}}, err
 	}
 	return decision{}, fmt.Errorf("%w: a decision of unknown kind", metadata.ErrInvalid)
 }
@@ -406,7 +415,15 @@ func (r *router) decideOnce(ctx context.Context, id metadata.PartitionID, d deci
 
 // decide takes a decision here.
 func (s *sequencer) decide(ctx context.Context, id metadata.PartitionID, d decision) (v *metadata.View, err error) {
+	if d.swap != nil {
+		if err := s.meets(ctx, d.swap.Uploader); err != nil {
+			return nil, err
+		}
+	}
 	err = s.ask(ctx, id, func(p *metadata.Partition) (*metadata.Change, error) {
+		if d.swap != nil && !s.g.members.takesFrom(d.swap.Uploader) && !seeded.Has(seeded.AcceptClosedUploader) {
+			return nil, &uploaderClosed{d.swap.Uploader}
+		}
 		c, err := d.judge(p)
 		if errors.Is(err, metadata.ErrClosed) && d.close {
 			return nil, nil

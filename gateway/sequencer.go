@@ -621,7 +621,7 @@ func (s *sequencer) take(a acquisition) {
 // forgetClosed drops what a partition remembers of uploaders that are gone for ever.
 func (s *sequencer) forgetClosed(h *held) {
 	for _, id := range h.state.Uploaders() {
-		if s.g.members.isClosed(id) {
+		if s.g.members.isClosed(id.Owner()) {
 			h.state.Forget(id)
 		}
 	}

@@ -11,7 +11,11 @@ import (
 // has every row. A decoder keeps its first error, so that callers check once; it
 // bounds every length before it allocates.
 
-const formatV1 = 1
+const (
+	formatV1 = 1
+	// formatSigned is that of a page or node that was written for a swap: see signRow.
+	formatSigned = 2
+)
 
 type encoder struct{ b []byte }
 

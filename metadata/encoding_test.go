@@ -440,14 +440,7 @@ func TestRoundTrip(t *testing.T) {
 		if diff := cmp.Diff(entries, got); err != nil || diff != "" {
 			rt.Fatalf("page: %v\n%s", err, diff)
 		}
-		var children []Child
-		first := wide(rt, "first")
-		for range rapid.IntRange(0, 5).Draw(rt, "children") {
-			c := Child{First: first, MinTimestamp: wide(rt, "min"), Bytes: wide(rt, "bytes"), Entries: wide(rt, "entries"), Sum: rapid.Uint64().Draw(rt, "sum")}
-			c.MaxTimestamp = c.MinTimestamp + wide(rt, "max")
-			c.LastTimestamp = c.MaxTimestamp - wide(rt, "last")
-			children, first = append(children, c), first+1+wide(rt, "next")
-		}
+		children := drawChildren(rt, 0)
 		gotChildren, err := decodeNode(encodeNode(children))
 		if diff := cmp.Diff(children, gotChildren); err != nil || diff != "" {
 			rt.Fatalf("node: %v\n%s", err, diff)
@@ -455,15 +448,28 @@ func TestRoundTrip(t *testing.T) {
 	})
 }
 
+func drawChildren(rt *rapid.T, least int) []Child {
+	var children []Child
+	first := wide(rt, "first")
+	for range rapid.IntRange(least, 5).Draw(rt, "children") {
+		c := Child{First: first, MinTimestamp: wide(rt, "min"), Bytes: wide(rt, "bytes"), Entries: 1 + wide(rt, "entries"), Sum: rapid.Uint64().Draw(rt, "sum"),
+			Row: rapid.SampledFrom([]uint64{0, 0, 1, 1 << 63}).Draw(rt, "row")}
+		c.MaxTimestamp = c.MinTimestamp + wide(rt, "max")
+		c.LastTimestamp = c.MaxTimestamp - wide(rt, "last")
+		children, first = append(children, c), first+1+wide(rt, "next")
+	}
+	return children
+}
+
 func TestRoundTripChange(t *testing.T) {
-	unexported := cmp.AllowUnexported(Change{}, answerRun{}, producerAppend{})
+	unexported := cmp.AllowUnexported(Change{}, answerRun{}, producerAppend{}, swapping{})
 	rapid.Check(t, func(rt *rapid.T) {
 		now := time.UnixMilli(wide(rt, "now"))
 		b := NewEntryBuilder(now)
 		var want []Change
 		for range rapid.IntRange(0, 5).Draw(rt, "changes") {
 			c := Change{Partition: PartitionID{TopicID{rapid.Byte().Draw(rt, "topic")}, rapid.Int32Range(0, MaxPartitions).Draw(rt, "partition")},
-				Epoch: uint64(wide(rt, "epoch")), Kind: ChangeKind(rapid.IntRange(1, 4).Draw(rt, "kind"))}
+				Epoch: uint64(wide(rt, "epoch")), Kind: ChangeKind(rapid.IntRange(1, 5).Draw(rt, "kind"))}
 			switch c.Kind {
 			case ChangeAppend:
 				c.Uploader, c.Number, c.Entries = "up", uint64(wide(rt, "number")), drawEntries(rt)
@@ -484,6 +490,21 @@ func TestRoundTripChange(t *testing.T) {
 				c.Offset = wide(rt, "offset")
 			case ChangeFence:
 				c.Fence = rapid.String().Draw(rt, "fence")
+			case ChangeSwap:
+				c.Uploader, c.Number = "up", uint64(wide(rt, "number"))
+				switch rapid.IntRange(0, 2).Draw(rt, "swap") {
+				case 0:
+					c.runs = []answerRun{{outcome: SwapRefused, batches: 1, offset: NoOffset, actual: NoOffset}}
+				case 1:
+					c.swap = &swapping{level: tailLevel, from: wide(rt, "from")}
+					c.Entries = drawEntries(rt)
+				case 2:
+					c.swap = &swapping{level: rapid.IntRange(0, maxLevels-1).Draw(rt, "level"), from: wide(rt, "from"), children: drawChildren(rt, 1)}
+				}
+				if c.swap != nil {
+					c.swap.to = c.swap.from + 1 + wide(rt, "offsets")
+					c.runs = []answerRun{{outcome: Accepted, batches: 1, offset: c.swap.from, actual: NoOffset}}
+				}
 			}
 			before := len(b.Encode())
 			bound := b.measure(&c)

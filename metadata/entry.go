@@ -62,6 +62,9 @@ func (b *EntryBuilder) Fits(c *Change) bool {
 // measure bounds from above what a change takes.
 func (b *EntryBuilder) measure(c *Change) int {
 	size := 96 + len(c.Fence) + 16*len(c.runs) + 40*len(c.producers) + len(c.Uploader)
+	if c.swap != nil {
+		size += 24 + 64*len(c.swap.children)
+	}
 	for i := range c.Entries {
 		size += 112 + len(c.Entries[i].Gateway) + 40*len(c.Entries[i].Points)
 	}
@@ -101,6 +104,12 @@ func (b *EntryBuilder) Add(c *Change) {
 		e.uint(uint64(c.Offset))
 	case ChangeFence:
 		e.text(c.Fence)
+	case ChangeSwap:
+		e.uint(b.gates.number(c.Uploader))
+		e.uint(c.Number)
+		encodeRuns(e, c.runs, 0)
+		encodeSwapping(e, c.swap)
+		encodeEntries(e, &b.gates, c.Entries, Entry{})
 	}
 }
 
@@ -164,7 +173,7 @@ func decodeRuns(d *decoder, base int64) []answerRun {
 		} else {
 			r.actual = d.int()
 		}
-		if r.outcome < Accepted || r.outcome > UnknownProducer {
+		if r.outcome < Accepted || r.outcome > SwapRefused {
 			d.fail(fmt.Sprintf("verdict of unknown kind %d: a newer varve wrote it", r.outcome))
 		}
 		runs[i] = r
@@ -241,6 +250,12 @@ func decodeChange(d *decoder, c *Change, gates []GatewayID, topics []TopicID, ba
 		c.Offset = int64(d.uint())
 	case ChangeFence:
 		c.Fence = d.text()
+	case ChangeSwap:
+		c.Uploader = lookupGateway(d, gates)
+		c.Number = d.uint()
+		c.runs = decodeRuns(d, 0)
+		c.swap = decodeSwapping(d)
+		c.Entries = decodeEntries(d, gates, Entry{})
 	case ChangeClose:
 	default:
 		d.fail(fmt.Sprintf("change of unknown kind %d: a newer varve wrote it", c.Kind))

@@ -39,7 +39,9 @@ type Gateway struct {
 	Version string
 	Beat    uint64 // counts writes: who sees no change for the lease time calls it dead
 	Floor   uint64 // lowest of its segment numbers that is not settled yet
-	State   GatewayState
+	// MergeFloor is the floor of what it is as a compactor: see MergerID.
+	MergeFloor uint64
+	State      GatewayState
 	// Peer is the host:port of its peer service; empty: it has none.
 	Peer string
 	// Protocol is that of its peer service: those of different ones do not work together.
@@ -63,6 +65,7 @@ type gatewayRow struct {
 	Version    string       `json:"version"`
 	Beat       uint64       `json:"beat"`
 	Floor      uint64       `json:"floor"`
+	MergeFloor uint64       `json:"merge_floor,omitempty"`
 	Partitions uint64       `json:"partitions"`
 	Buffered   uint64       `json:"buffered"`
 	State      GatewayState `json:"state"`
@@ -73,7 +76,7 @@ func gatewayKey(id GatewayID) Key { return Key{gatewaysPartition, string(id)} }
 
 func (g *Gateway) row() gatewayRow {
 	return gatewayRow{Format: formatV1, Address: g.Address, Peer: g.Peer, Protocol: g.Protocol, Zone: g.Zone, Version: g.Version,
-		Beat: g.Beat, Floor: g.Floor, Partitions: g.Partitions, Buffered: g.Buffered, State: g.State, SealedAt: g.SealedAt}
+		Beat: g.Beat, Floor: g.Floor, MergeFloor: g.MergeFloor, Partitions: g.Partitions, Buffered: g.Buffered, State: g.State, SealedAt: g.SealedAt}
 }
 
 func decodeGateway(row Row) (Gateway, error) {
@@ -85,7 +88,7 @@ func decodeGateway(row Row) (Gateway, error) {
 		return Gateway{}, fmt.Errorf("%w: row %s: unknown state %q", ErrCorrupt, row.Key, r.State)
 	}
 	return Gateway{ID: GatewayID(row.Sort), Address: r.Address, Peer: r.Peer, Protocol: r.Protocol, Zone: r.Zone, Version: r.Version,
-		Beat: r.Beat, Floor: r.Floor, Partitions: r.Partitions, Buffered: r.Buffered, State: r.State, SealedAt: r.SealedAt, Stamp: row.Stamp}, nil
+		Beat: r.Beat, Floor: r.Floor, MergeFloor: r.MergeFloor, Partitions: r.Partitions, Buffered: r.Buffered, State: r.State, SealedAt: r.SealedAt, Stamp: row.Stamp}, nil
 }
 
 // RegisterGateway makes the row of a gateway that just minted its id, live and with

@@ -551,7 +551,7 @@ func (h *history) check(rt *rapid.T) {
 
 // readBetween reads the partition from the table while its life goes on between the reads.
 func (h *history) readBetween(rt *rapid.T) {
-	actions := []func(*rapid.T){h.cycle, h.checkpoint, h.die, h.release, h.trim, h.fence, h.othersOnly, h.othersOnly}
+	actions := []func(*rapid.T){h.cycle, h.checkpoint, h.die, h.release, h.trim, h.fence, h.othersOnly, h.othersOnly, h.swap}
 	left := rapid.IntRange(1, 6).Draw(rt, "meanwhile")
 	table := metadata.Observe(shortPages{metadata.Retry(h.table, nil)}, func(metadata.Observation) {
 		if left > 0 && rapid.Bool().Draw(rt, "now") {
@@ -579,7 +579,7 @@ func TestHistory(t *testing.T) {
 		actions := map[string]func(*rapid.T){
 			"cycle": h.cycle, "cycle again": h.cycle, "cycle and again": h.cycle, "trim": h.trim, "fence": h.fence,
 			"checkpoint": h.checkpoint, "cut short": h.cutShort, "die": h.die, "release": h.release, "forget": h.forget,
-			"haunt": h.haunt, "read between": h.readBetween, "late": func(*rapid.T) { h.did["late"] += h.table.Release() },
+			"haunt": h.haunt, "swap": h.swap, "late swap": h.lateSwap, "read between": h.readBetween, "late": func(*rapid.T) { h.did["late"] += h.table.Release() },
 			"": h.check,
 		}
 		for range 4 {
@@ -592,7 +592,7 @@ func TestHistory(t *testing.T) {
 	t.Log(did)
 	for _, must := range []string{"accepted", "duplicate", "duplicate-forgotten", "offset-mismatch", "fence-mismatch", "sequence-gap",
 		"producer-fenced", "unknown-producer", "status 2", "status 3", "takeovers", "cut short", "lease in doubt", "releases", "half takeovers", "based", "second tries",
-		"haunted", "late", "read between", "trimmed by others", "fence refused", "followed", "sent whole", "fault lost answer", "fault vanished", "fault late"} {
+		"haunted", "late", "read between", "trimmed by others", "fence refused", "followed", "swapped on level -1", "swapped on level 0", "swapped on level 1", "late swap taken", "late swap refused", "sent whole", "fault lost answer", "fault vanished", "fault late"} {
 		if did[must] == 0 {
 			t.Errorf("%s never happened", must)
 		}

@@ -59,12 +59,15 @@ type Chunk struct {
 	First, End       int64 // offsets
 	MaxTimestamp     int64
 	LastTimestamp    int64
+	// Sparse: offsets are missing, as key compaction leaves them. What is stored has its real base offsets.
+	Sparse bool
 }
 
 // Chunks returns the entry's chunks in order.
 func (e *Entry) Chunks() []Chunk {
+	sparse := e.Records != e.End-e.First
 	if len(e.Points) == 0 {
-		return []Chunk{{e.Gateway, e.Number, e.Position, e.Length, e.First, e.End, e.MaxTimestamp, e.LastTimestamp}}
+		return []Chunk{{e.Gateway, e.Number, e.Position, e.Length, e.First, e.End, e.MaxTimestamp, e.LastTimestamp, sparse}}
 	}
 	chunks := make([]Chunk, len(e.Points))
 	for i, p := range e.Points {
@@ -72,7 +75,7 @@ func (e *Entry) Chunks() []Chunk {
 		if i+1 < len(e.Points) {
 			end, limit = e.Points[i+1].Offset, e.Points[i+1].Position
 		}
-		chunks[i] = Chunk{e.Gateway, e.Number, p.Position, limit - p.Position, p.Offset, end, p.MaxTimestamp, p.LastTimestamp}
+		chunks[i] = Chunk{e.Gateway, e.Number, p.Position, limit - p.Position, p.Offset, end, p.MaxTimestamp, p.LastTimestamp, sparse}
 	}
 	return chunks
 }
@@ -87,7 +90,19 @@ type Child struct {
 	Bytes         int64
 	Entries       int64
 	Sum           uint64
+	// Row tells the row of a page or node that a swap wrote from others that begin at the same
+	// offset; 0 for one that a checkpoint wrote.
+	Row uint64
 }
+
+// RowPlace names the row of a page or node within its level.
+type RowPlace struct {
+	First int64
+	Row   uint64 // see Child
+}
+
+// place names the child's row.
+func (c *Child) place() RowPlace { return RowPlace{c.First, c.Row} }
 
 // summarize describes entries as one child.
 func summarize(entries []Entry) Child {
@@ -105,6 +120,7 @@ func summarize(entries []Entry) Child {
 // merge describes children as one child of the level above.
 func merge(children []Child) Child {
 	c := children[0]
+	c.Row = 0
 	for _, o := range children[1:] {
 		c.MinTimestamp, c.MaxTimestamp = min(c.MinTimestamp, o.MinTimestamp), max(c.MaxTimestamp, o.MaxTimestamp)
 		c.LastTimestamp = o.LastTimestamp
@@ -116,11 +132,29 @@ func merge(children []Child) Child {
 }
 
 // newEntry makes the index entry of batches that lie side by side, the first of
-// which gets the offset base. sums are the batches' content hashes.
+// which gets the offset base.
 func newEntry(ref *Reference, batches []Batch, base int64) Entry {
+	return makeEntry(ref.Uploader, ref.Number, batches, base, nil)
+}
+
+// MergedEntry makes the index entry of batches that were moved to a segment where they lie side by side, for
+// offsets first up to end. Each keeps its base offset: offsets has them, rising. What lies between batches is gone.
+func MergedEntry(uploader GatewayID, number uint64, batches []Batch, offsets []int64, first, end int64) Entry {
+	e := makeEntry(uploader, number, batches, first, offsets)
+	e.End = end
+	return e
+}
+
+// EmptyEntry is the index entry of offsets of which no record is left.
+func EmptyEntry(first, end int64) Entry {
+	return Entry{First: first, End: end, MinTimestamp: NoTimestamp, MaxTimestamp: NoTimestamp, LastTimestamp: NoTimestamp}
+}
+
+// makeEntry makes an entry; nil offsets: they follow each other.
+func makeEntry(uploader GatewayID, number uint64, batches []Batch, base int64, offsets []int64) Entry {
 	first, last := &batches[0], &batches[len(batches)-1]
 	e := Entry{
-		First: base, Gateway: ref.Uploader, Number: ref.Number, Position: first.Position,
+		First: base, Gateway: uploader, Number: number, Position: first.Position,
 		Length: last.Position + int64(last.Size) - first.Position, LastTimestamp: last.LastTimestamp,
 		MinTimestamp: first.MinTimestamp, MaxTimestamp: first.MaxTimestamp,
 	}
@@ -128,6 +162,9 @@ func newEntry(ref *Reference, batches []Batch, base int64) Entry {
 	offset := base
 	for i := range batches {
 		b := &batches[i]
+		if offsets != nil {
+			offset = offsets[i]
+		}
 		if n := len(e.Points); n == 0 || (b.Position-e.Points[n-1].Position >= chunk && n < MaxPoints) {
 			e.Points = append(e.Points, Point{Offset: offset, Position: b.Position, MaxTimestamp: b.MaxTimestamp})
 		}
@@ -139,6 +176,7 @@ func newEntry(ref *Reference, batches []Batch, base int64) Entry {
 		offset += int64(b.Offsets)
 	}
 	e.End = offset
+	e.Points[0].Offset = base // what is missing before the first batch belongs to it
 	if len(e.Points) == 1 {
 		e.Points = nil
 	}
@@ -247,6 +285,10 @@ func encodeChildren(e *encoder, children []Child) {
 		e.uint(uint64(c.MaxTimestamp - c.MinTimestamp))
 		e.uint(uint64(c.MaxTimestamp - c.LastTimestamp))
 		e.uint(uint64(c.Bytes))
+		if c.Row != 0 {
+			e.uint(0) // no child is without entries
+			e.fixed64(c.Row)
+		}
 		e.uint(uint64(c.Entries))
 		e.fixed64(c.Sum)
 		last = c
@@ -271,7 +313,10 @@ func decodeChildren(d *decoder) []Child {
 		c.MaxTimestamp = c.MinTimestamp + int64(d.uint())
 		c.LastTimestamp = c.MaxTimestamp - int64(d.uint())
 		c.Bytes = int64(d.uint())
-		c.Entries = int64(d.uint())
+		if c.Entries = int64(d.uint()); c.Entries == 0 {
+			c.Row = d.fixed64()
+			c.Entries = int64(d.uint())
+		}
 		c.Sum = d.fixed64()
 		if d.err == nil && (c.First < last.First || i > 0 && c.First == last.First || c.Bytes < 0 || c.Entries < 0) {
 			d.fail(fmt.Sprintf("child %d is out of order", i))
@@ -298,6 +343,7 @@ func encodePage(entries []Entry) []byte {
 
 func decodePage(value []byte) ([]Entry, error) {
 	d := &decoder{b: value}
+	d.unsign()
 	d.format()
 	gateways := decodeDictionary(d)
 	entries := decodeEntries(d, gateways, Entry{})
@@ -313,6 +359,7 @@ func encodeNode(children []Child) []byte {
 
 func decodeNode(value []byte) ([]Child, error) {
 	d := &decoder{b: value}
+	d.unsign()
 	d.format()
 	children := decodeChildren(d)
 	return children, d.end()

@@ -97,7 +97,7 @@ const (
 type IndexKey struct {
 	Kind  IndexRowKind
 	Level int
-	First int64
+	RowPlace
 }
 
 // ParseIndexKey reads a sort key of a partition. False: nothing here writes such a key.
@@ -115,18 +115,27 @@ func ParseIndexKey(sort string) (IndexKey, bool) {
 		}
 		rest = first
 	}
+	rest, unique, swapped := strings.Cut(rest, "/")
 	number, err := strconv.ParseUint(rest, 16, 64)
 	if err != nil || sequenceSort(number) != rest {
 		return k, false
 	}
 	k.First = int64(number)
+	if swapped {
+		if k.Row, err = strconv.ParseUint(unique, 16, 64); err != nil || k.Row == 0 || sequenceSort(k.Row) != unique || k.Kind == ProducerRow {
+			return k, false
+		}
+	}
 	return k, k.Kind == PageRow || k.Kind == NodeRow || k.Kind == ProducerRow
 }
 
 // LeaseKey, PageKey and NodeKey name rows of the partition.
 func (p PartitionID) LeaseKey() Key                      { return leaseKey(p) }
-func (p PartitionID) PageKey(first int64) Key            { return pageKey(p, first) }
-func (p PartitionID) NodeKey(level int, first int64) Key { return treeKey(p, level, first) }
+func (p PartitionID) PageKey(at RowPlace) Key            { return pageKey(p, at) }
+func (p PartitionID) NodeKey(level int, at RowPlace) Key { return treeKey(p, level, at) }
+
+// Place names the child's row.
+func (c *Child) Place() RowPlace { return c.place() }
 
 // DecodeLease reads a partition's lease row.
 func DecodeLease(id PartitionID, row Row) (*Lease, error) { return decodeLease(id, row) }

@@ -478,8 +478,8 @@ func TestTrimCutShort(t *testing.T) {
 // cutPages is an index whose pages lack their last entries.
 type cutPages struct{ metadata.TableIndex }
 
-func (x cutPages) Page(ctx context.Context, p metadata.PartitionID, first int64) ([]metadata.Entry, error) {
-	entries, err := x.TableIndex.Page(ctx, p, first)
+func (x cutPages) Page(ctx context.Context, p metadata.PartitionID, at metadata.RowPlace) ([]metadata.Entry, error) {
+	entries, err := x.TableIndex.Page(ctx, p, at)
 	return entries[:1], err
 }
 

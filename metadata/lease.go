@@ -60,6 +60,7 @@ const (
 	flagClosed byte = 1 << iota
 	flagReleased
 	flagBase
+	flagSwaps
 )
 
 // encodeLease writes the row's value. tail and levels are what the checkpoint leaves.
@@ -76,6 +77,9 @@ func encodeLease(l *Lease, p *Partition, producers []*producerState, levels [][]
 	if l.base != "" {
 		flags |= flagBase
 	}
+	if p.swaps > 0 {
+		flags |= flagSwaps
+	}
 	body.byte(flags)
 	body.uint(y.number(l.Journal))
 	if l.base != "" {
@@ -88,6 +92,9 @@ func encodeLease(l *Lease, p *Partition, producers []*producerState, levels [][]
 	body.fixed64(p.sum)
 	body.fixed64(p.gone)
 	body.uint(uint64(p.bytes))
+	if p.swaps > 0 {
+		body.uint(p.swaps)
+	}
 	body.text(p.fence)
 	body.uint(uint64(len(p.uploaders)))
 	kept := p.answersToStore()
@@ -205,6 +212,9 @@ func decodeLease(id PartitionID, row Row) (*Lease, error) {
 	p.start, p.next = int64(d.uint()), int64(d.uint())
 	p.sum, p.gone = d.fixed64(), d.fixed64()
 	p.bytes = int64(d.uint())
+	if flags&flagSwaps != 0 {
+		p.swaps = d.uint()
+	}
 	p.fence = d.text()
 	for range d.count(3) {
 		id := lookupGateway(d, gates)
@@ -484,6 +494,7 @@ type Checkpoint struct {
 	oldest    int64 // pages and nodes that begin below it go ...
 	dropped   bool  // ... if there are any
 	release   bool
+	doubt     bool // it may or may not have been written
 
 	// What becomes of the state once it is written.
 	levels    [][]Child
@@ -517,7 +528,7 @@ func (p *Partition) Checkpoint(l *Lease, through uint64, release bool) *Checkpoi
 	if len(tail) >= pageAt {
 		for len(tail) > 0 {
 			n := min(len(tail), fanOut)
-			c.put(pageKey(p.id, tail[0].First), encodePage(tail[:n]))
+			c.put(pageKey(p.id, RowPlace{First: tail[0].First}), encodePage(tail[:n]))
 			c.push(0, summarize(tail[:n]))
 			c.paged += n
 			tail = tail[n:]
@@ -579,7 +590,7 @@ func (c *Checkpoint) push(level int, child Child) {
 	}
 	if len(c.levels[level]) == mostChildren(level) {
 		full := c.levels[level]
-		c.put(treeKey(c.partition, level+1, full[0].First), encodeNode(full))
+		c.put(treeKey(c.partition, level+1, RowPlace{First: full[0].First}), encodeNode(full))
 		c.push(level+1, merge(full))
 		c.levels[level] = nil
 	}
@@ -607,7 +618,7 @@ func (c *Checkpoint) Write(ctx context.Context, t Table, l *Lease) error {
 	}
 	if err := PutSettled(ctx, t, c.lease, IfEqual(c.held), nil); err != nil {
 		if errors.Is(err, ErrUnknown) {
-			l.doubt = c.stamp
+			l.doubt, c.doubt = c.stamp, true
 		}
 		return fmt.Errorf("checkpoint %s: %w", c.partition, err)
 	}
@@ -686,7 +697,7 @@ func (p *Partition) Done(c *Checkpoint) {
 	p.evicted = p.evicted[c.evicted:]
 	p.levels = c.levels
 	p.tail = slices.Clone(p.tail[c.paged:])
-	p.checkpointing = false
+	p.checkpointing, p.doubt = false, false
 	p.dropped = p.dropped && !c.dropped
 	p.drop() // the log start may lie inside what just became a page
 	if p.through <= c.through {
@@ -697,8 +708,11 @@ func (p *Partition) Done(c *Checkpoint) {
 	}
 }
 
-// Undone gives a checkpoint up that could not be written.
-func (p *Partition) Undone(*Checkpoint) { p.checkpointing = false }
+// Undone gives a checkpoint up that could not be written, or of which that is not known.
+func (p *Partition) Undone(c *Checkpoint) {
+	p.checkpointing = false
+	p.doubt = p.doubt || c.doubt
+}
 
 // Folded is the partition as of the checkpoint and what the sealed journal of its
 // Source holds after it, for reading without taking it. ErrIndexMoved: from is another.

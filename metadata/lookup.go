@@ -12,9 +12,9 @@ import (
 // invalidation. All methods may be called at once.
 type Index interface {
 	// Page returns the entries of a page. ErrIndexMoved when it is gone.
-	Page(ctx context.Context, p PartitionID, first int64) ([]Entry, error)
+	Page(ctx context.Context, p PartitionID, at RowPlace) ([]Entry, error)
 	// Node returns the children of a node of tree/level. ErrIndexMoved when it is gone.
-	Node(ctx context.Context, p PartitionID, level int, first int64) ([]Child, error)
+	Node(ctx context.Context, p PartitionID, level int, at RowPlace) ([]Child, error)
 }
 
 // TableIndex is the Index straight from the table, one read a call.
@@ -22,8 +22,8 @@ type TableIndex struct{ Table Table }
 
 // Page reads a page row. Strongly: an eventual read may still show what a checkpoint
 // that was cut short had put under the same key, with other entries.
-func (x TableIndex) Page(ctx context.Context, p PartitionID, first int64) ([]Entry, error) {
-	row, err := x.read(ctx, pageKey(p, first))
+func (x TableIndex) Page(ctx context.Context, p PartitionID, at RowPlace) ([]Entry, error) {
+	row, err := x.read(ctx, pageKey(p, at))
 	if err != nil {
 		return nil, err
 	}
@@ -31,8 +31,8 @@ func (x TableIndex) Page(ctx context.Context, p PartitionID, first int64) ([]Ent
 }
 
 // Node reads a tree row.
-func (x TableIndex) Node(ctx context.Context, p PartitionID, level int, first int64) ([]Child, error) {
-	row, err := x.read(ctx, treeKey(p, level, first))
+func (x TableIndex) Node(ctx context.Context, p PartitionID, level int, at RowPlace) ([]Child, error) {
+	row, err := x.read(ctx, treeKey(p, level, at))
 	if err != nil {
 		return nil, err
 	}
@@ -97,13 +97,13 @@ func closePieces(list []piece, end int64) {
 func (v *View) open(ctx context.Context, index Index, c piece) ([]piece, error) {
 	var list []piece
 	if c.level == 0 {
-		entries, err := index.Page(ctx, v.Partition, c.child.First)
+		entries, err := index.Page(ctx, v.Partition, c.child.place())
 		if err != nil {
 			return nil, err
 		}
 		list = appendEntries(nil, entries)
 	} else {
-		children, err := index.Node(ctx, v.Partition, c.level, c.child.First)
+		children, err := index.Node(ctx, v.Partition, c.level, c.child.place())
 		if err != nil {
 			return nil, err
 		}
@@ -130,7 +130,7 @@ func (v *View) Entries(ctx context.Context, index Index, offset int64) ([]Entry,
 			return nil, fmt.Errorf("%w: offset %d of %s is in no page", ErrCorrupt, offset, v.Partition)
 		}
 		if list[i].level == 0 {
-			entries, err := index.Page(ctx, v.Partition, list[i].child.First)
+			entries, err := index.Page(ctx, v.Partition, list[i].child.place())
 			if err != nil {
 				return nil, err
 			}

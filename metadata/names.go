@@ -126,12 +126,20 @@ func partitionKey(p PartitionID) string {
 
 func leaseKey(p PartitionID) Key { return Key{partitionKey(p), leaseSort} }
 
-func pageKey(p PartitionID, first int64) Key {
-	return Key{partitionKey(p), fmt.Sprintf("%s%016x", pagePrefix, first)}
+func pageKey(p PartitionID, at RowPlace) Key {
+	return Key{partitionKey(p), pagePrefix + at.sort()}
 }
 
-func treeKey(p PartitionID, level int, first int64) Key {
-	return Key{partitionKey(p), fmt.Sprintf("%s%d/%016x", treePrefix, level, first)}
+func treeKey(p PartitionID, level int, at RowPlace) Key {
+	return Key{partitionKey(p), fmt.Sprintf("%s%d/%s", treePrefix, level, at.sort())}
+}
+
+// sort is the end of a row's sort key. Rows that begin at one offset lie side by side.
+func (at RowPlace) sort() string {
+	if at.Row == 0 {
+		return fmt.Sprintf("%016x", at.First)
+	}
+	return fmt.Sprintf("%016x/%016x", at.First, at.Row)
 }
 
 func producerKey(p PartitionID, id int64) Key {

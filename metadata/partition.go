@@ -88,6 +88,9 @@ type Partition struct {
 	// checkpointing: a checkpoint is being written; dropped: rows became garbage
 	// since the last one.
 	checkpointing, dropped bool
+	// doubt: a checkpoint may or may not have been written, and with it moved parts of the index.
+	doubt bool
+	swaps uint64 // counts swaps
 }
 
 // NewPartition returns the state of a partition that nobody has appended to.
@@ -126,7 +129,7 @@ func (p *Partition) ContentSum() uint64 { return p.sum - p.gone }
 // view shows.
 func (p *Partition) View() *View {
 	return &View{Partition: p.id, Epoch: p.epoch, Stamp: Stamp{p.epoch, p.through}, Start: p.start, Next: p.next, Levels: p.levels,
-		Tail: p.tail[:len(p.tail):len(p.tail)], Bytes: p.bytes, Fence: p.fence, Closed: p.closed}
+		Tail: p.tail[:len(p.tail):len(p.tail)], Bytes: p.bytes, Swaps: p.swaps, Fence: p.fence, Closed: p.closed}
 }
 
 // ChangeKind tells changes apart. The numbers are stored.
@@ -141,6 +144,8 @@ const (
 	ChangeClose ChangeKind = 3
 	// ChangeFence sets the fencing token.
 	ChangeFence ChangeKind = 4
+	// ChangeSwap replaces index entries, or makes the number of a swap that was refused void.
+	ChangeSwap ChangeKind = 5
 )
 
 // producerAppend is a batch of an idempotent producer that was accepted.
@@ -160,12 +165,14 @@ type Change struct {
 	Epoch     uint64
 	Kind      ChangeKind
 
-	// Of ChangeAppend:
-	Uploader  GatewayID
-	Number    uint64
-	runs      []answerRun
-	Entries   []Entry // what readers will find, in order
-	producers []producerAppend
+	// Of ChangeAppend and ChangeSwap:
+	Uploader GatewayID
+	Number   uint64
+	runs     []answerRun
+	Entries  []Entry // what readers will find, in order
+
+	producers []producerAppend // of ChangeAppend
+	swap      *swapping        // of ChangeSwap; nil: refused
 
 	Offset int64  // of ChangeTrim
 	Fence  string // of ChangeFence
@@ -450,6 +457,10 @@ func (p *Partition) Apply(c *Change, sequence uint64) error {
 		p.closed = true
 	case ChangeFence:
 		p.fence = c.Fence
+	case ChangeSwap:
+		if err := p.applySwap(c); err != nil {
+			return err
+		}
 	default:
 		return fmt.Errorf("%w: change of unknown kind %d: a newer varve wrote it", ErrCorrupt, c.Kind)
 	}
@@ -461,20 +472,9 @@ func (p *Partition) Apply(c *Change, sequence uint64) error {
 }
 
 func (p *Partition) applyAppend(c *Change, sequence uint64) error {
-	u := p.uploaders[c.Uploader]
-	if u == nil {
-		u = &uploaderState{}
-		p.uploaders[c.Uploader] = u
+	if err := p.take(c); err != nil {
+		return err
 	}
-	if c.Number <= u.last && !seeded.Has(seeded.RecoverAgain) {
-		return fmt.Errorf("%w: segment %d of %s was taken twice in %s", ErrCorrupt, c.Number, c.Uploader, p.id)
-	}
-	u.last = c.Number
-	if len(u.answers) == AnswersKept {
-		u.answers = append(u.answers[:0], u.answers[1:]...)
-	}
-	u.answers = append(u.answers, answer{c.Number, c.runs})
-	u.forgetLongAnswers()
 	for i := range c.Entries {
 		e := &c.Entries[i]
 		if e.First != p.next {
@@ -484,7 +484,7 @@ func (p *Partition) applyAppend(c *Change, sequence uint64) error {
 		p.sum += e.Sum
 		p.bytes += e.Length
 	}
-	u.used = p.next
+	p.uploaders[c.Uploader].used = p.next
 	// Views hold shorter slices of the same array: what they show never changes.
 	p.tail = append(p.tail, c.Entries...)
 	stamp := Stamp{p.epoch, sequence}

@@ -88,6 +88,8 @@ const (
 	ProducerFenced
 	// UnknownProducer: sequence > 0 of a producer that is not known here.
 	UnknownProducer
+	// SwapRefused: what a swap was to replace is no longer there. Of swaps only.
+	SwapRefused
 )
 
 // placed says whether the batch has an offset.
@@ -111,6 +113,8 @@ func (o Outcome) String() string {
 		return "producer-fenced"
 	case UnknownProducer:
 		return "unknown-producer"
+	case SwapRefused:
+		return "swap-refused"
 	}
 	return "invalid"
 }

@@ -100,14 +100,14 @@ func (l *timeline) checkpoint(t tb) {
 	}
 }
 
-func (l *timeline) Page(ctx context.Context, p metadata.PartitionID, first int64) ([]metadata.Entry, error) {
+func (l *timeline) Page(ctx context.Context, p metadata.PartitionID, at metadata.RowPlace) ([]metadata.Entry, error) {
 	l.pages++
-	return metadata.TableIndex{Table: l.table}.Page(ctx, p, first)
+	return metadata.TableIndex{Table: l.table}.Page(ctx, p, at)
 }
 
-func (l *timeline) Node(ctx context.Context, p metadata.PartitionID, level int, first int64) ([]metadata.Child, error) {
+func (l *timeline) Node(ctx context.Context, p metadata.PartitionID, level int, at metadata.RowPlace) ([]metadata.Child, error) {
 	l.pages++
-	return metadata.TableIndex{Table: l.table}.Node(ctx, p, level, first)
+	return metadata.TableIndex{Table: l.table}.Node(ctx, p, level, at)
 }
 
 // scan is a ScanFunc, which holds the chunk against the batches that lie there.

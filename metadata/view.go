@@ -24,7 +24,9 @@ type View struct {
 	Bytes  int64 // of batches between Start and Next, whole entries counted
 	Fence  string
 	Closed bool
-	room   *room // of a view that another follows on: see Follow
+	// Swaps counts the swaps of index entries: what two views with the same count show of the same offsets is the same.
+	Swaps uint64
+	room  *room // of a view that another follows on: see Follow
 }
 
 // paged is the offset at which Tail begins.

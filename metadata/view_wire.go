@@ -9,8 +9,10 @@ import (
 const (
 	viewClosed byte = 1 << iota
 	viewFence       // of a delta: the fencing token follows
+	viewSwaps       // of a whole view: the count of swaps follows
 
-	viewFlags = viewFence<<1 - 1
+	viewFlags  = viewClosed | viewSwaps
+	deltaFlags = viewClosed | viewFence
 )
 
 // Encode writes a view, but for its partition, for another gateway.
@@ -21,12 +23,18 @@ func (v *View) Encode() []byte {
 	if v.Closed {
 		flags |= viewClosed
 	}
+	if v.Swaps > 0 {
+		flags |= viewSwaps
+	}
 	body.byte(flags)
 	body.uint(v.Stamp.Epoch)
 	body.uint(v.Stamp.Sequence)
 	body.uint(uint64(v.Start))
 	body.uint(uint64(v.Next))
 	body.uint(uint64(v.Bytes))
+	if v.Swaps > 0 {
+		body.uint(v.Swaps)
+	}
 	body.text(v.Fence)
 	body.uint(uint64(len(v.Levels)))
 	for _, children := range v.Levels {
@@ -53,9 +61,13 @@ func DecodeView(id PartitionID, data []byte) (*View, error) {
 	gates := decodeDictionary(d)
 	flags := d.byte()
 	v := &View{Partition: id, Closed: flags&viewClosed != 0, Stamp: Stamp{d.uint(), d.uint()},
-		Start: d.offset(), Next: d.offset(), Bytes: d.offset(), Fence: d.text()}
+		Start: d.offset(), Next: d.offset(), Bytes: d.offset()}
+	if flags&viewSwaps != 0 {
+		v.Swaps = d.uint()
+	}
+	v.Fence = d.text()
 	v.Epoch = v.Stamp.Epoch
-	if d.err == nil && (flags&^viewClosed != 0 || v.Next < v.Start) {
+	if d.err == nil && (flags&^viewFlags != 0 || v.Next < v.Start) {
 		d.fail(fmt.Sprintf("flags %x, the log goes from %d to %d", flags, v.Start, v.Next))
 	}
 	levels := d.count(1)
@@ -105,7 +117,7 @@ func (v *View) ascends() bool {
 // [View.Follow]. ok is false where that cannot be said: was is of another epoch or newer,
 // or the entries after it lie in pages already. Send the whole view then.
 func (v *View) Since(was *View) (delta []byte, ok bool) {
-	if was == nil || was.Partition != v.Partition || was.Stamp.Epoch != v.Stamp.Epoch || !v.Newer(was) ||
+	if was == nil || was.Partition != v.Partition || was.Stamp.Epoch != v.Stamp.Epoch || !v.Newer(was) || was.Swaps != v.Swaps ||
 		was.Start > v.Start || was.Next > v.Next || was.Next < v.paged() {
 		return nil, false
 	}
@@ -157,7 +169,7 @@ func (v *View) Follow(delta []byte) (*View, error) {
 		next.Fence = d.text()
 	}
 	entries := decodeEntries(d, gates, Entry{End: v.Next})
-	if d.err == nil && (flags&^viewFlags != 0 || next.Stamp.Sequence < v.Stamp.Sequence || next.Start < v.Start || next.Next < v.Next ||
+	if d.err == nil && (flags&^deltaFlags != 0 || next.Stamp.Sequence < v.Stamp.Sequence || next.Start < v.Start || next.Next < v.Next ||
 		next.Start > next.Next || !tiles(entries, v.Next, next.Next)) {
 		d.fail(fmt.Sprintf("flags %x, from %s %d..%d to %s %d..%d", flags, v.Stamp, v.Start, v.Next, next.Stamp, next.Start, next.Next))
 	}

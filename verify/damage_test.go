@@ -62,7 +62,7 @@ func flip(at int) func([]byte) []byte {
 func cut(data []byte) []byte { return data[:len(data)-1] }
 
 func TestDamage(t *testing.T) {
-	page := func(f *forge) metadata.Key { return f.id(0).PageKey(0) }
+	page := func(f *forge) metadata.Key { return f.id(0).PageKey(metadata.RowPlace{}) }
 	for _, c := range []struct {
 		name   string
 		damage func(f *forge)
@@ -200,8 +200,8 @@ func TestSwappedPages(t *testing.T) {
 			f.checkpoint(1, false)
 		}
 		f.expect(f.config())
-		page := f.row(f.id(c.from).PageKey(0))
-		page.Key = f.id(c.to).PageKey(0)
+		page := f.row(f.id(c.from).PageKey(metadata.RowPlace{}))
+		page.Key = f.id(c.to).PageKey(metadata.RowPlace{})
 		f.putRow(page)
 		f.expect(f.config(), c.want, verify.IndexMismatch, verify.DirectoryMismatch)
 	}
@@ -261,15 +261,15 @@ func TestTree(t *testing.T) {
 		f.checkpoint(0, false)
 	}
 	f.expect(f.config())
-	node := f.id(0).NodeKey(1, 0)
+	node := f.id(0).NodeKey(1, metadata.RowPlace{First: 0})
 	row := f.row(node)
 	f.replaceRow(node, cut)
 	f.expect(f.config(), verify.RowCorrupt)
 	f.deleteRow(node)
 	f.expect(f.config(), verify.IndexRowMissing)
 	f.putRow(row)
-	second := f.row(f.id(0).PageKey(64))
-	second.Key = f.id(0).PageKey(0)
+	second := f.row(f.id(0).PageKey(metadata.RowPlace{First: 64}))
+	second.Key = f.id(0).PageKey(metadata.RowPlace{})
 	f.putRow(second)
 	f.expect(f.config(), verify.IndexMismatch, verify.IndexGap, verify.IndexOverlap)
 }

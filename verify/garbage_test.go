@@ -134,8 +134,8 @@ func (l lateWriter) Delete(ctx context.Context, key metadata.Key, c metadata.Con
 // A row that the next checkpoint writes while it is being removed stays.
 func TestRowWrittenAgain(t *testing.T) {
 	f := sample(t)
-	stray := f.row(f.id(0).PageKey(0))
-	stray.Key, stray.Stamp = f.id(0).PageKey(140), metadata.Stamp{Epoch: 1, Sequence: 5}
+	stray := f.row(f.id(0).PageKey(metadata.RowPlace{First: 0}))
+	stray.Key, stray.Stamp = f.id(0).PageKey(metadata.RowPlace{First: 140}), metadata.Stamp{Epoch: 1, Sequence: 5}
 	f.putRow(stray)
 	config := f.repair()
 	config.Table = lateWriter{f.table, map[metadata.Key]metadata.Row{stray.Key: stray}}
@@ -166,14 +166,14 @@ func TestObjectWithoutUploader(t *testing.T) {
 // checkpoint that is being written stay.
 func TestOrphanRows(t *testing.T) {
 	f := sample(t)
-	stray := f.row(f.id(0).PageKey(0))
-	stray.Key, stray.Stamp = f.id(0).PageKey(3), metadata.Stamp{Epoch: 1, Sequence: 5}
+	stray := f.row(f.id(0).PageKey(metadata.RowPlace{First: 0}))
+	stray.Key, stray.Stamp = f.id(0).PageKey(metadata.RowPlace{First: 3}), metadata.Stamp{Epoch: 1, Sequence: 5}
 	f.putRow(stray)
 	node := stray
-	node.Key = f.id(0).NodeKey(1, 3)
+	node.Key = f.id(0).NodeKey(1, metadata.RowPlace{First: 3})
 	f.putRow(node)
 	coming := stray
-	coming.Key, coming.Stamp = f.id(0).PageKey(140), metadata.Stamp{Epoch: 1, Sequence: 99}
+	coming.Key, coming.Stamp = f.id(0).PageKey(metadata.RowPlace{First: 140}), metadata.Stamp{Epoch: 1, Sequence: 99}
 	f.putRow(coming)
 	f.expect(f.config(), verify.OrphanRow)
 	for _, found := range f.expect(f.repair(), verify.OrphanRow) {
@@ -193,8 +193,8 @@ func TestOrphanRows(t *testing.T) {
 // A partition with a break keeps everything.
 func TestNoRepairOfBrokenPartition(t *testing.T) {
 	f := sample(t)
-	stray := f.row(f.id(0).PageKey(0))
-	stray.Key, stray.Stamp = f.id(0).PageKey(3), metadata.Stamp{Epoch: 1, Sequence: 5}
+	stray := f.row(f.id(0).PageKey(metadata.RowPlace{First: 0}))
+	stray.Key, stray.Stamp = f.id(0).PageKey(metadata.RowPlace{First: 3}), metadata.Stamp{Epoch: 1, Sequence: 5}
 	f.putRow(stray)
 	f.editLease(0, func(l *leaseFields) { l.sum++ })
 	f.expect(f.repair(), verify.ContentSum)

@@ -11,7 +11,7 @@ import (
 // nodeKey names a node of a partition's tree.
 type nodeKey struct {
 	level int
-	first int64
+	metadata.RowPlace
 }
 
 // namedPage is a page as its parent describes it; end is where the next piece begins.
@@ -30,7 +30,7 @@ func (w *walk) index(ctx context.Context, more bool) error {
 				return fmt.Errorf("tree of %s: %w", w.p.id, err)
 			}
 			if key, ok := metadata.ParseIndexKey(row.Sort); ok {
-				nodes[nodeKey{key.Level, key.First}] = row
+				nodes[nodeKey{key.Level, key.RowPlace}] = row
 			} else {
 				w.suspect(RowCorrupt, row.Key, "no row of a partition has such a key")
 			}
@@ -91,11 +91,11 @@ func (w *walk) expand(level int, children []metadata.Child, end int64, nodes map
 			pages = append(pages, namedPage{child, stop})
 			continue
 		}
-		key := nodeKey{level, child.First}
+		key := nodeKey{level, child.Place()}
 		row, found := nodes[key]
 		if !found {
 			if stop > w.state.Start() {
-				w.suspect(IndexRowMissing, w.p.id.NodeKey(level, child.First), "the index names it for offsets %d to %d, and it is not there", child.First, stop-1)
+				w.suspect(IndexRowMissing, w.p.id.NodeKey(level, child.Place()), "the index names it for offsets %d to %d, and it is not there", child.First, stop-1)
 			}
 			// Nothing is known of what is below: the tiles around it are not to blame.
 			pages = append(pages, namedPage{metadata.Child{First: child.First, Entries: unknown}, stop})
@@ -126,7 +126,7 @@ func orEmpty(err error) error {
 
 // compare holds what is in a row against what its parent says of it.
 func (w *walk) compare(key metadata.Key, says, is metadata.Child) {
-	if says != is {
+	if is.Row = says.Row; says != is {
 		w.suspect(IndexMismatch, key, "its parent says: %s; it holds: %s", describe(says), describe(is))
 	}
 }
@@ -156,7 +156,7 @@ func (w *walk) pages(ctx context.Context, pages []namedPage, more bool) error {
 			}
 			missing(key.First)
 			switch {
-			case len(pages) == 0 || pages[0].First != key.First:
+			case len(pages) == 0 || pages[0].Place() != key.RowPlace:
 				w.leave(row)
 				continue
 			case pages[0].Entries == unknown:
@@ -178,7 +178,7 @@ func (w *walk) pages(ctx context.Context, pages []namedPage, more bool) error {
 // missing passes over a page that is not there. Below the log start nobody needs it.
 func (w *walk) missing(p namedPage) {
 	if p.end > w.state.Start() && p.Entries != unknown {
-		w.suspect(IndexRowMissing, w.p.id.PageKey(p.First), "the index names it for offsets %d to %d, and it is not there", p.First, p.end-1)
+		w.suspect(IndexRowMissing, w.p.id.PageKey(p.Place()), "the index names it for offsets %d to %d, and it is not there", p.First, p.end-1)
 	}
 	w.skip(p)
 }
@@ -268,6 +268,14 @@ func (w *walk) sums(view *metadata.View) {
 // leave notes a page or node that nothing names. One that is not older than the checkpoint belongs to
 // the next one, which is being written.
 func (w *walk) leave(row metadata.Row) {
+	if writer, number, err := metadata.RowWriter(row.Value); err != nil || writer != "" {
+		// Written for a swap, which may still be asked for while its number is not settled.
+		if owner, known := w.v.gateways[writer.Owner()]; err != nil || !known || number >= owner.MergeFloor {
+			return
+		}
+		w.leftover = append(w.leftover, row)
+		return
+	}
 	folded := metadata.Stamp{Epoch: w.state.Epoch(), Sequence: w.lease.Through}
 	if row.Stamp.Compare(folded) < 0 {
 		w.leftover = append(w.leftover, row)

@@ -68,10 +68,12 @@ const (
 	PublishBeforeCommit Bug = "publish-before-commit"
 	// TrimEarly removes a sealed journal's entries when this gateway's part of them is moved.
 	TrimEarly Bug = "trim-early"
+	// SwapAnyway replaces index entries whatever is there by now.
+	SwapAnyway Bug = "swap-anyway"
 )
 
 // All lists the bugs.
 var All = []Bug{SkipEpochCheck, DeleteSeal, UnsettledDuplicate, AckBeforeCommit, ReuseNumber, MissingIsEmpty, ForgetUploader,
 	ForgetProducers, ForgetFence, AdoptAnyPage, SkipFolderSync, RetrySync, ClockDecides, SkipFold, ReleaseEarly, AcceptClosedUploader,
 	StaleConfirm, OlderView, IgnoreChain, TrimEarly, LatePage, ForgetDoubt, JudgeAfterRelease, SkipRefresh, RecoverAgain, ReadOnce,
-	TrimRowsFirst, IgnoreNonce, RefusalInMemory, PublishBeforeCommit}
+	TrimRowsFirst, IgnoreNonce, RefusalInMemory, PublishBeforeCommit, SwapAnyway}

@@ -458,6 +458,7 @@ type DecideRequest struct {
 	//	*DecideRequest_Trim
 	//	*DecideRequest_Close
 	//	*DecideRequest_Fence
+	//	*DecideRequest_Swap
 	Decision      isDecideRequest_Decision `protobuf_oneof:"decision"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -541,6 +542,15 @@ func (x *DecideRequest) GetFence() *Fence {
 	return nil
 }
 
+func (x *DecideRequest) GetSwap() []byte {
+	if x != nil {
+		if x, ok := x.Decision.(*DecideRequest_Swap); ok {
+			return x.Swap
+		}
+	}
+	return nil
+}
+
 type isDecideRequest_Decision interface {
 	isDecideRequest_Decision()
 }
@@ -557,11 +567,18 @@ type DecideRequest_Fence struct {
 	Fence *Fence `protobuf:"bytes,5,opt,name=fence,proto3,oneof"`
 }
 
+type DecideRequest_Swap struct {
+	// metadata.Swap.Encode
+	Swap []byte `protobuf:"bytes,6,opt,name=swap,proto3,oneof"`
+}
+
 func (*DecideRequest_Trim) isDecideRequest_Decision() {}
 
 func (*DecideRequest_Close) isDecideRequest_Decision() {}
 
 func (*DecideRequest_Fence) isDecideRequest_Decision() {}
+
+func (*DecideRequest_Swap) isDecideRequest_Decision() {}
 
 type Fence struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
@@ -626,8 +643,10 @@ func (x *Fence) GetExpectedOffset() int64 {
 type DecideResponse struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Refusal *Refusal               `protobuf:"bytes,1,opt,name=refusal,proto3" json:"refusal,omitempty"`
-	// What readers see afterwards: metadata.View.Encode.
-	View          []byte `protobuf:"bytes,2,opt,name=view,proto3" json:"view,omitempty"`
+	// What readers see afterwards: metadata.View.Encode. Empty of a swap.
+	View []byte `protobuf:"bytes,2,opt,name=view,proto3" json:"view,omitempty"`
+	// metadata.SwapOutcome, of a swap.
+	SwapOutcome   uint32 `protobuf:"varint,3,opt,name=swap_outcome,json=swapOutcome,proto3" json:"swap_outcome,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -674,6 +693,13 @@ func (x *DecideResponse) GetView() []byte {
 		return x.View
 	}
 	return nil
+}
+
+func (x *DecideResponse) GetSwapOutcome() uint32 {
+	if x != nil {
+		return x.SwapOutcome
+	}
+	return 0
 }
 
 type ReadRequest struct {
@@ -1139,13 +1165,14 @@ const file_varve_peer_v1_peer_proto_rawDesc = "" +
 	"\aresults\x18\x01 \x03(\v2\x1a.varve.peer.v1.ReferResultR\aresults\"Y\n" +
 	"\vReferResult\x12\x18\n" +
 	"\averdict\x18\x01 \x01(\fR\averdict\x120\n" +
-	"\arefusal\x18\x02 \x01(\v2\x16.varve.peer.v1.RefusalR\arefusal\"\xd8\x01\n" +
+	"\arefusal\x18\x02 \x01(\v2\x16.varve.peer.v1.RefusalR\arefusal\"\xee\x01\n" +
 	"\rDecideRequest\x12'\n" +
 	"\x04call\x18\x01 \x01(\v2\x13.varve.peer.v1.CallR\x04call\x126\n" +
 	"\tpartition\x18\x02 \x01(\v2\x18.varve.peer.v1.PartitionR\tpartition\x12\x14\n" +
 	"\x04trim\x18\x03 \x01(\x03H\x00R\x04trim\x12\x16\n" +
 	"\x05close\x18\x04 \x01(\bH\x00R\x05close\x12,\n" +
-	"\x05fence\x18\x05 \x01(\v2\x14.varve.peer.v1.FenceH\x00R\x05fenceB\n" +
+	"\x05fence\x18\x05 \x01(\v2\x14.varve.peer.v1.FenceH\x00R\x05fence\x12\x14\n" +
+	"\x04swap\x18\x06 \x01(\fH\x00R\x04swapB\n" +
 	"\n" +
 	"\bdecision\"\x9b\x01\n" +
 	"\x05Fence\x12\x14\n" +
@@ -1153,10 +1180,11 @@ const file_varve_peer_v1_peer_proto_rawDesc = "" +
 	"\rcurrent_token\x18\x02 \x01(\tH\x00R\fcurrentToken\x88\x01\x01\x12,\n" +
 	"\x0fexpected_offset\x18\x03 \x01(\x03H\x01R\x0eexpectedOffset\x88\x01\x01B\x10\n" +
 	"\x0e_current_tokenB\x12\n" +
-	"\x10_expected_offset\"V\n" +
+	"\x10_expected_offset\"y\n" +
 	"\x0eDecideResponse\x120\n" +
 	"\arefusal\x18\x01 \x01(\v2\x16.varve.peer.v1.RefusalR\arefusal\x12\x12\n" +
-	"\x04view\x18\x02 \x01(\fR\x04view\"\x92\x01\n" +
+	"\x04view\x18\x02 \x01(\fR\x04view\x12!\n" +
+	"\fswap_outcome\x18\x03 \x01(\rR\vswapOutcome\"\x92\x01\n" +
 	"\vReadRequest\x12'\n" +
 	"\x04call\x18\x01 \x01(\v2\x13.varve.peer.v1.CallR\x04call\x126\n" +
 	"\tpartition\x18\x02 \x01(\v2\x18.varve.peer.v1.PartitionR\tpartition\x12\"\n" +
@@ -1271,6 +1299,7 @@ func file_varve_peer_v1_peer_proto_init() {
 		(*DecideRequest_Trim)(nil),
 		(*DecideRequest_Close)(nil),
 		(*DecideRequest_Fence)(nil),
+		(*DecideRequest_Swap)(nil),
 	}
 	file_varve_peer_v1_peer_proto_msgTypes[7].OneofWrappers = []any{}
 	type x struct{}

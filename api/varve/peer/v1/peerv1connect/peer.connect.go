@@ -82,7 +82,7 @@ type PeerServiceClient interface {
 	// Refer has references judged by the gateway that sequences their partitions, and
 	// answers when all of them are settled, or after a while with what there is.
 	Refer(context.Context, *v1.ReferRequest) (*v1.ReferResponse, error)
-	// Decide has one decision other than an append taken: a trim, a close, a fencing token.
+	// Decide has one decision other than an append taken: a trim, a close, a fencing token, a swap of index entries.
 	Decide(context.Context, *v1.DecideRequest) (*v1.DecideResponse, error)
 	// Read returns what readers may see of a partition.
 	Read(context.Context, *v1.ReadRequest) (*v1.ReadResponse, error)
@@ -139,7 +139,7 @@ type PeerServiceHandler interface {
 	// Refer has references judged by the gateway that sequences their partitions, and
 	// answers when all of them are settled, or after a while with what there is.
 	Refer(context.Context, *v1.ReferRequest) (*v1.ReferResponse, error)
-	// Decide has one decision other than an append taken: a trim, a close, a fencing token.
+	// Decide has one decision other than an append taken: a trim, a close, a fencing token, a swap of index entries.
 	Decide(context.Context, *v1.DecideRequest) (*v1.DecideResponse, error)
 	// Read returns what readers may see of a partition.
 	Read(context.Context, *v1.ReadRequest) (*v1.ReadResponse, error)
