@@ -117,6 +117,7 @@ type Compactor struct {
 	wake  chan struct{}
 
 	requests chan *request
+	ended    chan struct{} // closed when Run is
 
 	// Run's own:
 	tracked map[metadata.PartitionID]*tracked
@@ -158,7 +159,7 @@ func New(config Config, d Dependencies) (*Compactor, error) {
 	config = config.withDefaults()
 	c := &Compactor{config: config, store: d.Store, table: d.Table, index: metadata.TableIndex{Table: d.Table}, cluster: d.Cluster, log: d.Log,
 		pace:  &pacer{perSecond: config.BytesPerSecond},
-		noted: make(map[metadata.PartitionID]note), wake: make(chan struct{}, 1), requests: make(chan *request),
+		noted: make(map[metadata.PartitionID]note), wake: make(chan struct{}, 1), requests: make(chan *request), ended: make(chan struct{}),
 		tracked: make(map[metadata.PartitionID]*tracked), damaged: make(map[spot]struct{})}
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
@@ -186,6 +187,7 @@ const retryAfter = time.Minute
 
 // Run merges until ctx ends; then it returns nil. What is under way then is given up: it is garbage at most.
 func (c *Compactor) Run(ctx context.Context) error {
+	defer close(c.ended)
 	c.began = time.Now()
 	if c.config.LooksPerSecond > 0 {
 		c.look = &look{due: c.began.Add(c.config.Age)}

@@ -2,8 +2,8 @@ package compactor
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"time"
 
 	"github.com/varvelog/varve/metadata"
 )
@@ -14,6 +14,9 @@ type request struct {
 	dryRun bool
 	done   chan answer
 }
+
+// errEnded answers requests after the end of Run.
+var errEnded = errors.New("compactor: it has stopped")
 
 type answer struct {
 	report Report
@@ -27,6 +30,8 @@ func (c *Compactor) Compact(ctx context.Context, topic string, dryRun bool) (Rep
 	r := &request{topic: topic, dryRun: dryRun, done: make(chan answer, 1)}
 	select {
 	case c.requests <- r:
+	case <-c.ended:
+		return Report{}, errEnded
 	case <-ctx.Done():
 		return Report{}, context.Cause(ctx)
 	}
@@ -70,13 +75,4 @@ func (c *Compactor) choose(p *pass, topic string) error {
 		return fmt.Errorf("%w: there is no topic %q", metadata.ErrTopicNotFound, topic)
 	}
 	return nil
-}
-
-// once runs a pass without a loop around it: see [RunOnce].
-func (c *Compactor) once(ctx context.Context, topic string, dryRun bool) (Report, error) {
-	c.began = time.Now()
-	r := &request{topic: topic, dryRun: dryRun, done: make(chan answer, 1)}
-	c.serve(ctx, r)
-	a := <-r.done
-	return a.report, a.err
 }

@@ -100,6 +100,14 @@ func (i *impostor) Take(context.Context, *peerv1.TakeRequest) (*peerv1.TakeRespo
 	return &peerv1.TakeResponse{}, nil
 }
 
+func (i *impostor) Note(context.Context, *peerv1.NoteRequest) (*peerv1.NoteResponse, error) {
+	return &peerv1.NoteResponse{}, nil
+}
+
+func (i *impostor) Compact(context.Context, *peerv1.CompactRequest, peerv1connect.PeerServiceCompactServerStream) error {
+	return nil
+}
+
 func (i *impostor) Watch(ctx context.Context, stream peerv1connect.PeerServiceWatchServerStream) error {
 	i.calls.Add(1)
 	return i.tell(stream)

@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/varvelog/varve/compactor"
 	"github.com/varvelog/varve/gateway"
 	"github.com/varvelog/varve/metadata"
 	"github.com/varvelog/varve/segments"
@@ -45,6 +46,9 @@ type serveOptions struct {
 	bufferBytes                    int64
 	uploadBytes                    int64
 	drainTimeout, leaseTime        time.Duration
+	role                           string
+	mergeBytes                     int64
+	mergeAge                       time.Duration
 	startTimeout                   time.Duration
 }
 
@@ -91,6 +95,9 @@ func (o *serveOptions) register(f *pflag.FlagSet) {
 	f.DurationVar(&o.startTimeout, "start-timeout", time.Minute, "how long a start waits for a bucket or table that does not answer; what refuses it ends it at once")
 	f.DurationVar(&o.drainTimeout, "drain-timeout", 25*time.Second, "how long a clean shutdown may take")
 	f.DurationVar(&o.leaseTime, "lease-time", 5*time.Second, "silence after which a gateway counts as dead")
+	f.StringVar(&o.role, "role", roleAll, "all, gateway (others merge small segments) or compactor (merges, and takes no appends)")
+	f.Int64Var(&o.mergeBytes, "merge-bytes", compactor.MaxTargetBytes, "size of merged segments")
+	f.DurationVar(&o.mergeAge, "merge-age", time.Hour, "age at which small segments are merged although they fill no segment of that size")
 	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&o.debugListen, "debug-listen", "", "loopback address for /debug/pprof (default: none)")
@@ -101,6 +108,7 @@ type plan struct {
 	segments, metadata location
 	data               string // absolute
 	config             gateway.Config
+	merging            compactor.Config
 	log                *slog.Logger
 }
 
@@ -143,6 +151,8 @@ func (o *serveOptions) plan(logs io.Writer) (*plan, error) {
 	note(err)
 	p.config = o.config(p)
 	note(p.config.Validate())
+	p.merging = compactor.Config{TargetBytes: o.mergeBytes, Age: o.mergeAge}
+	note(p.merging.Validate())
 	if len(faults) > 0 {
 		return nil, usagef("%v", errors.Join(faults...))
 	}
@@ -151,7 +161,7 @@ func (o *serveOptions) plan(logs io.Writer) (*plan, error) {
 
 func (o *serveOptions) config(p *plan) gateway.Config {
 	c := gateway.Config{
-		Address: o.listen, PeerAddress: o.advertise, Zone: o.zone, Version: version,
+		Address: o.listen, PeerAddress: o.advertise, Zone: o.zone, Version: version, Role: roleOf(o.role),
 		FlushInterval: o.flushInterval, SegmentBytes: o.segmentBytes, BufferBytes: o.bufferBytes, UploadBytes: o.uploadBytes,
 		AutoCreate: o.autoCreate, LeaseTime: o.leaseTime, DrainTime: o.drainTimeout, Exclusive: p.exclusive(), CheckAddress: !p.exclusive(),
 	}
@@ -292,6 +302,10 @@ func serve(ctx context.Context, o *serveOptions, logs io.Writer, started func(ne
 	if err != nil {
 		return err
 	}
+	merging, err := newMerging(p, g)
+	if err != nil {
+		return err
+	}
 	if o.debugListen != "" {
 		stop, err := serveDebug(o.debugListen, p.log)
 		if err != nil {
@@ -302,10 +316,12 @@ func serve(ctx context.Context, o *serveOptions, logs io.Writer, started func(ne
 	defer context.AfterFunc(ctx, func() { p.log.Info("draining: what was accepted is being finished") })()
 	err = run(ctx, g, listener, peers, func() {
 		p.announce(g, b, listener.Addr())
+		merging.start(ctx)
 		if started != nil {
 			started(listener.Addr())
 		}
 	})
+	merging.wait()
 	if err == nil {
 		p.log.Info("stopped; nothing is left undone")
 	}
