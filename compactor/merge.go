@@ -116,16 +116,16 @@ func (m *merger) read(ctx context.Context, sources []source) error {
 	slices.SortFunc(order, func(a, b *source) int {
 		return cmp.Or(cmp.Compare(a.key, b.key), cmp.Compare(a.entry.Position, b.entry.Position))
 	})
-	group, ctx := errgroup.WithContext(ctx)
+	group, reading := errgroup.WithContext(ctx)
 	group.SetLimit(readsAtOnce)
-	for len(order) > 0 && ctx.Err() == nil {
+	for len(order) > 0 && reading.Err() == nil {
 		n := 1
 		for n < len(order) && order[n].key == order[0].key {
 			n++
 		}
 		object := order[:n]
 		order = order[n:]
-		group.Go(func() error { return m.readObject(ctx, object) })
+		group.Go(func() error { return m.readObject(reading, object) })
 	}
 	return errors.Join(group.Wait(), context.Cause(ctx))
 }
