@@ -313,7 +313,7 @@ func TestMergeUnderLoad(t *testing.T) {
 				t.Error(err)
 				return
 			}
-					for r, err := range consumer.Records(ctx) {
+			for r, err := range consumer.Records(ctx) {
 				if err != nil {
 					if ctx.Err() == nil {
 						t.Errorf("follower of partition %d: %v", n, err)
@@ -375,4 +375,3 @@ func TestMergeUnderLoad(t *testing.T) {
 	}
 	w.check("a", w.look("a"))
 }
-
