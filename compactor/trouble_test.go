@@ -288,7 +288,6 @@ func TestRetentionChangedUnderMerge(t *testing.T) {
 	w := newWorld(t)
 	w.fill("a", 2, 50, nil)
 	w.fill("b", 2, 50, nil)
-	before, beforeB := w.look("a"), w.look("b")
 	once := sync.OnceFunc(func() {
 		_, err := w.c.AlterTopic(t.Context(), "a", client.AlterTopicOptions{Set: map[string]string{"retention.ms": "864000000000"}})
 		w.must(err)
@@ -299,7 +298,7 @@ func TestRetentionChangedUnderMerge(t *testing.T) {
 	w.compact(c)
 	w.fill("a", 2, 20, nil)
 	w.fill("b", 2, 20, nil)
-	before, beforeB = w.look("a"), w.look("b")
+	before, beforeB := w.look("a"), w.look("b")
 	seen, _ := w.named("a")
 	w.compact(w.compactor(func(_ *Config, d *Dependencies) { d.Cluster = another(t, w, d.Cluster) }))
 	w.check("a", before)

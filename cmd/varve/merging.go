@@ -24,11 +24,13 @@ func roleOf(flag string) string {
 // merging is the compactor of a process; nil when it merges nothing.
 type merging struct {
 	compactor *compactor.Compactor
+	ctx       context.Context
+	cancel    context.CancelFunc
 	running   sync.WaitGroup
 }
 
-// newMerging makes the compactor that works beside a gateway, if it is to have one.
-func newMerging(p *plan, g *gateway.Gateway) (*merging, error) {
+// newMerging makes the compactor that works beside a gateway until ctx ends, if it is to have one.
+func newMerging(ctx context.Context, p *plan, g *gateway.Gateway) (*merging, error) {
 	if p.config.Role == metadata.RoleGateway {
 		return nil, nil
 	}
@@ -37,18 +39,21 @@ func newMerging(p *plan, g *gateway.Gateway) (*merging, error) {
 		return nil, err
 	}
 	g.UseCompactor(mergingGateway{c})
-	return &merging{compactor: c}, nil
+	m := &merging{compactor: c}
+	m.ctx, m.cancel = context.WithCancel(ctx)
+	return m, nil
 }
 
-// start runs it until ctx ends; wait returns when it has ended.
-func (m *merging) start(ctx context.Context) {
+func (m *merging) start() {
 	if m != nil {
-		m.running.Go(func() { m.compactor.Run(ctx) })
+		m.running.Go(func() { m.compactor.Run(m.ctx) })
 	}
 }
 
-func (m *merging) wait() {
+// stop ends it, also before ctx ends, and waits for that.
+func (m *merging) stop() {
 	if m != nil {
+		m.cancel()
 		m.running.Wait()
 	}
 }

@@ -302,7 +302,7 @@ func serve(ctx context.Context, o *serveOptions, logs io.Writer, started func(ne
 	if err != nil {
 		return err
 	}
-	merging, err := newMerging(p, g)
+	merging, err := newMerging(ctx, p, g)
 	if err != nil {
 		return err
 	}
@@ -316,12 +316,12 @@ func serve(ctx context.Context, o *serveOptions, logs io.Writer, started func(ne
 	defer context.AfterFunc(ctx, func() { p.log.Info("draining: what was accepted is being finished") })()
 	err = run(ctx, g, listener, peers, func() {
 		p.announce(g, b, listener.Addr())
-		merging.start(ctx)
+		merging.start()
 		if started != nil {
 			started(listener.Addr())
 		}
 	})
-	merging.wait()
+	merging.stop()
 	if err == nil {
 		p.log.Info("stopped; nothing is left undone")
 	}
