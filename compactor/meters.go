@@ -8,10 +8,10 @@ import (
 
 // meters count what a compactor does.
 type meters struct {
-	noted                                     atomic.Uint64
-	jobs, objects, batchBytes, replaced       atomic.Uint64
-	swapped, moved, asides, failures, givenUp atomic.Uint64
-	damagedEntries                            atomic.Int64
+	noted                            atomic.Uint64
+	objects, batchBytes, replaced    atomic.Uint64
+	swapped, moved, asides, failures atomic.Uint64
+	damagedEntries                   atomic.Int64
 }
 
 func newMeters(r prometheus.Registerer) *meters {
