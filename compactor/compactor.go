@@ -123,6 +123,8 @@ type Compactor struct {
 	tracked map[metadata.PartitionID]*tracked
 	numbers numbers
 	damaged map[spot]struct{} // entries that are set aside
+	topics  map[metadata.TopicID]*metadata.Topic
+	listed  time.Time // when they were
 	look    *look
 	began   time.Time
 }
@@ -135,8 +137,9 @@ type note struct {
 // tracked is a partition that has, or may have, something to merge.
 type tracked struct {
 	ages
-	bytes int64     // committed since it was last looked at
-	due   time.Time // when to look again; zero: when there is more
+	bytes    int64     // committed since it was last looked at
+	due      time.Time // when to look again; zero: when there is more
+	failures int       // of the last passes, one after the other
 }
 
 // spot names an index entry's bytes.
@@ -353,10 +356,20 @@ func (c *Compactor) lookOn(ctx context.Context) {
 		if err != nil || ctx.Err() != nil {
 			continue // it is looked at when more is committed
 		}
-		if v.Next > v.Start {
+		if c.unmerged(v) {
 			c.adopt(id, v)
 		}
 	}
+}
+
+// unmerged says whether a view shows anything that might be merged.
+func (c *Compactor) unmerged(v *metadata.View) bool {
+	for i := range v.Tail {
+		if e := &v.Tail[i]; e.End > v.Start && e.Length <= c.config.TargetBytes/2 && !merged(e) {
+			return true
+		}
+	}
+	return !v.Closed && len(v.Levels) > 0
 }
 
 // adopt tracks a partition that nobody appended to since the start: all of it is at least that old.

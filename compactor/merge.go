@@ -20,6 +20,8 @@ const (
 	// joinGap is how many bytes between two ranges of one object are read along rather than asked around, if they are no more
 	// than what is wanted: less time passes with them than with another request.
 	joinGap = 64 << 10
+	// mostJoined is how many bytes one request asks for, unless one entry alone has more.
+	mostJoined = 8 << 20
 	// mostBatches bounds those of a merged segment, so that its directory fits whatever is in them.
 	mostBatches = 150_000
 )
@@ -135,7 +137,7 @@ func (m *merger) readObject(ctx context.Context, list []*source) error {
 	for rest := list; len(rest) > 0; {
 		n, useful := 1, rest[0].entry.Length
 		end := rest[0].entry.Position + useful
-		for n < len(rest) && rest[n].entry.Position-end <= min(joinGap, useful) {
+		for n < len(rest) && useful < mostJoined && rest[n].entry.Position-end <= min(joinGap, useful) {
 			useful += rest[n].entry.Length
 			end = max(end, rest[n].entry.Position+rest[n].entry.Length)
 			n++
@@ -250,8 +252,12 @@ func dated(p *placed) bool {
 // date takes least and last timestamps, which no header has, from the object's directory: inflating the batches would
 // cost far more.
 func (m *merger) date(ctx context.Context, list []*source) error {
-	needed := slices.ContainsFunc(list, func(s *source) bool { return s.undated() })
-	if !needed {
+	defer func() {
+		for _, s := range list {
+			s.compare()
+		}
+	}()
+	if !slices.ContainsFunc(list, (*source).undated) {
 		return nil
 	}
 	directory, err := segments.ReadDirectory(ctx, m.store, list[0].key)
@@ -272,6 +278,24 @@ func (m *merger) date(ctx context.Context, list []*source) error {
 		}
 	}
 	return nil
+}
+
+// compare finds entries that the index describes otherwise than their batches are.
+func (s *source) compare() {
+	if s.fault != nil {
+		return
+	}
+	e, first := s.entry, &s.batches[0].info
+	is := metadata.Entry{MinTimestamp: first.MinTimestamp, MaxTimestamp: first.MaxTimestamp}
+	for i := range s.batches {
+		b := &s.batches[i].info
+		is.Records += int64(b.Records)
+		is.MinTimestamp, is.MaxTimestamp, is.LastTimestamp = min(is.MinTimestamp, b.MinTimestamp), max(is.MaxTimestamp, b.MaxTimestamp), b.LastTimestamp
+	}
+	if is.Records != e.Records || is.MinTimestamp != e.MinTimestamp || is.MaxTimestamp != e.MaxTimestamp || is.LastTimestamp != e.LastTimestamp {
+		s.fault = fmt.Errorf("%w: the index says %d records, timestamps %d to %d, last %d; the batches have %d, %d to %d, last %d", segments.ErrCorrupt,
+			e.Records, e.MinTimestamp, e.MaxTimestamp, e.LastTimestamp, is.Records, is.MinTimestamp, is.MaxTimestamp, is.LastTimestamp)
+	}
 }
 
 // undated says that the entry's batches lack timestamps.

@@ -51,8 +51,11 @@ type pass struct {
 
 	topics map[metadata.TopicID]*metadata.Topic
 	Report
-	merged map[metadata.PartitionID]struct{}
-	failed map[metadata.PartitionID]struct{}
+	// chunk is what was gathered and is not merged yet, entries how many it has.
+	chunk   []*stretch
+	entries int
+	merged  map[metadata.PartitionID]struct{}
+	failed  map[metadata.PartitionID]struct{}
 	// raw and again are offsets up to which more will be merged when it is older: see stretch.waiting.
 	raw, again map[metadata.PartitionID]int64
 }
@@ -69,44 +72,37 @@ func (c *Compactor) pass(ctx context.Context, p *pass) {
 		return
 	}
 	p.sort()
-	var chunk []*stretch
-	entries := 0
 	for _, id := range p.partitions {
-		list, err := c.stretches(ctx, p, id)
+		if err := c.gather(ctx, p, id); err != nil {
+			c.fail(ctx, p, id, err)
+		}
 		if ctx.Err() != nil {
 			return
 		}
-		if err != nil {
-			c.fail(ctx, p, id, err)
-			continue
-		}
-		for _, s := range list {
-			chunk, entries = append(chunk, s), entries+len(s.entries)
-		}
-		if entries >= c.config.MaxEntries {
-			c.execute(ctx, p, chunk)
-			chunk, entries = nil, 0
-		}
 	}
-	c.execute(ctx, p, chunk)
+	c.execute(ctx, p)
 	if ctx.Err() == nil {
 		c.conclude(p)
 	}
 }
 
+// topicsFresh is for how long the list of topics serves pass after pass, unless a topic is not in it.
+const topicsFresh = time.Minute
+
 // list learns the topics' configurations.
 func (c *Compactor) list(ctx context.Context, p *pass) error {
-	if p.topics != nil {
-		return nil
+	known := func(id metadata.PartitionID) bool { return c.topics[id.Topic] != nil }
+	if p.all || time.Since(c.listed) > topicsFresh || slices.ContainsFunc(p.partitions, func(id metadata.PartitionID) bool { return !known(id) }) {
+		topics, err := c.cluster.Topics(ctx)
+		if err != nil {
+			return fmt.Errorf("list topics: %w", err)
+		}
+		c.topics, c.listed = make(map[metadata.TopicID]*metadata.Topic, len(topics)), time.Now()
+		for _, t := range topics {
+			c.topics[t.ID] = t
+		}
 	}
-	topics, err := c.cluster.Topics(ctx)
-	if err != nil {
-		return fmt.Errorf("list topics: %w", err)
-	}
-	p.topics = make(map[metadata.TopicID]*metadata.Topic, len(topics))
-	for _, t := range topics {
-		p.topics[t.ID] = t
-	}
+	p.topics = c.topics
 	return nil
 }
 
@@ -147,9 +143,11 @@ func (c *Compactor) conclude(p *pass) {
 		}
 		t.bytes, t.due = 0, time.Time{}
 		if _, failed := p.failed[id]; failed {
-			t.due = now.Add(retryAfter)
+			t.due = now.Add(min(retryAfter<<min(t.failures, 10), max(retryAfter, c.config.Age)))
+			t.failures++
 			continue
 		}
+		t.failures = 0
 		t.thin(now, c.config.Age, c.config.AgainAfter)
 		for _, wait := range []struct {
 			offset int64
@@ -168,54 +166,59 @@ func (c *Compactor) conclude(p *pass) {
 	}
 }
 
-// stretches loads what may be merged of a partition: none if it is not, or no longer, this compactor's.
-func (c *Compactor) stretches(ctx context.Context, p *pass, id metadata.PartitionID) ([]*stretch, error) {
+// gather loads what may be merged of a partition: nothing if it is not, or no longer, this compactor's.
+func (c *Compactor) gather(ctx context.Context, p *pass, id metadata.PartitionID) error {
 	topic := p.topics[id.Topic]
 	if topic == nil || !c.cluster.Merges(id) {
 		delete(c.tracked, id)
-		return nil, nil
+		return nil
 	}
 	for {
 		view, err := c.cluster.View(ctx, id)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		if view.Closed {
 			delete(c.tracked, id)
-			return nil, nil
+			return nil
 		}
-		list, err := c.load(ctx, p, topic, view)
+		err = c.load(ctx, p, topic, view)
 		if !errors.Is(err, metadata.ErrIndexMoved) {
 			p.Partitions++
-			return list, err
+			return err
 		}
+		p.chunk = slices.DeleteFunc(p.chunk, func(s *stretch) bool { return s.partition == id }) // as they were before it moved
 		if err := pause(ctx, movedPause); err != nil {
-			return nil, err
+			return err
 		}
 	}
 }
 
-// load reads the parts of a view's index that have small entries in them.
-func (c *Compactor) load(ctx context.Context, p *pass, topic *metadata.Topic, view *metadata.View) ([]*stretch, error) {
+// load reads the parts of a view's index that have small entries in them. When that comes to more than may be in memory, what
+// was gathered is merged first.
+func (c *Compactor) load(ctx context.Context, p *pass, topic *metadata.Topic, view *metadata.View) error {
 	aged, settled, old := c.ageOf(view, p.all)
 	if topic.Config.Cleanup != metadata.CleanupDelete {
 		old = 0 // what was compacted by key is written again by the next such compaction only
 	}
-	var list []*stretch
 	for _, whole := range view.Sections() {
 		for _, section := range c.small(whole) {
+			if p.entries > 0 && p.entries+int(section.Summary().Entries) > c.config.MaxEntries {
+				c.execute(ctx, p)
+			}
 			entries, err := section.Load(ctx, c.index)
 			if err != nil {
-				return nil, err
+				return err
 			}
-			list = append(list, &stretch{partition: view.Partition, class: ClassOf(topic.Config), section: section, entries: entries,
+			p.entries += len(entries)
+			p.chunk = append(p.chunk, &stretch{partition: view.Partition, class: ClassOf(topic.Config), section: section, entries: entries,
 				aged: aged, settled: settled, old: old, aside: func(e *metadata.Entry) bool {
 					_, damaged := c.damaged[spotOf(view.Partition, e)]
 					return damaged
 				}})
 		}
 	}
-	return list, nil
+	return nil
 }
 
 // ageOf says up to which offsets a partition's entries count as aged, settled and old.
@@ -254,8 +257,10 @@ func (c *Compactor) small(whole metadata.Section) []metadata.Section {
 	return list
 }
 
-// execute plans what stretches come to, and does it.
-func (c *Compactor) execute(ctx context.Context, p *pass, stretches []*stretch) {
+// execute plans what was gathered, and does it.
+func (c *Compactor) execute(ctx context.Context, p *pass) {
+	stretches := p.chunk
+	p.chunk, p.entries = nil, 0
 	jobs := plan(c.config.TargetBytes, stretches)
 	if p.dryRun {
 		p.foretell(jobs)

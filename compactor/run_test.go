@@ -272,7 +272,7 @@ func TestLook(t *testing.T) {
 	})
 }
 
-// TestRetries: what fails is tried again, and nothing is forgotten.
+// TestRetries: what fails is tried again, at growing distances, and nothing is forgotten.
 func TestRetries(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newPureCluster(t, 1)
@@ -283,13 +283,13 @@ func TestRetries(t *testing.T) {
 			m.Note(partitionID(0), next, bytes)
 		}
 		time.Sleep(10 * time.Minute)
-		if len(c.swaps) > 0 || c.lists > 15 {
+		if len(c.swaps) > 0 || c.lists < 3 || c.lists > 6 {
 			t.Errorf("%d swaps after %d tries", len(c.swaps), c.lists)
 		}
 		c.mu.Lock()
 		c.failing = nil
 		c.mu.Unlock()
-		time.Sleep(2 * time.Minute)
+		time.Sleep(20 * time.Minute)
 		if len(c.entries(0)) > 20 {
 			t.Errorf("%d entries are left", len(c.entries(0)))
 		}

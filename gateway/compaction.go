@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -29,6 +30,8 @@ const (
 	// when a partition has so many bytes.
 	noteAfter = 30 * time.Second
 	noteBytes = 16 << 20
+	// notePause is the least time between two notes.
+	notePause = time.Second
 )
 
 // Compactor is what merges small segments beside a gateway: see package compactor.
@@ -48,6 +51,8 @@ type compaction struct {
 	mu    sync.Mutex
 	noted map[metadata.PartitionID]committed // not told yet
 	first time.Time                          // when the first of them was
+	large bool                               // one of them has many bytes
+	told  time.Time                          // when some were told last
 	wake  chan struct{}
 }
 
@@ -127,8 +132,12 @@ func (m *members) merger(id metadata.PartitionID) metadata.GatewayID {
 	m.mu.Lock()
 	merging := m.merging // never changed, only replaced
 	m.mu.Unlock()
+	return mergerOf(id, merging)
+}
+
+func mergerOf(id metadata.PartitionID, among []metadata.GatewayID) metadata.GatewayID {
 	id.Number -= id.Number % mergeBlock
-	return metadata.Rendezvous(id, merging)
+	return metadata.Rendezvous(id, among)
 }
 
 // mergers lists the gateways that merge.
@@ -154,8 +163,10 @@ func (c *compaction) committed(id metadata.PartitionID, from int64, v *metadata.
 	fresh := len(c.noted) == 0
 	bytes += c.noted[id].bytes
 	c.noted[id] = committed{v.Next, bytes}
+	grown := bytes >= noteBytes && !c.large
+	c.large = c.large || grown
 	c.mu.Unlock()
-	if fresh || bytes >= noteBytes {
+	if fresh || grown {
 		select {
 		case c.wake <- struct{}{}:
 		default:
@@ -166,12 +177,18 @@ func (c *compaction) committed(id metadata.PartitionID, from int64, v *metadata.
 // run tells those who merge what was committed, until ctx ends. Where nothing is, no timer runs.
 func (c *compaction) run(ctx context.Context) error {
 	var timer <-chan time.Time
+	merging := c.g.members.mergers()
 	for {
+		changed := c.g.members.watch()
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-c.wake:
 		case <-timer:
+		case <-changed:
+			now := c.g.members.mergers()
+			c.inherit(merging, now)
+			merging = now
 		}
 		timer = nil
 		switch wait := c.due(); {
@@ -186,6 +203,26 @@ func (c *compaction) run(ctx context.Context) error {
 	}
 }
 
+// inherit notes the partitions that this gateway sequences whose merger is another one now: what the one before kept in mind
+// of them is gone.
+func (c *compaction) inherit(was, now []metadata.GatewayID) {
+	if slices.Equal(was, now) {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, p := range c.g.partitions.known() {
+		v := p.view.Load()
+		if v == nil || v.Next == v.Start || !p.owned.Load() || mergerOf(p.id, was) == mergerOf(p.id, now) {
+			continue
+		}
+		if len(c.noted) == 0 {
+			c.first = time.Now()
+		}
+		c.noted[p.id] = committed{v.Next, c.noted[p.id].bytes}
+	}
+}
+
 // due is how long what is noted may wait; negative: there is nothing.
 func (c *compaction) due() time.Duration {
 	c.mu.Lock()
@@ -193,10 +230,8 @@ func (c *compaction) due() time.Duration {
 	if len(c.noted) == 0 {
 		return -1
 	}
-	for _, n := range c.noted {
-		if n.bytes >= noteBytes {
-			return 0
-		}
+	if c.large {
+		return max(0, notePause-time.Since(c.told))
 	}
 	return max(0, noteAfter-time.Since(c.first))
 }
@@ -206,6 +241,7 @@ func (c *compaction) tell(ctx context.Context) {
 	c.mu.Lock()
 	noted := c.noted
 	c.noted = make(map[metadata.PartitionID]committed)
+	c.large, c.told = false, time.Now()
 	c.mu.Unlock()
 	by := make(map[metadata.GatewayID]map[metadata.PartitionID]committed)
 	for id, n := range noted {

@@ -238,3 +238,36 @@ func TestCompactAsksAll(t *testing.T) {
 		}
 	})
 }
+
+// TestMergerLeaves: who merges from then on hears of the partitions that the one before kept in mind.
+func TestMergerLeaves(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t)
+		a, _ := c.startMerging(metadata.RoleGateway)
+		var mergers []*member
+		notes := make(map[*member]*notebook)
+		for range 2 {
+			m, n := c.startMerging(metadata.RoleCompactor)
+			mergers, notes[m] = append(mergers, m), n
+		}
+		topic := a.create(t, "a", 1000, nil)
+		c.settle()
+		for n := int32(0); n < 1000; n += 50 {
+			if _, err := a.append("a", n, "value"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(2 * noteAfter)
+		if len(notes[mergers[0]].taken()) == 0 || len(notes[mergers[1]].taken()) == 0 {
+			t.Fatal("one of them was told of nothing")
+		}
+		mergers[0].drain()
+		time.Sleep(2 * noteAfter)
+		synctest.Wait()
+		if got := notes[mergers[1]].taken(); len(got) != 20 || got[metadata.PartitionID{Topic: topic.ID}].next != 1 {
+			t.Errorf("who is left was told of %d partitions of 20", len(got))
+		}
+		mergers[1].drain()
+		a.drain()
+	})
+}

@@ -190,6 +190,7 @@ func (m *members) judge() {
 	}
 	slices.Sort(living)
 	slices.Sort(merging)
+	mergersMoved := !slices.Equal(merging, m.merging)
 	m.merging = merging
 	slices.Sort(gone)
 	moved := !slices.Equal(living, m.living)
@@ -197,7 +198,7 @@ func (m *members) judge() {
 		m.living = living
 		m.version++
 	}
-	if moved || !slices.Equal(gone, m.gone) {
+	if moved || mergersMoved || !slices.Equal(gone, m.gone) {
 		m.gone = gone
 		close(m.changed)
 		m.changed = make(chan struct{})

@@ -272,7 +272,7 @@ func serve(ctx context.Context, o *serveOptions, logs io.Writer, started func(ne
 		return err
 	}
 	syscall.Umask(0o077) // whatever is made: 0600 and 0700
-	limitMemory(p.config)
+	limitMemory(p)
 	listener, err := net.Listen("tcp", o.listen)
 	if err != nil {
 		return fmt.Errorf("--listen: %w", err)
@@ -459,13 +459,17 @@ func (b *backends) close() error {
 
 // limitMemory has the garbage collector work harder before the process grows past what
 // its limits add up to, unless GOMEMLIMIT says what to do.
-func limitMemory(c gateway.Config) {
+func limitMemory(p *plan) {
 	if os.Getenv("GOMEMLIMIT") != "" || debug.SetMemoryLimit(-1) != math.MaxInt64 {
 		return
 	}
 	const base = 128 << 20 // caches, connections, the runtime
 	const requests = 128 << 20
-	debug.SetMemoryLimit(base + requests + c.BufferBytes + c.UploadBytes)
+	limit := base + requests + p.config.BufferBytes + p.config.UploadBytes
+	if p.config.Role != metadata.RoleGateway {
+		limit += 2 * p.merging.TargetBytes // the segment that is made, and what is read for it
+	}
+	debug.SetMemoryLimit(limit)
 }
 
 // serveDebug serves pprof on an address of its own.
