@@ -158,7 +158,7 @@ func (w *world) look(topic string) picture {
 	for n := range w.values[topic] {
 		p.records = append(p.records, w.read(topic, int32(n)))
 	}
-	for t := int64(-1); t <= 1_010_000; t += 9_973 {
+	for t := int64(-1); t <= 1_010_000; t += 33_331 {
 		found, err := w.c.ListOffsets(w.t.Context(), topic, client.OffsetAtOrAfter(time.UnixMilli(t)))
 		w.must(err)
 		p.times = append(p.times, fmt.Sprint(found))
