@@ -286,6 +286,40 @@ func TestReadsTogether(t *testing.T) {
 	}
 }
 
+// TestOtherBatches: batches that are whole, and not those that the index means, are damage.
+func TestOtherBatches(t *testing.T) {
+	b := batch.NewBuilder(batch.None)
+	for i := range int64(3) {
+		must(t, b.Append(batch.Record{Timestamp: i, Value: []byte("a")}))
+	}
+	data, err := b.Build(batch.NoProducer)
+	must(t, err)
+	h, err := batch.ParseHeader(data)
+	must(t, err)
+	h.BaseOffset = 5
+	right := metadata.Entry{First: 5, End: 8, Records: 3, Length: int64(len(data)), MaxTimestamp: 2, LastTimestamp: 2, Sum: batch.ContentSum(h)}
+	if _, err := place(&right, slices.Clone(data)); err != nil {
+		t.Error(err)
+	}
+	for name, change := range map[string]func(*metadata.Entry){
+		"sum":     func(e *metadata.Entry) { e.Sum++ },
+		"place":   func(e *metadata.Entry) { e.First, e.End = 6, 9 },
+		"end":     func(e *metadata.Entry) { e.End, e.Records = 7, 2 },
+		"length":  func(e *metadata.Entry) { e.Length++ },
+		"records": func(e *metadata.Entry) { e.Records = 2 },
+		"times":   func(e *metadata.Entry) { e.MaxTimestamp = 3 },
+	} {
+		e := right
+		change(&e)
+		s := &source{entry: &e}
+		s.parse(slices.Clone(data), nil)
+		s.compare()
+		if !errors.Is(s.fault, segments.ErrCorrupt) {
+			t.Errorf("another %s: %v", name, s.fault)
+		}
+	}
+}
+
 // TestOwnFirstTry: the answer to a put is lost, and the next try finds the segment.
 func TestOwnFirstTry(t *testing.T) {
 	store := memstore.New()

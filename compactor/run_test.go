@@ -33,6 +33,8 @@ type pureCluster struct {
 	swaps    []*metadata.Swap
 	floor    map[metadata.GatewayID]uint64
 	failing  error
+	// elsewhere are partitions that another one merges.
+	elsewhere map[metadata.PartitionID]bool
 }
 
 func newPureCluster(t *testing.T, partitions int32) *pureCluster {
@@ -40,8 +42,13 @@ func newPureCluster(t *testing.T, partitions int32) *pureCluster {
 		topic: &metadata.Topic{Name: "a", Partitions: partitions, Config: metadata.DefaultConfig()}, floor: make(map[metadata.GatewayID]uint64)}
 }
 
-func (c *pureCluster) ClusterID() string                { return string(testCluster) }
-func (c *pureCluster) Merges(metadata.PartitionID) bool { return true }
+func (c *pureCluster) ClusterID() string { return string(testCluster) }
+
+func (c *pureCluster) Merges(id metadata.PartitionID) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return !c.elsewhere[id]
+}
 
 func (c *pureCluster) ID() metadata.GatewayID {
 	c.mu.Lock()
@@ -292,6 +299,31 @@ func TestRetries(t *testing.T) {
 		time.Sleep(20 * time.Minute)
 		if len(c.entries(0)) > 20 {
 			t.Errorf("%d entries are left", len(c.entries(0)))
+		}
+	})
+}
+
+// TestElsewhere: what another one merges by the time that it is due is left to that one.
+func TestElsewhere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newPureCluster(t, 2)
+		m := c.running(Config{})
+		for range 10 {
+			next, bytes := c.append(1000, 0, 1)
+			m.Note(partitionID(0), next, bytes)
+			m.Note(partitionID(1), next, bytes)
+		}
+		time.Sleep(time.Minute)
+		c.mu.Lock()
+		c.elsewhere = map[metadata.PartitionID]bool{partitionID(1): true}
+		c.mu.Unlock()
+		time.Sleep(2 * time.Hour)
+		synctest.Wait()
+		if a, b := c.entries(0), c.entries(1); len(a) != 1 || len(b) != 10 || len(m.tracked) != 0 {
+			t.Errorf("%d and %d entries are left, %d partitions kept in mind", len(a), len(b), len(m.tracked))
+		}
+		if r, err := m.Compact(t.Context(), "", false); err != nil || r.Partitions != 1 {
+			t.Errorf("%+v, %v", r, err)
 		}
 	})
 }

@@ -364,14 +364,16 @@ func TestDamagedSegments(t *testing.T) {
 func TestDamageIsToldOnce(t *testing.T) {
 	w := newWorld(t)
 	w.fill("a", 1, 30, nil)
-	e := w.entries("a", 0)[10]
-	w.must(w.store.Delete(t.Context(), segments.ObjectKey(segments.ClusterID(w.g.ClusterID()), segments.GatewayID(e.Gateway), e.Number)))
+	const gone = 3
+	for _, e := range w.entries("a", 0)[10 : 10+gone] {
+		w.must(w.store.Delete(t.Context(), segments.ObjectKey(segments.ClusterID(w.g.ClusterID()), segments.GatewayID(e.Gateway), e.Number)))
+	}
 	c := w.compactor(nil)
 	defer runs(c)()
 	for pass := range 2 {
 		r, err := c.Compact(t.Context(), "", false)
 		w.must(err)
-		if len(r.SetAside) != 1-pass {
+		if len(r.SetAside) != gone*(1-pass) {
 			t.Errorf("pass %d: %+v", pass, r)
 		}
 	}
@@ -416,4 +418,37 @@ func TestDryRun(t *testing.T) {
 	if _, err := c.Compact(t.Context(), "b", true); !errors.Is(err, metadata.ErrTopicNotFound) || !strings.Contains(err.Error(), `"b"`) {
 		t.Errorf("a topic that is not there: %v", err)
 	}
+}
+
+// readHook does something before each read of the bucket.
+type readHook struct {
+	segments.Store
+	before func()
+}
+
+func (h readHook) Get(ctx context.Context, key string, offset, length int64) ([]byte, int64, error) {
+	h.before()
+	return h.Store.Get(ctx, key, offset, length)
+}
+
+// TestCollectedUnderMerge: objects that go because nothing names them any more are no damage.
+func TestCollectedUnderMerge(t *testing.T) {
+	w := newWorld(t)
+	w.fill("a", 2, 30, nil)
+	objects, _ := w.named("a")
+	once := sync.OnceFunc(func() {
+		if _, err := w.c.TrimTopic(t.Context(), "a", client.Latest(), 0, 1); err != nil {
+			t.Error(err)
+		}
+		for key := range objects {
+			if err := w.store.Delete(t.Context(), key); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	c := w.compactor(func(_ *Config, d *Dependencies) { d.Store = readHook{d.Store, once} })
+	if r := w.compact(c); len(r.SetAside) > 0 || r.Failed > 0 || r.Moved == 0 {
+		t.Errorf("the pass came to %+v", r)
+	}
+	w.verify()
 }
