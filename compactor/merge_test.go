@@ -350,3 +350,48 @@ func must(t *testing.T, err error) {
 		t.Fatal(err)
 	}
 }
+
+// BenchmarkMerge makes a segment of 64 MiB from 64 objects in memory, with a batch of 16 KiB of each of 64 partitions in each.
+func BenchmarkMerge(b *testing.B) {
+	d := &drawn{store: memstore.New(), entries: make(map[metadata.PartitionID][]metadata.Entry)}
+	const objects, partitions = 64, 64
+	fatal := func(err error) {
+		if err != nil {
+			b.Fatal(err)
+		}
+	}
+	for number := range uint64(objects) {
+		builder := segments.NewBuilder(testCluster, segments.GatewayID(uploader), number+1)
+		for n := range partitions {
+			made := batch.NewBuilder(batch.None)
+			fatal(made.Append(batch.Record{Timestamp: 1, Value: make([]byte, 16<<10-100)}))
+			data, err := made.Build(batch.NoProducer)
+			fatal(err)
+			h, err := batch.ParseHeader(data)
+			fatal(err)
+			fatal(builder.Add(segments.SpanID{Partition: int32(n)}, data, infoOf(h)))
+		}
+		object, err := builder.Build(func(segments.SpanID) uint64 { return 0 })
+		fatal(err)
+		fatal(d.store.Put(b.Context(), object.Key(), object))
+		for _, s := range object.Directory.Spans {
+			d.index(partitionID(int(s.Partition)), number+1, &s, []int64{int64(number)})
+		}
+	}
+	var stretches []*stretch
+	for n := range partitions {
+		stretches = append(stretches, &stretch{partition: partitionID(n), entries: d.entries[partitionID(n)], aged: 1 << 40})
+	}
+	jobs := plan(testTarget, stretches)
+	b.SetBytes(jobs[0].bytes)
+	b.ReportAllocs()
+	number := uint64(0)
+	for b.Loop() {
+		out, err := d.merger().run(b.Context(), metadata.MergerID(uploader), func() uint64 { number++; return number }, &jobs[0])
+		fatal(err)
+		b.StopTimer()
+		fatal(d.store.Delete(b.Context(), segments.ObjectKey(testCluster, "g1-m", number)))
+		_ = out
+		b.StartTimer()
+	}
+}
