@@ -3,7 +3,6 @@ package compactor
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -128,10 +127,26 @@ func (c *pureCluster) append(size int, partitions ...int) (next, bytes int64) {
 	return next, bytes
 }
 
-func (c *pureCluster) calls() string {
+// asked is what a compactor asked for so far.
+type asked struct{ views, lists, swaps int }
+
+func (c *pureCluster) calls() asked {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return fmt.Sprint(c.views, c.lists, len(c.swaps))
+	return asked{c.views, c.lists, len(c.swaps)}
+}
+
+// lastSwap is the newest swap, and the floor of an id.
+func (c *pureCluster) lastSwap(id metadata.GatewayID) (*metadata.Swap, uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.swaps[len(c.swaps)-1], c.floor[id]
+}
+
+func (c *pureCluster) fail(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.failing = err
 }
 
 func (c *pureCluster) entries(n int) []metadata.Entry {
@@ -166,8 +181,8 @@ func TestMergedByAge(t *testing.T) {
 		}
 		time.Sleep(59*time.Minute - time.Since(began))
 		synctest.Wait()
-		if got := c.calls(); got != "0 0 0" {
-			t.Errorf("within the hour there were %s calls", got)
+		if got := c.calls(); got != (asked{}) {
+			t.Errorf("within the hour there were calls: %+v", got)
 		}
 		time.Sleep(20 * time.Minute)
 		synctest.Wait()
@@ -180,7 +195,7 @@ func TestMergedByAge(t *testing.T) {
 		time.Sleep(30 * 24 * time.Hour)
 		synctest.Wait()
 		if got := c.calls(); got != before {
-			t.Errorf("%s calls became %s in a month without a commit", before, got)
+			t.Errorf("calls %+v became %+v in a month without a commit", before, got)
 		}
 		if len(m.tracked) != 0 {
 			t.Errorf("%d partitions are kept in mind", len(m.tracked))
@@ -227,7 +242,7 @@ func TestActiveTail(t *testing.T) {
 		time.Sleep(30 * 24 * time.Hour)
 		synctest.Wait()
 		if got := c.calls(); got != before || len(m.tracked) != 0 {
-			t.Errorf("%s calls became %s in a month without a commit; %d partitions are kept in mind", before, got, len(m.tracked))
+			t.Errorf("calls %+v became %+v in a month without a commit; %d partitions are kept in mind", before, got, len(m.tracked))
 		}
 	})
 }
@@ -246,7 +261,7 @@ func TestMergedBySize(t *testing.T) {
 		if list := c.entries(0); len(list) > 20 || !list[0].Gateway.IsMerger() || list[len(list)-1].Gateway.IsMerger() {
 			t.Errorf("%d entries are left", len(list))
 		}
-		if floor := c.floor["g1"]; floor < 2 || floor <= c.swaps[len(c.swaps)-1].Number {
+		if w, floor := c.lastSwap("g1"); floor != w.Number+1 {
 			t.Errorf("the floor is %d after all was settled", floor)
 		}
 	})
@@ -262,8 +277,8 @@ func TestLook(t *testing.T) {
 		m := c.running(Config{LooksPerSecond: 100})
 		time.Sleep(time.Hour + 3*time.Second)
 		synctest.Wait()
-		if c.views < 300 || c.views > 500 {
-			t.Errorf("%d views were read within seconds", c.views)
+		if got := c.calls(); got.views < 300 || got.views > 500 {
+			t.Errorf("within seconds there were calls: %+v", got)
 		}
 		time.Sleep(time.Hour)
 		synctest.Wait()
@@ -274,7 +289,7 @@ func TestLook(t *testing.T) {
 		time.Sleep(30 * 24 * time.Hour)
 		synctest.Wait()
 		if got := c.calls(); got != before || len(m.tracked) != 0 {
-			t.Errorf("%s calls became %s", before, got)
+			t.Errorf("calls %+v became %+v", before, got)
 		}
 	})
 }
@@ -284,18 +299,16 @@ func TestRetries(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newPureCluster(t, 1)
 		m := c.running(Config{TargetBytes: 64 << 10})
-		c.failing = metadata.ErrUnavailable
+		c.fail(metadata.ErrUnavailable)
 		for range 30 {
 			next, bytes := c.append(4<<10, 0)
 			m.Note(partitionID(0), next, bytes)
 		}
 		time.Sleep(10 * time.Minute)
-		if len(c.swaps) > 0 || c.lists < 3 || c.lists > 6 {
-			t.Errorf("%d swaps after %d tries", len(c.swaps), c.lists)
+		if got := c.calls(); got.swaps > 0 || got.lists < 3 || got.lists > 6 {
+			t.Errorf("calls while all fails: %+v", got)
 		}
-		c.mu.Lock()
-		c.failing = nil
-		c.mu.Unlock()
+		c.fail(nil)
 		time.Sleep(20 * time.Minute)
 		if len(c.entries(0)) > 20 {
 			t.Errorf("%d entries are left", len(c.entries(0)))
@@ -342,16 +355,16 @@ func TestNumbersOfAnotherID(t *testing.T) {
 			synctest.Wait()
 		}
 		round()
-		first := len(c.swaps)
+		first := c.calls().swaps
 		c.mu.Lock()
 		c.id = "g2"
 		c.mu.Unlock()
 		round()
-		if first == 0 || len(c.swaps) == first {
-			t.Fatalf("%d swaps, then %d", first, len(c.swaps))
+		if first == 0 || c.calls().swaps == first {
+			t.Fatalf("%d swaps, then %d", first, c.calls().swaps)
 		}
-		if w := c.swaps[first]; w.Uploader != "g2-m" || w.Number > 3 || c.floor["g2"] != w.Number+1 {
-			t.Errorf("swap %d of %s, floors %v", w.Number, w.Uploader, c.floor)
+		if w, floor := c.lastSwap("g2"); w.Uploader != "g2-m" || w.Number > 3 || floor != w.Number+1 {
+			t.Errorf("swap %d of %s, floor %d", w.Number, w.Uploader, floor)
 		}
 	})
 }
