@@ -23,6 +23,8 @@ type Gateway struct {
 	// Partitions that it sequences, and BufferedRecords that it acked as buffered and that were not committed, as
 	// of its last beat.
 	Partitions, BufferedRecords uint64
+	// Role is all, gateway (it merges nothing) or compactor (it merges, sequences nothing and takes no appends).
+	Role string
 }
 
 // Gateways lists the cluster's gateways and names the cluster.
@@ -37,7 +39,7 @@ func (c *Client) Gateways(ctx context.Context) (clusterID string, gateways []Gat
 		gateways = append(gateways, Gateway{
 			ID: g.GetId(), Address: g.GetAddress(), Zone: g.GetZone(), State: g.GetState(),
 			Beat: g.GetBeat(), Floor: g.GetFloor(), Version: g.GetVersion(),
-			PeerAddress: g.GetPeerAddress(), Partitions: g.GetPartitions(), BufferedRecords: g.GetBufferedRecords(),
+			PeerAddress: g.GetPeerAddress(), Partitions: g.GetPartitions(), BufferedRecords: g.GetBufferedRecords(), Role: g.GetRole(),
 		})
 	}
 	return res.GetClusterId(), gateways, nil

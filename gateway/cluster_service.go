@@ -31,9 +31,17 @@ func (s *clusterService) ListGateways(ctx context.Context, _ *varvev1.ListGatewa
 	out := &varvev1.ListGatewaysResponse{ClusterId: s.g.ClusterID()}
 	for _, g := range list {
 		out.Gateways = append(out.Gateways, &varvev1.Gateway{Id: string(g.ID), Address: g.Address, Zone: g.Zone, State: string(g.State),
-			Beat: g.Beat, Floor: g.Floor, Version: g.Version, PeerAddress: g.Peer, Partitions: g.Partitions, BufferedRecords: g.Buffered})
+			Beat: g.Beat, Floor: g.Floor, Version: g.Version, PeerAddress: g.Peer, Partitions: g.Partitions, BufferedRecords: g.Buffered, Role: roleText(g.Role)})
 	}
 	return out, nil
+}
+
+// roleText is a role as people are told it.
+func roleText(role string) string {
+	if role == metadata.RoleAll {
+		return "all"
+	}
+	return role
 }
 
 // Dump streams the bytes of a segment of this cluster, and of nothing else.

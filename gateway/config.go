@@ -19,6 +19,8 @@ type Config struct {
 	CheckAddress bool
 	// Version of the program.
 	Version string
+	// Role is metadata.RoleAll, RoleGateway or RoleCompactor: see there.
+	Role string
 
 	// FlushInterval spaces flushes (default 250 ms; a few ms suit a local folder). An
 	// append that meets a quiet gateway is flushed at once.
@@ -128,6 +130,8 @@ func (c Config) Validate() error {
 	check(c.AutoCreate >= 0 && c.AutoCreate <= metadata.MaxPartitions, "auto-create with %d partitions: want 0 to %d", c.AutoCreate, metadata.MaxPartitions)
 	check(c.Exclusive || c.PeerAddress != "", "no address for peers: gateways that share a table must reach each other")
 	check(c.FoldRows > 0 && c.FoldBytes > 0, "checkpoints after %d rows and %d bytes: want at least 1 of both", c.FoldRows, c.FoldBytes)
+	check(c.Role == metadata.RoleAll || c.Role == metadata.RoleGateway || c.Role == metadata.RoleCompactor, "role %q: want all, gateway or compactor", c.Role)
+	check(!c.Exclusive || c.Role != metadata.RoleCompactor, "a compactor on a table that only one process can reach: nobody would take appends")
 	check(c.LeaseTime >= 500*time.Millisecond, "lease time %s: want at least 500ms", c.LeaseTime)
 	return errors.Join(faults...)
 }

@@ -49,6 +49,7 @@ const (
 	reasonUnknownOutcome    = "UNKNOWN_OUTCOME"
 	reasonWrongPeer         = "WRONG_PEER"
 	reasonBehind            = "BEHIND"
+	reasonRole              = "WRONG_ROLE"
 )
 
 // refusal is an error for the caller, in the words of the API: the core returns it

@@ -40,6 +40,7 @@ type Gateway struct {
 	latest     *latest
 	generation *generation
 	resting    *resting
+	compaction *compaction
 	recovered  []segments.RecoveredFile // what predecessors left in the buffer
 	// predecessors are ids that ended without closing, on this data folder or table.
 	predecessors []metadata.GatewayID
@@ -116,6 +117,7 @@ func New(config Config, d Dependencies) (*Gateway, error) {
 	g.latest = newLatest(g)
 	g.generation = &generation{gateway: g}
 	g.resting = newResting(g)
+	g.compaction = newCompaction(g)
 	if d.FreeMemory != nil {
 		g.resting.free = d.FreeMemory
 	}
@@ -173,6 +175,7 @@ func (g *Gateway) Run(ctx context.Context, started func()) error {
 	g.mirrors.live(work)
 	group.Go(func() error { return g.mirrors.run(work) })
 	group.Go(func() error { return g.resting.run(work) })
+	group.Go(func() error { return g.compaction.run(work) })
 	group.Go(func() error { return g.recover(work) })
 	g.setState(true, "")
 	if started != nil {

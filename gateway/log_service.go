@@ -82,6 +82,9 @@ func partitionOf(t *metadata.Topic, number int32) (metadata.PartitionID, error) 
 
 // Produce implements varvev1connect.LogServiceHandler.
 func (s *logService) Produce(ctx context.Context, req *varvev1.ProduceRequest) (*varvev1.ProduceResponse, error) {
+	if s.g.config.Role == metadata.RoleCompactor {
+		return nil, refuse(connect.CodeFailedPrecondition, reasonRole, "this process merges segments and takes no appends (--role compactor): ask a gateway")
+	}
 	began := time.Now()
 	ack := segments.AckCommitted
 	switch req.GetAcks() {

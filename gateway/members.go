@@ -32,8 +32,10 @@ type members struct {
 	// living are those that may be given partitions, this one included, in order; gone those that
 	// fell silent, that were sealed or closed: something of theirs may be left to do.
 	living, gone []metadata.GatewayID
-	version      uint64 // of living
-	changed      chan struct{}
+	// merging are those that merge small segments, in order.
+	merging []metadata.GatewayID
+	version uint64 // of living
+	changed chan struct{}
 
 	looking chan struct{} // holds one while somebody reads the rows
 }
@@ -170,6 +172,7 @@ func (m *members) sighted(id metadata.GatewayID) (metadata.Gateway, bool) {
 // judge works out who lives, and tells those who watch when somebody comes or goes. The caller holds mu.
 func (m *members) judge() {
 	living := make([]metadata.GatewayID, 0, len(m.living)+1)
+	merging := make([]metadata.GatewayID, 0, len(m.merging)+1)
 	gone := make([]metadata.GatewayID, 0, len(m.gone)+1)
 	own := m.g.ID()
 	for id, s := range m.seen {
@@ -179,24 +182,38 @@ func (m *members) judge() {
 			gone = append(gone, id)
 		case s.row.State == metadata.GatewayLive && s.row.Protocol == peerProtocol:
 			// One of another protocol cannot be asked: its partitions would be out of reach from here.
-			living = append(living, id)
+			living, merging = enlist(living, merging, id, s.row.Role)
 		}
 	}
 	if !m.leaving {
-		living = append(living, own)
+		living, merging = enlist(living, merging, own, m.g.config.Role)
 	}
 	slices.Sort(living)
+	slices.Sort(merging)
+	mergersMoved := !slices.Equal(merging, m.merging)
+	m.merging = merging
 	slices.Sort(gone)
 	moved := !slices.Equal(living, m.living)
 	if moved {
 		m.living = living
 		m.version++
 	}
-	if moved || !slices.Equal(gone, m.gone) {
+	if moved || mergersMoved || !slices.Equal(gone, m.gone) {
 		m.gone = gone
 		close(m.changed)
 		m.changed = make(chan struct{})
 	}
+}
+
+// enlist adds a gateway to those that do what its role says.
+func enlist(sequencing, merging []metadata.GatewayID, id metadata.GatewayID, role string) (_, _ []metadata.GatewayID) {
+	if role != metadata.RoleCompactor {
+		sequencing = append(sequencing, id)
+	}
+	if role != metadata.RoleGateway {
+		merging = append(merging, id)
+	}
+	return sequencing, merging
 }
 
 // ended says that the row's gateway will not go on under its id, and that something of it may

@@ -52,8 +52,8 @@ type held struct {
 	acquiring bool
 	parked    []*ticket
 	dirty     bool // has changes in this cycle that are not published
-	// from is where the log ended when it was taken.
-	from int64
+	// from is where the log ended when it was taken, noted as far as those who merge hear of it.
+	from, noted int64
 	// handing: it goes to another gateway as soon as a checkpoint of it is written. Tickets
 	// wait in parked for that.
 	handing bool
@@ -383,7 +383,10 @@ func (s *sequencer) cycle(ctx context.Context) error {
 	}
 	for _, h := range c.dirty {
 		h.dirty = false
-		h.shared.publish(h.state.View())
+		v := h.state.View()
+		h.shared.publish(v)
+		s.g.compaction.committed(v.Partition, h.noted, v)
+		h.noted = v.Next
 		if _, writing := s.writing[h]; !writing && h.state.Due() && time.Since(s.failed) > checkpointPause {
 			s.write(ctx, h)
 		}
@@ -581,7 +584,7 @@ func (s *sequencer) mayAcquire(ctx context.Context, id metadata.PartitionID, l *
 	}
 	for try := 0; ; try++ {
 		winner := s.g.members.winner(id)
-		if winner == s.t.id || winner == "" {
+		if winner == s.t.id || winner == "" && s.g.config.Role != metadata.RoleCompactor {
 			return nil
 		}
 		if try == 1 {
@@ -606,6 +609,7 @@ func (s *sequencer) take(a acquisition) {
 		return
 	}
 	h.state, h.lease, h.acquiring, h.from = a.state, a.lease, false, a.state.Next()
+	h.noted = h.from
 	s.forgetClosed(h)
 	s.holding.Add(1)
 	h.shared.own(h.state.View())

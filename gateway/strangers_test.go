@@ -100,6 +100,14 @@ func (i *impostor) Take(context.Context, *peerv1.TakeRequest) (*peerv1.TakeRespo
 	return &peerv1.TakeResponse{}, nil
 }
 
+func (i *impostor) Note(context.Context, *peerv1.NoteRequest) (*peerv1.NoteResponse, error) {
+	return &peerv1.NoteResponse{}, nil
+}
+
+func (i *impostor) Compact(context.Context, *peerv1.CompactRequest, peerv1connect.PeerServiceCompactServerStream) error {
+	return nil
+}
+
 func (i *impostor) Watch(ctx context.Context, stream peerv1connect.PeerServiceWatchServerStream) error {
 	i.calls.Add(1)
 	return i.tell(stream)
@@ -142,6 +150,7 @@ func (m *member) appendWithin(t *testing.T, most time.Duration, partition int32,
 func TestStrangersAreRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newTestCluster(t)
+		c.prepare = func(g *Gateway) { g.UseCompactor(&notebook{}) }
 		first := c.start()
 		client := peerv1connect.NewPeerServiceClient(connect.NewClient(c.network.Dial(first.address)))
 		calls := map[string]func(call *peerv1.Call) error{
@@ -159,6 +168,19 @@ func TestStrangersAreRefused(t *testing.T) {
 			},
 			"Take": func(call *peerv1.Call) error {
 				_, err := client.Take(t.Context(), &peerv1.TakeRequest{Call: call})
+				return err
+			},
+			"Note": func(call *peerv1.Call) error {
+				_, err := client.Note(t.Context(), &peerv1.NoteRequest{Call: call})
+				return err
+			},
+			"Compact": func(call *peerv1.Call) error {
+				stream, err := client.Compact(t.Context(), &peerv1.CompactRequest{Call: call, Wait: true})
+				if err != nil {
+					return err
+				}
+				defer stream.Close()
+				_, err = stream.Receive()
 				return err
 			},
 			"Watch": func(call *peerv1.Call) error {

@@ -199,7 +199,7 @@ func (o *ownRow) register(ctx context.Context) error {
 	}
 	c := g.config
 	row, err := metadata.RegisterGateway(ctx, g.table, metadata.Gateway{ID: o.t.id, Address: c.Address, Peer: c.PeerAddress, Protocol: peerProtocol,
-		Zone: c.Zone, Version: c.Version, Floor: 1})
+		Zone: c.Zone, Version: c.Version, Role: c.Role, Floor: 1, MergeFloor: 1})
 	if err != nil {
 		return err
 	}
@@ -259,6 +259,7 @@ func (o *ownRow) write(ctx context.Context, state metadata.GatewayState) error {
 		o.row.State = state
 	}
 	o.row.Floor, o.row.Buffered = o.t.intake.floor()
+	o.row.MergeFloor = o.t.mergeFloor()
 	o.row.Partitions = uint64(o.t.sequencer.holding.Load())
 	return o.row.Write(ctx, o.t.g.table)
 }

@@ -22,6 +22,16 @@ const (
 	GatewayClosed GatewayState = "closed"
 )
 
+// Roles of gateways. The texts are stored.
+const (
+	// RoleAll does everything.
+	RoleAll = ""
+	// RoleGateway merges no segments.
+	RoleGateway = "gateway"
+	// RoleCompactor merges segments, sequences no partition and takes no appends.
+	RoleCompactor = "compactor"
+)
+
 func (s GatewayState) known() bool {
 	switch s {
 	case GatewayLive, GatewayDraining, GatewaySealed, GatewayClosed:
@@ -42,6 +52,8 @@ type Gateway struct {
 	// MergeFloor is the floor of what it is as a compactor: see MergerID.
 	MergeFloor uint64
 	State      GatewayState
+	// Role is RoleAll, RoleGateway or RoleCompactor.
+	Role string
 	// Peer is the host:port of its peer service; empty: it has none.
 	Peer string
 	// Protocol is that of its peer service: those of different ones do not work together.
@@ -66,6 +78,7 @@ type gatewayRow struct {
 	Beat       uint64       `json:"beat"`
 	Floor      uint64       `json:"floor"`
 	MergeFloor uint64       `json:"merge_floor,omitempty"`
+	Role       string       `json:"role,omitempty"`
 	Partitions uint64       `json:"partitions"`
 	Buffered   uint64       `json:"buffered"`
 	State      GatewayState `json:"state"`
@@ -76,7 +89,7 @@ func gatewayKey(id GatewayID) Key { return Key{gatewaysPartition, string(id)} }
 
 func (g *Gateway) row() gatewayRow {
 	return gatewayRow{Format: formatV1, Address: g.Address, Peer: g.Peer, Protocol: g.Protocol, Zone: g.Zone, Version: g.Version,
-		Beat: g.Beat, Floor: g.Floor, MergeFloor: g.MergeFloor, Partitions: g.Partitions, Buffered: g.Buffered, State: g.State, SealedAt: g.SealedAt}
+		Beat: g.Beat, Floor: g.Floor, MergeFloor: g.MergeFloor, Role: g.Role, Partitions: g.Partitions, Buffered: g.Buffered, State: g.State, SealedAt: g.SealedAt}
 }
 
 func decodeGateway(row Row) (Gateway, error) {
@@ -88,7 +101,7 @@ func decodeGateway(row Row) (Gateway, error) {
 		return Gateway{}, fmt.Errorf("%w: row %s: unknown state %q", ErrCorrupt, row.Key, r.State)
 	}
 	return Gateway{ID: GatewayID(row.Sort), Address: r.Address, Peer: r.Peer, Protocol: r.Protocol, Zone: r.Zone, Version: r.Version,
-		Beat: r.Beat, Floor: r.Floor, MergeFloor: r.MergeFloor, Partitions: r.Partitions, Buffered: r.Buffered, State: r.State, SealedAt: r.SealedAt, Stamp: row.Stamp}, nil
+		Beat: r.Beat, Floor: r.Floor, MergeFloor: r.MergeFloor, Role: r.Role, Partitions: r.Partitions, Buffered: r.Buffered, State: r.State, SealedAt: r.SealedAt, Stamp: row.Stamp}, nil
 }
 
 // RegisterGateway makes the row of a gateway that just minted its id, live and with

@@ -140,14 +140,14 @@ func TestGateways(t *testing.T) {
 	server := clienttest.New()
 	server.Peer()
 	s := newMemoryShell(t, server)
-	want := "GATEWAY    ADDRESS  PEER ADDRESS  ZONE  STATE  PARTITIONS  BUFFERED  BEAT  VERSION\n" +
-		"gateway-1  -        -             -     live   0           0         0     -\n" +
-		"gateway-2  -        -             -     live   0           0         0     -\n"
+	want := "GATEWAY    ADDRESS  PEER ADDRESS  ZONE  ROLE  STATE  PARTITIONS  BUFFERED  BEAT  VERSION\n" +
+		"gateway-1  -        -             -     -     live   0           0         0     -\n" +
+		"gateway-2  -        -             -     -     live   0           0         0     -\n"
 	if got := s.ok("", "gateways"); got != want {
 		t.Errorf("got\n%swant\n%s", got, want)
 	}
 	line := `{"cluster_id":"in-memory","id":"gateway-2","address":"","peer_address":"","zone":"","state":"live","version":"",` +
-		`"partitions":0,"buffered_records":0,"beat":0,"floor":0}` + "\n"
+		`"partitions":0,"buffered_records":0,"beat":0,"floor":0,"role":""}` + "\n"
 	if got := s.ok("", "gateways", "-o", "json"); !strings.HasSuffix(got, line) {
 		t.Errorf("%s", got)
 	}

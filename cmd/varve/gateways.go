@@ -22,6 +22,7 @@ type gatewayJSON struct {
 	Buffered    uint64 `json:"buffered_records"`
 	Beat        uint64 `json:"beat"`
 	Floor       uint64 `json:"floor"`
+	Role        string `json:"role"`
 }
 
 func newGatewaysCommand(a *app) *cobra.Command {
@@ -55,14 +56,14 @@ A beat is a count that rises while a gateway lives: ask twice to see it.`,
 			if err != nil {
 				return err
 			}
-			table := newTable(a.stdout, "GATEWAY", "ADDRESS", "PEER ADDRESS", "ZONE", "STATE", "PARTITIONS", "BUFFERED", "BEAT", "VERSION")
+			table := newTable(a.stdout, "GATEWAY", "ADDRESS", "PEER ADDRESS", "ZONE", "ROLE", "STATE", "PARTITIONS", "BUFFERED", "BEAT", "VERSION")
 			for _, g := range gateways {
 				if !a.json() {
-					table.row(g.ID, orDash(g.Address), orDash(g.PeerAddress), orDash(g.Zone), g.State, whileServing(g, g.Partitions), whileServing(g, g.BufferedRecords), g.Beat, orDash(g.Version))
+					table.row(g.ID, orDash(g.Address), orDash(g.PeerAddress), orDash(g.Zone), orDash(g.Role), g.State, whileServing(g, g.Partitions), whileServing(g, g.BufferedRecords), g.Beat, orDash(g.Version))
 					continue
 				}
 				if err := printJSON(a.stdout, gatewayJSON{
-					cluster, g.ID, g.Address, g.PeerAddress, g.Zone, g.State, g.Version, g.Partitions, g.BufferedRecords, g.Beat, g.Floor,
+					cluster, g.ID, g.Address, g.PeerAddress, g.Zone, g.State, g.Version, g.Partitions, g.BufferedRecords, g.Beat, g.Floor, g.Role,
 				}); err != nil {
 					return err
 				}

@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/varvelog/varve/compactor"
 	"github.com/varvelog/varve/gateway"
 	"github.com/varvelog/varve/metadata"
 	"github.com/varvelog/varve/segments"
@@ -45,6 +46,9 @@ type serveOptions struct {
 	bufferBytes                    int64
 	uploadBytes                    int64
 	drainTimeout, leaseTime        time.Duration
+	role                           string
+	mergeBytes                     int64
+	mergeAge                       time.Duration
 	startTimeout                   time.Duration
 }
 
@@ -91,6 +95,9 @@ func (o *serveOptions) register(f *pflag.FlagSet) {
 	f.DurationVar(&o.startTimeout, "start-timeout", time.Minute, "how long a start waits for a bucket or table that does not answer; what refuses it ends it at once")
 	f.DurationVar(&o.drainTimeout, "drain-timeout", 25*time.Second, "how long a clean shutdown may take")
 	f.DurationVar(&o.leaseTime, "lease-time", 5*time.Second, "silence after which a gateway counts as dead")
+	f.StringVar(&o.role, "role", roleAll, "all, gateway (others merge small segments) or compactor (merges, and takes no appends)")
+	f.Int64Var(&o.mergeBytes, "merge-bytes", compactor.MaxTargetBytes, "size of merged segments")
+	f.DurationVar(&o.mergeAge, "merge-age", time.Hour, "age at which small segments are merged although they fill no segment of that size")
 	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&o.debugListen, "debug-listen", "", "loopback address for /debug/pprof (default: none)")
@@ -101,6 +108,7 @@ type plan struct {
 	segments, metadata location
 	data               string // absolute
 	config             gateway.Config
+	merging            compactor.Config
 	log                *slog.Logger
 }
 
@@ -143,6 +151,8 @@ func (o *serveOptions) plan(logs io.Writer) (*plan, error) {
 	note(err)
 	p.config = o.config(p)
 	note(p.config.Validate())
+	p.merging = compactor.Config{TargetBytes: o.mergeBytes, Age: o.mergeAge}
+	note(p.merging.Validate())
 	if len(faults) > 0 {
 		return nil, usagef("%v", errors.Join(faults...))
 	}
@@ -151,7 +161,7 @@ func (o *serveOptions) plan(logs io.Writer) (*plan, error) {
 
 func (o *serveOptions) config(p *plan) gateway.Config {
 	c := gateway.Config{
-		Address: o.listen, PeerAddress: o.advertise, Zone: o.zone, Version: version,
+		Address: o.listen, PeerAddress: o.advertise, Zone: o.zone, Version: version, Role: roleOf(o.role),
 		FlushInterval: o.flushInterval, SegmentBytes: o.segmentBytes, BufferBytes: o.bufferBytes, UploadBytes: o.uploadBytes,
 		AutoCreate: o.autoCreate, LeaseTime: o.leaseTime, DrainTime: o.drainTimeout, Exclusive: p.exclusive(), CheckAddress: !p.exclusive(),
 	}
@@ -262,7 +272,7 @@ func serve(ctx context.Context, o *serveOptions, logs io.Writer, started func(ne
 		return err
 	}
 	syscall.Umask(0o077) // whatever is made: 0600 and 0700
-	limitMemory(p.config)
+	limitMemory(p)
 	listener, err := net.Listen("tcp", o.listen)
 	if err != nil {
 		return fmt.Errorf("--listen: %w", err)
@@ -292,6 +302,10 @@ func serve(ctx context.Context, o *serveOptions, logs io.Writer, started func(ne
 	if err != nil {
 		return err
 	}
+	merging, err := newMerging(ctx, p, g)
+	if err != nil {
+		return err
+	}
 	if o.debugListen != "" {
 		stop, err := serveDebug(o.debugListen, p.log)
 		if err != nil {
@@ -302,10 +316,12 @@ func serve(ctx context.Context, o *serveOptions, logs io.Writer, started func(ne
 	defer context.AfterFunc(ctx, func() { p.log.Info("draining: what was accepted is being finished") })()
 	err = run(ctx, g, listener, peers, func() {
 		p.announce(g, b, listener.Addr())
+		merging.start()
 		if started != nil {
 			started(listener.Addr())
 		}
 	})
+	merging.stop()
 	if err == nil {
 		p.log.Info("stopped; nothing is left undone")
 	}
@@ -443,13 +459,17 @@ func (b *backends) close() error {
 
 // limitMemory has the garbage collector work harder before the process grows past what
 // its limits add up to, unless GOMEMLIMIT says what to do.
-func limitMemory(c gateway.Config) {
+func limitMemory(p *plan) {
 	if os.Getenv("GOMEMLIMIT") != "" || debug.SetMemoryLimit(-1) != math.MaxInt64 {
 		return
 	}
 	const base = 128 << 20 // caches, connections, the runtime
 	const requests = 128 << 20
-	debug.SetMemoryLimit(base + requests + c.BufferBytes + c.UploadBytes)
+	limit := base + requests + p.config.BufferBytes + p.config.UploadBytes
+	if p.config.Role != metadata.RoleGateway {
+		limit += 2 * p.merging.TargetBytes // the segment that is made, and what is read for it
+	}
+	debug.SetMemoryLimit(limit)
 }
 
 // serveDebug serves pprof on an address of its own.

@@ -38,8 +38,10 @@ type Gateway struct {
 	Partitions uint64 `protobuf:"varint,9,opt,name=partitions,proto3" json:"partitions,omitempty"`
 	// Records that it acked as buffered and that were not committed, as of its last beat.
 	BufferedRecords uint64 `protobuf:"varint,10,opt,name=buffered_records,json=bufferedRecords,proto3" json:"buffered_records,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// all, gateway (it merges nothing) or compactor (it sequences nothing and takes no appends).
+	Role          string `protobuf:"bytes,11,opt,name=role,proto3" json:"role,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Gateway) Reset() {
@@ -140,6 +142,13 @@ func (x *Gateway) GetBufferedRecords() uint64 {
 		return x.BufferedRecords
 	}
 	return 0
+}
+
+func (x *Gateway) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
 }
 
 type ListGatewaysRequest struct {
@@ -953,11 +962,338 @@ func (x *VerifySummary) GetRepaired() int64 {
 	return 0
 }
 
+type CompactRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Empty: all topics.
+	Topic string `protobuf:"bytes,1,opt,name=topic,proto3" json:"topic,omitempty"`
+	// Say what would be merged; nothing is.
+	DryRun bool `protobuf:"varint,2,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	// Answer when the passes have ended. Otherwise they go on afterwards, and there are no reports.
+	Wait          bool `protobuf:"varint,3,opt,name=wait,proto3" json:"wait,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CompactRequest) Reset() {
+	*x = CompactRequest{}
+	mi := &file_varve_v1_cluster_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CompactRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CompactRequest) ProtoMessage() {}
+
+func (x *CompactRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_varve_v1_cluster_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CompactRequest.ProtoReflect.Descriptor instead.
+func (*CompactRequest) Descriptor() ([]byte, []int) {
+	return file_varve_v1_cluster_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *CompactRequest) GetTopic() string {
+	if x != nil {
+		return x.Topic
+	}
+	return ""
+}
+
+func (x *CompactRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *CompactRequest) GetWait() bool {
+	if x != nil {
+		return x.Wait
+	}
+	return false
+}
+
+// CompactResponse is what one gateway did of it.
+type CompactResponse struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	GatewayId string                 `protobuf:"bytes,1,opt,name=gateway_id,json=gatewayId,proto3" json:"gateway_id,omitempty"`
+	// Without wait: none.
+	Report *CompactReport `protobuf:"bytes,2,opt,name=report,proto3" json:"report,omitempty"`
+	// Why it could not do its share; empty when it did.
+	Error         string `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CompactResponse) Reset() {
+	*x = CompactResponse{}
+	mi := &file_varve_v1_cluster_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CompactResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CompactResponse) ProtoMessage() {}
+
+func (x *CompactResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_varve_v1_cluster_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CompactResponse.ProtoReflect.Descriptor instead.
+func (*CompactResponse) Descriptor() ([]byte, []int) {
+	return file_varve_v1_cluster_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *CompactResponse) GetGatewayId() string {
+	if x != nil {
+		return x.GatewayId
+	}
+	return ""
+}
+
+func (x *CompactResponse) GetReport() *CompactReport {
+	if x != nil {
+		return x.Report
+	}
+	return nil
+}
+
+func (x *CompactResponse) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+// CompactReport is what a pass of merging came to.
+type CompactReport struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Partitions that were looked at; merged: those of which something was merged.
+	Partitions int64 `protobuf:"varint,1,opt,name=partitions,proto3" json:"partitions,omitempty"`
+	Merged     int64 `protobuf:"varint,2,opt,name=merged,proto3" json:"merged,omitempty"`
+	// New segments, and the bytes of batches in them.
+	Segments int64 `protobuf:"varint,3,opt,name=segments,proto3" json:"segments,omitempty"`
+	Bytes    int64 `protobuf:"varint,4,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// Index entries that were replaced, and those that took their place.
+	Entries int64 `protobuf:"varint,5,opt,name=entries,proto3" json:"entries,omitempty"`
+	Into    int64 `protobuf:"varint,6,opt,name=into,proto3" json:"into,omitempty"`
+	// Entries that changed meanwhile and stay as they are until the next pass.
+	Moved int64 `protobuf:"varint,7,opt,name=moved,proto3" json:"moved,omitempty"`
+	// Partitions of which something could not be read or written; they are tried again.
+	Failed int64 `protobuf:"varint,8,opt,name=failed,proto3" json:"failed,omitempty"`
+	// Spans that are damaged. They stay as they are.
+	SetAside      []*DamagedSpan `protobuf:"bytes,9,rep,name=set_aside,json=setAside,proto3" json:"set_aside,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CompactReport) Reset() {
+	*x = CompactReport{}
+	mi := &file_varve_v1_cluster_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CompactReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CompactReport) ProtoMessage() {}
+
+func (x *CompactReport) ProtoReflect() protoreflect.Message {
+	mi := &file_varve_v1_cluster_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CompactReport.ProtoReflect.Descriptor instead.
+func (*CompactReport) Descriptor() ([]byte, []int) {
+	return file_varve_v1_cluster_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *CompactReport) GetPartitions() int64 {
+	if x != nil {
+		return x.Partitions
+	}
+	return 0
+}
+
+func (x *CompactReport) GetMerged() int64 {
+	if x != nil {
+		return x.Merged
+	}
+	return 0
+}
+
+func (x *CompactReport) GetSegments() int64 {
+	if x != nil {
+		return x.Segments
+	}
+	return 0
+}
+
+func (x *CompactReport) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *CompactReport) GetEntries() int64 {
+	if x != nil {
+		return x.Entries
+	}
+	return 0
+}
+
+func (x *CompactReport) GetInto() int64 {
+	if x != nil {
+		return x.Into
+	}
+	return 0
+}
+
+func (x *CompactReport) GetMoved() int64 {
+	if x != nil {
+		return x.Moved
+	}
+	return 0
+}
+
+func (x *CompactReport) GetFailed() int64 {
+	if x != nil {
+		return x.Failed
+	}
+	return 0
+}
+
+func (x *CompactReport) GetSetAside() []*DamagedSpan {
+	if x != nil {
+		return x.SetAside
+	}
+	return nil
+}
+
+// DamagedSpan is an index entry whose bytes are not there, or not what the index says.
+type DamagedSpan struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Topic       string                 `protobuf:"bytes,1,opt,name=topic,proto3" json:"topic,omitempty"`
+	Partition   int32                  `protobuf:"varint,2,opt,name=partition,proto3" json:"partition,omitempty"`
+	FirstOffset int64                  `protobuf:"varint,3,opt,name=first_offset,json=firstOffset,proto3" json:"first_offset,omitempty"`
+	// The offset after the last one.
+	EndOffset     int64  `protobuf:"varint,4,opt,name=end_offset,json=endOffset,proto3" json:"end_offset,omitempty"`
+	Object        string `protobuf:"bytes,5,opt,name=object,proto3" json:"object,omitempty"`
+	Problem       string `protobuf:"bytes,6,opt,name=problem,proto3" json:"problem,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DamagedSpan) Reset() {
+	*x = DamagedSpan{}
+	mi := &file_varve_v1_cluster_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DamagedSpan) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DamagedSpan) ProtoMessage() {}
+
+func (x *DamagedSpan) ProtoReflect() protoreflect.Message {
+	mi := &file_varve_v1_cluster_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DamagedSpan.ProtoReflect.Descriptor instead.
+func (*DamagedSpan) Descriptor() ([]byte, []int) {
+	return file_varve_v1_cluster_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *DamagedSpan) GetTopic() string {
+	if x != nil {
+		return x.Topic
+	}
+	return ""
+}
+
+func (x *DamagedSpan) GetPartition() int32 {
+	if x != nil {
+		return x.Partition
+	}
+	return 0
+}
+
+func (x *DamagedSpan) GetFirstOffset() int64 {
+	if x != nil {
+		return x.FirstOffset
+	}
+	return 0
+}
+
+func (x *DamagedSpan) GetEndOffset() int64 {
+	if x != nil {
+		return x.EndOffset
+	}
+	return 0
+}
+
+func (x *DamagedSpan) GetObject() string {
+	if x != nil {
+		return x.Object
+	}
+	return ""
+}
+
+func (x *DamagedSpan) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
 var File_varve_v1_cluster_proto protoreflect.FileDescriptor
 
 const file_varve_v1_cluster_proto_rawDesc = "" +
 	"\n" +
-	"\x16varve/v1/cluster.proto\x12\bvarve.v1\"\x8f\x02\n" +
+	"\x16varve/v1/cluster.proto\x12\bvarve.v1\"\xa3\x02\n" +
 	"\aGateway\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x12\n" +
@@ -971,7 +1307,8 @@ const file_varve_v1_cluster_proto_rawDesc = "" +
 	"partitions\x18\t \x01(\x04R\n" +
 	"partitions\x12)\n" +
 	"\x10buffered_records\x18\n" +
-	" \x01(\x04R\x0fbufferedRecords\"\x15\n" +
+	" \x01(\x04R\x0fbufferedRecords\x12\x12\n" +
+	"\x04role\x18\v \x01(\tR\x04role\"\x15\n" +
 	"\x13ListGatewaysRequest\"d\n" +
 	"\x14ListGatewaysResponse\x12-\n" +
 	"\bgateways\x18\x01 \x03(\v2\x11.varve.v1.GatewayR\bgateways\x12\x1d\n" +
@@ -1050,12 +1387,42 @@ const file_varve_v1_cluster_proto_rawDesc = "" +
 	"\x06breaks\x18\n" +
 	" \x01(\x03R\x06breaks\x12\x18\n" +
 	"\agarbage\x18\v \x01(\x03R\agarbage\x12\x1a\n" +
-	"\brepaired\x18\f \x01(\x03R\brepaired2\x99\x02\n" +
+	"\brepaired\x18\f \x01(\x03R\brepaired\"S\n" +
+	"\x0eCompactRequest\x12\x14\n" +
+	"\x05topic\x18\x01 \x01(\tR\x05topic\x12\x17\n" +
+	"\adry_run\x18\x02 \x01(\bR\x06dryRun\x12\x12\n" +
+	"\x04wait\x18\x03 \x01(\bR\x04wait\"w\n" +
+	"\x0fCompactResponse\x12\x1d\n" +
+	"\n" +
+	"gateway_id\x18\x01 \x01(\tR\tgatewayId\x12/\n" +
+	"\x06report\x18\x02 \x01(\v2\x17.varve.v1.CompactReportR\x06report\x12\x14\n" +
+	"\x05error\x18\x03 \x01(\tR\x05error\"\x89\x02\n" +
+	"\rCompactReport\x12\x1e\n" +
+	"\n" +
+	"partitions\x18\x01 \x01(\x03R\n" +
+	"partitions\x12\x16\n" +
+	"\x06merged\x18\x02 \x01(\x03R\x06merged\x12\x1a\n" +
+	"\bsegments\x18\x03 \x01(\x03R\bsegments\x12\x14\n" +
+	"\x05bytes\x18\x04 \x01(\x03R\x05bytes\x12\x18\n" +
+	"\aentries\x18\x05 \x01(\x03R\aentries\x12\x12\n" +
+	"\x04into\x18\x06 \x01(\x03R\x04into\x12\x14\n" +
+	"\x05moved\x18\a \x01(\x03R\x05moved\x12\x16\n" +
+	"\x06failed\x18\b \x01(\x03R\x06failed\x122\n" +
+	"\tset_aside\x18\t \x03(\v2\x15.varve.v1.DamagedSpanR\bsetAside\"\xb5\x01\n" +
+	"\vDamagedSpan\x12\x14\n" +
+	"\x05topic\x18\x01 \x01(\tR\x05topic\x12\x1c\n" +
+	"\tpartition\x18\x02 \x01(\x05R\tpartition\x12!\n" +
+	"\ffirst_offset\x18\x03 \x01(\x03R\vfirstOffset\x12\x1d\n" +
+	"\n" +
+	"end_offset\x18\x04 \x01(\x03R\tendOffset\x12\x16\n" +
+	"\x06object\x18\x05 \x01(\tR\x06object\x12\x18\n" +
+	"\aproblem\x18\x06 \x01(\tR\aproblem2\xdd\x02\n" +
 	"\x0eClusterService\x12O\n" +
 	"\fListGateways\x12\x1d.varve.v1.ListGatewaysRequest\x1a\x1e.varve.v1.ListGatewaysResponse\"\x00\x129\n" +
 	"\x04Dump\x12\x15.varve.v1.DumpRequest\x1a\x16.varve.v1.DumpResponse\"\x000\x01\x12:\n" +
 	"\x05Usage\x12\x16.varve.v1.UsageRequest\x1a\x17.varve.v1.UsageResponse\"\x00\x12?\n" +
-	"\x06Verify\x12\x17.varve.v1.VerifyRequest\x1a\x18.varve.v1.VerifyResponse\"\x000\x01B0Z.github.com/varvelog/varve/api/varve/v1;varvev1b\x06proto3"
+	"\x06Verify\x12\x17.varve.v1.VerifyRequest\x1a\x18.varve.v1.VerifyResponse\"\x000\x01\x12B\n" +
+	"\aCompact\x12\x18.varve.v1.CompactRequest\x1a\x19.varve.v1.CompactResponse\"\x000\x01B0Z.github.com/varvelog/varve/api/varve/v1;varvev1b\x06proto3"
 
 var (
 	file_varve_v1_cluster_proto_rawDescOnce sync.Once
@@ -1069,7 +1436,7 @@ func file_varve_v1_cluster_proto_rawDescGZIP() []byte {
 	return file_varve_v1_cluster_proto_rawDescData
 }
 
-var file_varve_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_varve_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_varve_v1_cluster_proto_goTypes = []any{
 	(*Gateway)(nil),              // 0: varve.v1.Gateway
 	(*ListGatewaysRequest)(nil),  // 1: varve.v1.ListGatewaysRequest
@@ -1082,24 +1449,32 @@ var file_varve_v1_cluster_proto_goTypes = []any{
 	(*VerifyResponse)(nil),       // 8: varve.v1.VerifyResponse
 	(*VerifyFinding)(nil),        // 9: varve.v1.VerifyFinding
 	(*VerifySummary)(nil),        // 10: varve.v1.VerifySummary
+	(*CompactRequest)(nil),       // 11: varve.v1.CompactRequest
+	(*CompactResponse)(nil),      // 12: varve.v1.CompactResponse
+	(*CompactReport)(nil),        // 13: varve.v1.CompactReport
+	(*DamagedSpan)(nil),          // 14: varve.v1.DamagedSpan
 }
 var file_varve_v1_cluster_proto_depIdxs = []int32{
 	0,  // 0: varve.v1.ListGatewaysResponse.gateways:type_name -> varve.v1.Gateway
 	9,  // 1: varve.v1.VerifyResponse.finding:type_name -> varve.v1.VerifyFinding
 	10, // 2: varve.v1.VerifyResponse.summary:type_name -> varve.v1.VerifySummary
-	1,  // 3: varve.v1.ClusterService.ListGateways:input_type -> varve.v1.ListGatewaysRequest
-	3,  // 4: varve.v1.ClusterService.Dump:input_type -> varve.v1.DumpRequest
-	5,  // 5: varve.v1.ClusterService.Usage:input_type -> varve.v1.UsageRequest
-	7,  // 6: varve.v1.ClusterService.Verify:input_type -> varve.v1.VerifyRequest
-	2,  // 7: varve.v1.ClusterService.ListGateways:output_type -> varve.v1.ListGatewaysResponse
-	4,  // 8: varve.v1.ClusterService.Dump:output_type -> varve.v1.DumpResponse
-	6,  // 9: varve.v1.ClusterService.Usage:output_type -> varve.v1.UsageResponse
-	8,  // 10: varve.v1.ClusterService.Verify:output_type -> varve.v1.VerifyResponse
-	7,  // [7:11] is the sub-list for method output_type
-	3,  // [3:7] is the sub-list for method input_type
-	3,  // [3:3] is the sub-list for extension type_name
-	3,  // [3:3] is the sub-list for extension extendee
-	0,  // [0:3] is the sub-list for field type_name
+	13, // 3: varve.v1.CompactResponse.report:type_name -> varve.v1.CompactReport
+	14, // 4: varve.v1.CompactReport.set_aside:type_name -> varve.v1.DamagedSpan
+	1,  // 5: varve.v1.ClusterService.ListGateways:input_type -> varve.v1.ListGatewaysRequest
+	3,  // 6: varve.v1.ClusterService.Dump:input_type -> varve.v1.DumpRequest
+	5,  // 7: varve.v1.ClusterService.Usage:input_type -> varve.v1.UsageRequest
+	7,  // 8: varve.v1.ClusterService.Verify:input_type -> varve.v1.VerifyRequest
+	11, // 9: varve.v1.ClusterService.Compact:input_type -> varve.v1.CompactRequest
+	2,  // 10: varve.v1.ClusterService.ListGateways:output_type -> varve.v1.ListGatewaysResponse
+	4,  // 11: varve.v1.ClusterService.Dump:output_type -> varve.v1.DumpResponse
+	6,  // 12: varve.v1.ClusterService.Usage:output_type -> varve.v1.UsageResponse
+	8,  // 13: varve.v1.ClusterService.Verify:output_type -> varve.v1.VerifyResponse
+	12, // 14: varve.v1.ClusterService.Compact:output_type -> varve.v1.CompactResponse
+	10, // [10:15] is the sub-list for method output_type
+	5,  // [5:10] is the sub-list for method input_type
+	5,  // [5:5] is the sub-list for extension type_name
+	5,  // [5:5] is the sub-list for extension extendee
+	0,  // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_varve_v1_cluster_proto_init() }
@@ -1114,7 +1489,7 @@ func file_varve_v1_cluster_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_varve_v1_cluster_proto_rawDesc), len(file_varve_v1_cluster_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   11,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

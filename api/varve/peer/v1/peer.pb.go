@@ -1126,6 +1126,268 @@ func (*TakeResponse) Descriptor() ([]byte, []int) {
 	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{16}
 }
 
+type NoteRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Call          *Call                  `protobuf:"bytes,1,opt,name=call,proto3" json:"call,omitempty"`
+	Committed     []*Committed           `protobuf:"bytes,2,rep,name=committed,proto3" json:"committed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NoteRequest) Reset() {
+	*x = NoteRequest{}
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NoteRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NoteRequest) ProtoMessage() {}
+
+func (x *NoteRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NoteRequest.ProtoReflect.Descriptor instead.
+func (*NoteRequest) Descriptor() ([]byte, []int) {
+	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *NoteRequest) GetCall() *Call {
+	if x != nil {
+		return x.Call
+	}
+	return nil
+}
+
+func (x *NoteRequest) GetCommitted() []*Committed {
+	if x != nil {
+		return x.Committed
+	}
+	return nil
+}
+
+// Committed says that a partition ends at next, after so many bytes of batches more.
+type Committed struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Partition     *Partition             `protobuf:"bytes,1,opt,name=partition,proto3" json:"partition,omitempty"`
+	Next          int64                  `protobuf:"varint,2,opt,name=next,proto3" json:"next,omitempty"`
+	Bytes         int64                  `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Committed) Reset() {
+	*x = Committed{}
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Committed) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Committed) ProtoMessage() {}
+
+func (x *Committed) ProtoReflect() protoreflect.Message {
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Committed.ProtoReflect.Descriptor instead.
+func (*Committed) Descriptor() ([]byte, []int) {
+	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *Committed) GetPartition() *Partition {
+	if x != nil {
+		return x.Partition
+	}
+	return nil
+}
+
+func (x *Committed) GetNext() int64 {
+	if x != nil {
+		return x.Next
+	}
+	return 0
+}
+
+func (x *Committed) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+type NoteResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NoteResponse) Reset() {
+	*x = NoteResponse{}
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NoteResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NoteResponse) ProtoMessage() {}
+
+func (x *NoteResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NoteResponse.ProtoReflect.Descriptor instead.
+func (*NoteResponse) Descriptor() ([]byte, []int) {
+	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{19}
+}
+
+type CompactRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Call          *Call                  `protobuf:"bytes,1,opt,name=call,proto3" json:"call,omitempty"`
+	Topic         string                 `protobuf:"bytes,2,opt,name=topic,proto3" json:"topic,omitempty"`
+	DryRun        bool                   `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	Wait          bool                   `protobuf:"varint,4,opt,name=wait,proto3" json:"wait,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CompactRequest) Reset() {
+	*x = CompactRequest{}
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CompactRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CompactRequest) ProtoMessage() {}
+
+func (x *CompactRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CompactRequest.ProtoReflect.Descriptor instead.
+func (*CompactRequest) Descriptor() ([]byte, []int) {
+	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *CompactRequest) GetCall() *Call {
+	if x != nil {
+		return x.Call
+	}
+	return nil
+}
+
+func (x *CompactRequest) GetTopic() string {
+	if x != nil {
+		return x.Topic
+	}
+	return ""
+}
+
+func (x *CompactRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *CompactRequest) GetWait() bool {
+	if x != nil {
+		return x.Wait
+	}
+	return false
+}
+
+type CompactResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// varve.v1.CompactReport; empty without wait.
+	Report        []byte `protobuf:"bytes,1,opt,name=report,proto3" json:"report,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CompactResponse) Reset() {
+	*x = CompactResponse{}
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CompactResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CompactResponse) ProtoMessage() {}
+
+func (x *CompactResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CompactResponse.ProtoReflect.Descriptor instead.
+func (*CompactResponse) Descriptor() ([]byte, []int) {
+	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *CompactResponse) GetReport() []byte {
+	if x != nil {
+		return x.Report
+	}
+	return nil
+}
+
 var File_varve_peer_v1_peer_proto protoreflect.FileDescriptor
 
 const file_varve_peer_v1_peer_proto_rawDesc = "" +
@@ -1210,13 +1472,30 @@ const file_varve_peer_v1_peer_proto_rawDesc = "" +
 	"\n" +
 	"partitions\x18\x02 \x03(\v2\x18.varve.peer.v1.PartitionR\n" +
 	"partitions\"\x0e\n" +
-	"\fTakeResponse2\xec\x02\n" +
+	"\fTakeResponse\"n\n" +
+	"\vNoteRequest\x12'\n" +
+	"\x04call\x18\x01 \x01(\v2\x13.varve.peer.v1.CallR\x04call\x126\n" +
+	"\tcommitted\x18\x02 \x03(\v2\x18.varve.peer.v1.CommittedR\tcommitted\"m\n" +
+	"\tCommitted\x126\n" +
+	"\tpartition\x18\x01 \x01(\v2\x18.varve.peer.v1.PartitionR\tpartition\x12\x12\n" +
+	"\x04next\x18\x02 \x01(\x03R\x04next\x12\x14\n" +
+	"\x05bytes\x18\x03 \x01(\x03R\x05bytes\"\x0e\n" +
+	"\fNoteResponse\"|\n" +
+	"\x0eCompactRequest\x12'\n" +
+	"\x04call\x18\x01 \x01(\v2\x13.varve.peer.v1.CallR\x04call\x12\x14\n" +
+	"\x05topic\x18\x02 \x01(\tR\x05topic\x12\x17\n" +
+	"\adry_run\x18\x03 \x01(\bR\x06dryRun\x12\x12\n" +
+	"\x04wait\x18\x04 \x01(\bR\x04wait\")\n" +
+	"\x0fCompactResponse\x12\x16\n" +
+	"\x06report\x18\x01 \x01(\fR\x06report2\xfd\x03\n" +
 	"\vPeerService\x12D\n" +
 	"\x05Refer\x12\x1b.varve.peer.v1.ReferRequest\x1a\x1c.varve.peer.v1.ReferResponse\"\x00\x12G\n" +
 	"\x06Decide\x12\x1c.varve.peer.v1.DecideRequest\x1a\x1d.varve.peer.v1.DecideResponse\"\x00\x12A\n" +
 	"\x04Read\x12\x1a.varve.peer.v1.ReadRequest\x1a\x1b.varve.peer.v1.ReadResponse\"\x00\x12H\n" +
 	"\x05Watch\x12\x1b.varve.peer.v1.WatchRequest\x1a\x1c.varve.peer.v1.WatchResponse\"\x00(\x010\x01\x12A\n" +
-	"\x04Take\x12\x1a.varve.peer.v1.TakeRequest\x1a\x1b.varve.peer.v1.TakeResponse\"\x00B4Z2github.com/varvelog/varve/api/varve/peer/v1;peerv1b\x06proto3"
+	"\x04Take\x12\x1a.varve.peer.v1.TakeRequest\x1a\x1b.varve.peer.v1.TakeResponse\"\x00\x12A\n" +
+	"\x04Note\x12\x1a.varve.peer.v1.NoteRequest\x1a\x1b.varve.peer.v1.NoteResponse\"\x00\x12L\n" +
+	"\aCompact\x12\x1d.varve.peer.v1.CompactRequest\x1a\x1e.varve.peer.v1.CompactResponse\"\x000\x01B4Z2github.com/varvelog/varve/api/varve/peer/v1;peerv1b\x06proto3"
 
 var (
 	file_varve_peer_v1_peer_proto_rawDescOnce sync.Once
@@ -1231,26 +1510,31 @@ func file_varve_peer_v1_peer_proto_rawDescGZIP() []byte {
 }
 
 var file_varve_peer_v1_peer_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_varve_peer_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_varve_peer_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_varve_peer_v1_peer_proto_goTypes = []any{
-	(Refusal_Kind)(0),      // 0: varve.peer.v1.Refusal.Kind
-	(*Call)(nil),           // 1: varve.peer.v1.Call
-	(*Partition)(nil),      // 2: varve.peer.v1.Partition
-	(*Refusal)(nil),        // 3: varve.peer.v1.Refusal
-	(*ReferRequest)(nil),   // 4: varve.peer.v1.ReferRequest
-	(*ReferResponse)(nil),  // 5: varve.peer.v1.ReferResponse
-	(*ReferResult)(nil),    // 6: varve.peer.v1.ReferResult
-	(*DecideRequest)(nil),  // 7: varve.peer.v1.DecideRequest
-	(*Fence)(nil),          // 8: varve.peer.v1.Fence
-	(*DecideResponse)(nil), // 9: varve.peer.v1.DecideResponse
-	(*ReadRequest)(nil),    // 10: varve.peer.v1.ReadRequest
-	(*ReadResponse)(nil),   // 11: varve.peer.v1.ReadResponse
-	(*WatchRequest)(nil),   // 12: varve.peer.v1.WatchRequest
-	(*Interest)(nil),       // 13: varve.peer.v1.Interest
-	(*WatchResponse)(nil),  // 14: varve.peer.v1.WatchResponse
-	(*Update)(nil),         // 15: varve.peer.v1.Update
-	(*TakeRequest)(nil),    // 16: varve.peer.v1.TakeRequest
-	(*TakeResponse)(nil),   // 17: varve.peer.v1.TakeResponse
+	(Refusal_Kind)(0),       // 0: varve.peer.v1.Refusal.Kind
+	(*Call)(nil),            // 1: varve.peer.v1.Call
+	(*Partition)(nil),       // 2: varve.peer.v1.Partition
+	(*Refusal)(nil),         // 3: varve.peer.v1.Refusal
+	(*ReferRequest)(nil),    // 4: varve.peer.v1.ReferRequest
+	(*ReferResponse)(nil),   // 5: varve.peer.v1.ReferResponse
+	(*ReferResult)(nil),     // 6: varve.peer.v1.ReferResult
+	(*DecideRequest)(nil),   // 7: varve.peer.v1.DecideRequest
+	(*Fence)(nil),           // 8: varve.peer.v1.Fence
+	(*DecideResponse)(nil),  // 9: varve.peer.v1.DecideResponse
+	(*ReadRequest)(nil),     // 10: varve.peer.v1.ReadRequest
+	(*ReadResponse)(nil),    // 11: varve.peer.v1.ReadResponse
+	(*WatchRequest)(nil),    // 12: varve.peer.v1.WatchRequest
+	(*Interest)(nil),        // 13: varve.peer.v1.Interest
+	(*WatchResponse)(nil),   // 14: varve.peer.v1.WatchResponse
+	(*Update)(nil),          // 15: varve.peer.v1.Update
+	(*TakeRequest)(nil),     // 16: varve.peer.v1.TakeRequest
+	(*TakeResponse)(nil),    // 17: varve.peer.v1.TakeResponse
+	(*NoteRequest)(nil),     // 18: varve.peer.v1.NoteRequest
+	(*Committed)(nil),       // 19: varve.peer.v1.Committed
+	(*NoteResponse)(nil),    // 20: varve.peer.v1.NoteResponse
+	(*CompactRequest)(nil),  // 21: varve.peer.v1.CompactRequest
+	(*CompactResponse)(nil), // 22: varve.peer.v1.CompactResponse
 }
 var file_varve_peer_v1_peer_proto_depIdxs = []int32{
 	0,  // 0: varve.peer.v1.Refusal.kind:type_name -> varve.peer.v1.Refusal.Kind
@@ -1273,21 +1557,29 @@ var file_varve_peer_v1_peer_proto_depIdxs = []int32{
 	3,  // 17: varve.peer.v1.Update.refusal:type_name -> varve.peer.v1.Refusal
 	1,  // 18: varve.peer.v1.TakeRequest.call:type_name -> varve.peer.v1.Call
 	2,  // 19: varve.peer.v1.TakeRequest.partitions:type_name -> varve.peer.v1.Partition
-	4,  // 20: varve.peer.v1.PeerService.Refer:input_type -> varve.peer.v1.ReferRequest
-	7,  // 21: varve.peer.v1.PeerService.Decide:input_type -> varve.peer.v1.DecideRequest
-	10, // 22: varve.peer.v1.PeerService.Read:input_type -> varve.peer.v1.ReadRequest
-	12, // 23: varve.peer.v1.PeerService.Watch:input_type -> varve.peer.v1.WatchRequest
-	16, // 24: varve.peer.v1.PeerService.Take:input_type -> varve.peer.v1.TakeRequest
-	5,  // 25: varve.peer.v1.PeerService.Refer:output_type -> varve.peer.v1.ReferResponse
-	9,  // 26: varve.peer.v1.PeerService.Decide:output_type -> varve.peer.v1.DecideResponse
-	11, // 27: varve.peer.v1.PeerService.Read:output_type -> varve.peer.v1.ReadResponse
-	14, // 28: varve.peer.v1.PeerService.Watch:output_type -> varve.peer.v1.WatchResponse
-	17, // 29: varve.peer.v1.PeerService.Take:output_type -> varve.peer.v1.TakeResponse
-	25, // [25:30] is the sub-list for method output_type
-	20, // [20:25] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	1,  // 20: varve.peer.v1.NoteRequest.call:type_name -> varve.peer.v1.Call
+	19, // 21: varve.peer.v1.NoteRequest.committed:type_name -> varve.peer.v1.Committed
+	2,  // 22: varve.peer.v1.Committed.partition:type_name -> varve.peer.v1.Partition
+	1,  // 23: varve.peer.v1.CompactRequest.call:type_name -> varve.peer.v1.Call
+	4,  // 24: varve.peer.v1.PeerService.Refer:input_type -> varve.peer.v1.ReferRequest
+	7,  // 25: varve.peer.v1.PeerService.Decide:input_type -> varve.peer.v1.DecideRequest
+	10, // 26: varve.peer.v1.PeerService.Read:input_type -> varve.peer.v1.ReadRequest
+	12, // 27: varve.peer.v1.PeerService.Watch:input_type -> varve.peer.v1.WatchRequest
+	16, // 28: varve.peer.v1.PeerService.Take:input_type -> varve.peer.v1.TakeRequest
+	18, // 29: varve.peer.v1.PeerService.Note:input_type -> varve.peer.v1.NoteRequest
+	21, // 30: varve.peer.v1.PeerService.Compact:input_type -> varve.peer.v1.CompactRequest
+	5,  // 31: varve.peer.v1.PeerService.Refer:output_type -> varve.peer.v1.ReferResponse
+	9,  // 32: varve.peer.v1.PeerService.Decide:output_type -> varve.peer.v1.DecideResponse
+	11, // 33: varve.peer.v1.PeerService.Read:output_type -> varve.peer.v1.ReadResponse
+	14, // 34: varve.peer.v1.PeerService.Watch:output_type -> varve.peer.v1.WatchResponse
+	17, // 35: varve.peer.v1.PeerService.Take:output_type -> varve.peer.v1.TakeResponse
+	20, // 36: varve.peer.v1.PeerService.Note:output_type -> varve.peer.v1.NoteResponse
+	22, // 37: varve.peer.v1.PeerService.Compact:output_type -> varve.peer.v1.CompactResponse
+	31, // [31:38] is the sub-list for method output_type
+	24, // [24:31] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_varve_peer_v1_peer_proto_init() }
@@ -1308,7 +1600,7 @@ func file_varve_peer_v1_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_varve_peer_v1_peer_proto_rawDesc), len(file_varve_peer_v1_peer_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   17,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -33,6 +33,8 @@ const (
 	ClusterServiceUsageProcedure = "/varve.v1.ClusterService/Usage"
 	// ClusterServiceVerifyProcedure is the procedure name of the ClusterService's Verify RPC.
 	ClusterServiceVerifyProcedure = "/varve.v1.ClusterService/Verify"
+	// ClusterServiceCompactProcedure is the procedure name of the ClusterService's Compact RPC.
+	ClusterServiceCompactProcedure = "/varve.v1.ClusterService/Compact"
 )
 
 var (
@@ -64,6 +66,13 @@ var (
 			Procedure:  ClusterServiceVerifyProcedure,
 		}
 	})
+	clusterServiceCompactSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeServer,
+			Schema:     v1.File_varve_v1_cluster_proto.Services().ByName("ClusterService").Methods().ByName("Compact"),
+			Procedure:  ClusterServiceCompactProcedure,
+		}
+	})
 )
 
 // ClusterServiceClient is a client for the varve.v1.ClusterService service.
@@ -75,6 +84,8 @@ type ClusterServiceClient interface {
 	Usage(context.Context, *v1.UsageRequest) (*v1.UsageResponse, error)
 	// Verify checks bucket and table against the invariants, while gateways work on them.
 	Verify(context.Context, *v1.VerifyRequest) (ClusterServiceVerifyClientStream, error)
+	// Compact has small segments merged now, whatever their age, by each gateway that merges: a response for each of them.
+	Compact(context.Context, *v1.CompactRequest) (ClusterServiceCompactClientStream, error)
 }
 
 // NewClusterServiceClient constructs a client for the varve.v1.ClusterService service. Multiple
@@ -123,6 +134,26 @@ func (s ClusterServiceVerifyClientStream) Close() error {
 	return s.stream.Close()
 }
 
+// ClusterServiceCompactClientStream is the client stream for the ClusterService's Compact RPC.
+type ClusterServiceCompactClientStream struct {
+	stream connect.ClientStream
+}
+
+// Receive returns the next response message from the server.
+func (s ClusterServiceCompactClientStream) Receive() (*v1.CompactResponse, error) {
+	var res v1.CompactResponse
+	if err := s.stream.Receive(&res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+// Close releases the stream's resources. It is idempotent and is typically deferred to clean up a
+// stream abandoned before io.EOF.
+func (s ClusterServiceCompactClientStream) Close() error {
+	return s.stream.Close()
+}
+
 // ClusterServiceHandler is an implementation of the varve.v1.ClusterService service.
 type ClusterServiceHandler interface {
 	ListGateways(context.Context, *v1.ListGatewaysRequest) (*v1.ListGatewaysResponse, error)
@@ -132,6 +163,8 @@ type ClusterServiceHandler interface {
 	Usage(context.Context, *v1.UsageRequest) (*v1.UsageResponse, error)
 	// Verify checks bucket and table against the invariants, while gateways work on them.
 	Verify(context.Context, *v1.VerifyRequest, ClusterServiceVerifyServerStream) error
+	// Compact has small segments merged now, whatever their age, by each gateway that merges: a response for each of them.
+	Compact(context.Context, *v1.CompactRequest, ClusterServiceCompactServerStream) error
 }
 
 // RegisterClusterServiceHandler registers svc as the varve.v1.ClusterService implementation on
@@ -143,6 +176,7 @@ func RegisterClusterServiceHandler(server *connect.Server, svc ClusterServiceHan
 		connect.Method{Spec: clusterServiceDumpSpec(), Handler: adapter.dump},
 		connect.Method{Spec: clusterServiceUsageSpec(), Handler: adapter.usage},
 		connect.Method{Spec: clusterServiceVerifySpec(), Handler: adapter.verify},
+		connect.Method{Spec: clusterServiceCompactSpec(), Handler: adapter.compact},
 	)
 }
 
@@ -176,6 +210,21 @@ func (s ClusterServiceVerifyServerStream) Send(res *v1.VerifyResponse) error {
 	return s.stream.Send(res)
 }
 
+// ClusterServiceCompactServerStream is the server stream for the ClusterService's Compact RPC.
+type ClusterServiceCompactServerStream struct {
+	stream connect.ServerStream
+}
+
+// SendHeaders flushes the response headers without a message. The first Send does this implicitly.
+func (s ClusterServiceCompactServerStream) SendHeaders() error {
+	return s.stream.SendHeaders()
+}
+
+// Send sends a response message to the client.
+func (s ClusterServiceCompactServerStream) Send(res *v1.CompactResponse) error {
+	return s.stream.Send(res)
+}
+
 // UnimplementedClusterServiceHandler returns CodeUnimplemented from all methods.
 type UnimplementedClusterServiceHandler struct{}
 
@@ -193,6 +242,10 @@ func (UnimplementedClusterServiceHandler) Usage(context.Context, *v1.UsageReques
 
 func (UnimplementedClusterServiceHandler) Verify(context.Context, *v1.VerifyRequest, ClusterServiceVerifyServerStream) error {
 	return connect.NewError(connect.CodeUnimplemented, "varve.v1.ClusterService.Verify is not implemented")
+}
+
+func (UnimplementedClusterServiceHandler) Compact(context.Context, *v1.CompactRequest, ClusterServiceCompactServerStream) error {
+	return connect.NewError(connect.CodeUnimplemented, "varve.v1.ClusterService.Compact is not implemented")
 }
 
 type clusterServiceClient struct {
@@ -229,6 +282,14 @@ func (c *clusterServiceClient) Verify(ctx context.Context, req *v1.VerifyRequest
 		return ClusterServiceVerifyClientStream{}, err
 	}
 	return ClusterServiceVerifyClientStream{stream: stream}, nil
+}
+
+func (c *clusterServiceClient) Compact(ctx context.Context, req *v1.CompactRequest) (ClusterServiceCompactClientStream, error) {
+	stream, err := c.client.CallServerStream(ctx, clusterServiceCompactSpec(), req)
+	if err != nil {
+		return ClusterServiceCompactClientStream{}, err
+	}
+	return ClusterServiceCompactClientStream{stream: stream}, nil
 }
 
 type clusterServiceHandler struct{ svc ClusterServiceHandler }
@@ -271,4 +332,12 @@ func (h clusterServiceHandler) verify(ctx context.Context, _ connect.Spec, strea
 		return err
 	}
 	return h.svc.Verify(ctx, &req, ClusterServiceVerifyServerStream{stream: stream})
+}
+
+func (h clusterServiceHandler) compact(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.CompactRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	return h.svc.Compact(ctx, &req, ClusterServiceCompactServerStream{stream: stream})
 }

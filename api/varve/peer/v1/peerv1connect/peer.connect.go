@@ -37,6 +37,10 @@ const (
 	PeerServiceWatchProcedure = "/varve.peer.v1.PeerService/Watch"
 	// PeerServiceTakeProcedure is the procedure name of the PeerService's Take RPC.
 	PeerServiceTakeProcedure = "/varve.peer.v1.PeerService/Take"
+	// PeerServiceNoteProcedure is the procedure name of the PeerService's Note RPC.
+	PeerServiceNoteProcedure = "/varve.peer.v1.PeerService/Note"
+	// PeerServiceCompactProcedure is the procedure name of the PeerService's Compact RPC.
+	PeerServiceCompactProcedure = "/varve.peer.v1.PeerService/Compact"
 )
 
 var (
@@ -75,6 +79,20 @@ var (
 			Procedure:  PeerServiceTakeProcedure,
 		}
 	})
+	peerServiceNoteSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_varve_peer_v1_peer_proto.Services().ByName("PeerService").Methods().ByName("Note"),
+			Procedure:  PeerServiceNoteProcedure,
+		}
+	})
+	peerServiceCompactSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeServer,
+			Schema:     v1.File_varve_peer_v1_peer_proto.Services().ByName("PeerService").Methods().ByName("Compact"),
+			Procedure:  PeerServiceCompactProcedure,
+		}
+	})
 )
 
 // PeerServiceClient is a client for the varve.peer.v1.PeerService service.
@@ -90,6 +108,10 @@ type PeerServiceClient interface {
 	Watch(context.Context) (PeerServiceWatchClientStream, error)
 	// Take tells a gateway that partitions were released for it to sequence.
 	Take(context.Context, *v1.TakeRequest) (*v1.TakeResponse, error)
+	// Note tells the gateway that merges partitions what was committed to them.
+	Note(context.Context, *v1.NoteRequest) (*v1.NoteResponse, error)
+	// Compact has a gateway merge its share of what is small now, and answers once.
+	Compact(context.Context, *v1.CompactRequest) (PeerServiceCompactClientStream, error)
 }
 
 // NewPeerServiceClient constructs a client for the varve.peer.v1.PeerService service. Multiple
@@ -134,6 +156,26 @@ func (s PeerServiceWatchClientStream) Close() error {
 	return s.stream.Close()
 }
 
+// PeerServiceCompactClientStream is the client stream for the PeerService's Compact RPC.
+type PeerServiceCompactClientStream struct {
+	stream connect.ClientStream
+}
+
+// Receive returns the next response message from the server.
+func (s PeerServiceCompactClientStream) Receive() (*v1.CompactResponse, error) {
+	var res v1.CompactResponse
+	if err := s.stream.Receive(&res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+// Close releases the stream's resources. It is idempotent and is typically deferred to clean up a
+// stream abandoned before io.EOF.
+func (s PeerServiceCompactClientStream) Close() error {
+	return s.stream.Close()
+}
+
 // PeerServiceHandler is an implementation of the varve.peer.v1.PeerService service.
 type PeerServiceHandler interface {
 	// Refer has references judged by the gateway that sequences their partitions, and
@@ -147,6 +189,10 @@ type PeerServiceHandler interface {
 	Watch(context.Context, PeerServiceWatchServerStream) error
 	// Take tells a gateway that partitions were released for it to sequence.
 	Take(context.Context, *v1.TakeRequest) (*v1.TakeResponse, error)
+	// Note tells the gateway that merges partitions what was committed to them.
+	Note(context.Context, *v1.NoteRequest) (*v1.NoteResponse, error)
+	// Compact has a gateway merge its share of what is small now, and answers once.
+	Compact(context.Context, *v1.CompactRequest, PeerServiceCompactServerStream) error
 }
 
 // RegisterPeerServiceHandler registers svc as the varve.peer.v1.PeerService implementation on
@@ -159,6 +205,8 @@ func RegisterPeerServiceHandler(server *connect.Server, svc PeerServiceHandler) 
 		connect.Method{Spec: peerServiceReadSpec(), Handler: adapter.read},
 		connect.Method{Spec: peerServiceWatchSpec(), Handler: adapter.watch},
 		connect.Method{Spec: peerServiceTakeSpec(), Handler: adapter.take},
+		connect.Method{Spec: peerServiceNoteSpec(), Handler: adapter.note},
+		connect.Method{Spec: peerServiceCompactSpec(), Handler: adapter.compact},
 	)
 }
 
@@ -186,6 +234,21 @@ func (s PeerServiceWatchServerStream) Send(res *v1.WatchResponse) error {
 	return s.stream.Send(res)
 }
 
+// PeerServiceCompactServerStream is the server stream for the PeerService's Compact RPC.
+type PeerServiceCompactServerStream struct {
+	stream connect.ServerStream
+}
+
+// SendHeaders flushes the response headers without a message. The first Send does this implicitly.
+func (s PeerServiceCompactServerStream) SendHeaders() error {
+	return s.stream.SendHeaders()
+}
+
+// Send sends a response message to the client.
+func (s PeerServiceCompactServerStream) Send(res *v1.CompactResponse) error {
+	return s.stream.Send(res)
+}
+
 // UnimplementedPeerServiceHandler returns CodeUnimplemented from all methods.
 type UnimplementedPeerServiceHandler struct{}
 
@@ -207,6 +270,14 @@ func (UnimplementedPeerServiceHandler) Watch(context.Context, PeerServiceWatchSe
 
 func (UnimplementedPeerServiceHandler) Take(context.Context, *v1.TakeRequest) (*v1.TakeResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "varve.peer.v1.PeerService.Take is not implemented")
+}
+
+func (UnimplementedPeerServiceHandler) Note(context.Context, *v1.NoteRequest) (*v1.NoteResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "varve.peer.v1.PeerService.Note is not implemented")
+}
+
+func (UnimplementedPeerServiceHandler) Compact(context.Context, *v1.CompactRequest, PeerServiceCompactServerStream) error {
+	return connect.NewError(connect.CodeUnimplemented, "varve.peer.v1.PeerService.Compact is not implemented")
 }
 
 type peerServiceClient struct {
@@ -251,6 +322,22 @@ func (c *peerServiceClient) Take(ctx context.Context, req *v1.TakeRequest) (*v1.
 		return nil, err
 	}
 	return &res, nil
+}
+
+func (c *peerServiceClient) Note(ctx context.Context, req *v1.NoteRequest) (*v1.NoteResponse, error) {
+	var res v1.NoteResponse
+	if err := c.client.CallUnary(ctx, peerServiceNoteSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *peerServiceClient) Compact(ctx context.Context, req *v1.CompactRequest) (PeerServiceCompactClientStream, error) {
+	stream, err := c.client.CallServerStream(ctx, peerServiceCompactSpec(), req)
+	if err != nil {
+		return PeerServiceCompactClientStream{}, err
+	}
+	return PeerServiceCompactClientStream{stream: stream}, nil
 }
 
 type peerServiceHandler struct{ svc PeerServiceHandler }
@@ -305,4 +392,24 @@ func (h peerServiceHandler) take(ctx context.Context, _ connect.Spec, stream con
 		return err
 	}
 	return stream.Send(res)
+}
+
+func (h peerServiceHandler) note(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.NoteRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.Note(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h peerServiceHandler) compact(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.CompactRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	return h.svc.Compact(ctx, &req, PeerServiceCompactServerStream{stream: stream})
 }
