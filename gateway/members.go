@@ -43,6 +43,7 @@ type sighting struct {
 	row    metadata.Gateway
 	silent time.Duration // for how long its row did not change
 	open   bool          // it was seen before it was closed
+	at     time.Time     // when this row was seen first
 }
 
 func newMembers(g *Gateway) *members {
@@ -141,12 +142,13 @@ func (m *members) read(ctx context.Context) error {
 	if now.Sub(m.beaten) > m.g.config.LeaseTime/2 && !seeded.Has(seeded.ClockDecides) {
 		watched = 0 // the table takes no heartbeat of ours: theirs may fare no better
 	}
-	own := m.g.ID()
+	own, changes := m.g.ID(), false
 	for _, row := range rows {
 		was, known := m.seen[row.ID]
 		switch {
 		case !known || was.row.Stamp != row.Stamp:
-			m.seen[row.ID] = sighting{row: row, open: was.open || row.State != metadata.GatewayClosed}
+			m.seen[row.ID] = sighting{row: row, open: was.open || row.State != metadata.GatewayClosed, at: now}
+			changes = changes || row.ID != own && row.TopicChanges != was.row.TopicChanges
 		default:
 			was.silent += watched
 			m.seen[row.ID] = was
@@ -156,6 +158,9 @@ func (m *members) read(ctx context.Context) error {
 		}
 	}
 	m.judge()
+	if changes {
+		m.g.upkeep.catalogChanged()
+	}
 	return nil
 }
 

@@ -157,6 +157,9 @@ func (p *partition) hasWaiters() bool {
 
 // publish shows a view, unless a newer one is shown, and wakes who waits for it.
 func (p *partition) publish(v *metadata.View) {
+	if p.owned.Load() {
+		defer p.all.g.upkeep.committed(v)
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if !v.Newer(p.view.Load()) && !seeded.Has(seeded.OlderView) {

@@ -186,8 +186,7 @@ func (e *expiring) sum(ctx context.Context, list []piece, out *Expired) error {
 		case p.child.First >= out.To:
 			return nil
 		case p.child.First >= out.From && p.end <= out.To:
-			out.Bytes += p.child.Bytes
-			out.LastTimestamp = p.child.LastTimestamp
+			out.goes(p.child.Bytes, p.child.LastTimestamp)
 		case p.level >= 0:
 			inside, err := e.open(ctx, p)
 			if err != nil {
@@ -199,11 +198,18 @@ func (e *expiring) sum(ctx context.Context, list []piece, out *Expired) error {
 		default:
 			for _, c := range p.entry.Chunks() {
 				if c.End > out.From && c.End <= out.To {
-					out.Bytes += c.Length
-					out.LastTimestamp = c.LastTimestamp
+					out.goes(c.Length, c.LastTimestamp)
 				}
 			}
 		}
 	}
 	return nil
+}
+
+// goes counts a part that goes, and whose last record is of a time: none where key compaction left no record.
+func (out *Expired) goes(bytes, last int64) {
+	out.Bytes += bytes
+	if last != NoTimestamp {
+		out.LastTimestamp = last
+	}
 }
