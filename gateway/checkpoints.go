@@ -22,6 +22,8 @@ type checkpointed struct {
 	held *held
 	plan *metadata.Checkpoint
 	err  error
+	// gone: the partition was closed, and its rows were removed with its topic.
+	gone bool
 }
 
 // checkpoint starts checkpoints of the partitions whose changes are oldest while
@@ -65,11 +67,16 @@ func (s *sequencer) checkpointTo(ctx context.Context, h *held, release bool) {
 	s.outstanding++
 	s.forgetClosed(h)
 	plan := h.state.Checkpoint(h.lease, s.journal.Next()-1, release)
+	id, closed := h.state.ID(), h.state.Closed()
 	go func() {
 		done := checkpointed{held: h, plan: plan}
 		select {
 		case s.writers <- struct{}{}:
 			done.err = plan.Write(ctx, s.g.table, h.lease)
+			if closed && errors.Is(done.err, metadata.ErrConflict) {
+				_, err := s.g.table.Get(ctx, id.LeaseKey(), metadata.Strong)
+				done.gone = errors.Is(err, metadata.ErrNotFound)
+			}
 			<-s.writers
 		case <-ctx.Done():
 			done.err = context.Cause(ctx)
@@ -93,6 +100,10 @@ func (s *sequencer) written(c checkpointed) error {
 	s.outstanding--
 	h := c.held
 	delete(s.writing, h)
+	if c.gone {
+		s.removed(h, c.plan)
+		return nil
+	}
 	if c.err != nil {
 		h.state.Undone(c.plan)
 		s.failed = time.Now()
@@ -122,6 +133,17 @@ func (s *sequencer) written(c checkpointed) error {
 	}
 	s.forget(h)
 	return nil
+}
+
+// removed lets go of a closed partition whose topic was removed, rows and all, while it was still held here.
+func (s *sequencer) removed(h *held, plan *metadata.Checkpoint) {
+	h.state.Done(plan)
+	delete(s.releasing, h)
+	for _, t := range h.parked {
+		t.done(metadata.Verdict{}, metadata.ErrClosed)
+	}
+	h.parked = nil
+	s.drop(h)
 }
 
 // trimJournal lets go of journal rows that every partition has checkpointed.

@@ -568,8 +568,25 @@ func (s *sequencer) tryAcquire(ctx context.Context, id metadata.PartitionID, jou
 			// anything of them is judged.
 			err = s.g.members.refresh(ctx)
 		}
+		if err == nil && lease.Fresh() {
+			err = s.refuseRemoved(ctx, id, lease)
+		}
 		return state, lease, err
 	}
+}
+
+// refuseRemoved gives a partition back that had no lease row because its topic was deleted and its rows are gone. It is
+// asked once our row stands, and before anything is judged: whoever was held up for long between reading that there is no
+// row and putting one would not know otherwise.
+func (s *sequencer) refuseRemoved(ctx context.Context, id metadata.PartitionID, lease *metadata.Lease) error {
+	removed, err := metadata.IsRemoved(ctx, s.g.table, id.Topic)
+	if err != nil || !removed {
+		return err
+	}
+	if err := lease.Abandon(ctx, s.g.table); err != nil {
+		return err
+	}
+	return metadata.ErrClosed
 }
 
 // mayAcquire says whether a partition that this gateway does not hold is its own to take.
@@ -602,6 +619,10 @@ func (s *sequencer) take(a acquisition) {
 		delete(s.parts, a.id)
 		for _, t := range h.parked {
 			t.done(metadata.Verdict{}, a.err)
+		}
+		if errors.Is(a.err, metadata.ErrClosed) {
+			h.shared.end()
+			s.forgotten(a.id)
 		}
 		return
 	}
@@ -673,10 +694,20 @@ func (s *sequencer) forget(h *held) {
 	if _, writing := s.writing[h]; writing || h.handing || !h.state.Closed() || h.state.Unfolded() != 0 || len(h.parked) > 0 || s.parts[id] != h {
 		return
 	}
+	s.drop(h)
+}
+
+// drop takes a partition that is closed off the lists.
+func (s *sequencer) drop(h *held) {
+	id := h.state.ID()
 	delete(s.parts, id)
 	delete(s.parked, h)
 	s.holding.Add(-1)
 	h.shared.disown()
+	s.forgotten(id)
+}
+
+func (s *sequencer) forgotten(id metadata.PartitionID) {
 	s.g.partitions.release(id)
 	s.t.intake.forget(spanOf(id))
 	s.g.router.forget(id)

@@ -210,6 +210,9 @@ func (s *topicService) DeleteTopic(ctx context.Context, r *varvev1.DeleteTopicRe
 	if err != nil {
 		return nil, fmt.Errorf("topic %q is marked for deletion, but not all of its partitions are closed; delete it again to go on: %w", t.Name, err)
 	}
+	if err := metadata.NoteRemoved(ctx, s.g.table, t); err != nil {
+		return nil, fmt.Errorf("topic %q is closed, but its name is not free yet; delete it again to go on: %w", t.Name, err)
+	}
 	if err := s.g.topics.Remove(ctx, t); err != nil {
 		return nil, fmt.Errorf("topic %q is closed, but its name is not free yet; delete it again to go on: %w", t.Name, err)
 	}

@@ -73,11 +73,6 @@ func (u *Upkeep) Members(ctx context.Context, f func()) error {
 // Mine says whether this gateway looks after a partition, as things are now.
 func (u *Upkeep) Mine(id metadata.PartitionID) bool { return u.g.members.winner(id) == u.g.ID() }
 
-// Closed says whether a gateway is closed, as far as is known here, or has no row any more.
-func (u *Upkeep) Closed(id metadata.GatewayID) bool {
-	return u.g.members.isClosed(id) || !u.g.members.knows(id)
-}
-
 // Expired says what of a partition goes under a retention, by its newest view. A partition that nobody here has
 // asked for is read without being remembered: a topic may have a million of them.
 func (u *Upkeep) Expired(ctx context.Context, id metadata.PartitionID, r metadata.Retention, now int64) (*metadata.View, metadata.Expired, error) {

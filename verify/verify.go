@@ -120,7 +120,7 @@ type verifier struct {
 
 func (v *verifier) run(ctx context.Context) error {
 	steps := []func(context.Context) error{
-		v.checkGeneration, v.readGateways, v.readTopics, v.checkBucket,
+		v.checkGeneration, v.readGateways, v.readTopics, v.readRemoved, v.checkBucket,
 		v.checkJournals, v.checkPartitions, v.flush, v.checkLeftovers, v.checkObjects,
 	}
 	for _, step := range steps {

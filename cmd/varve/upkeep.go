@@ -23,10 +23,15 @@ func newUpkeep(g *gateway.Gateway, log *slog.Logger) *upkeep {
 	u := g.Upkeep()
 	retention := compactor.NewRetention(compactor.RetentionConfig{Log: log}, u, u.Topics())
 	u.OnCommit(retention.Committed)
-	u.OnCatalog(retention.Changed)
+	removal := compactor.NewRemoval(compactor.RemovalConfig{Log: log}, u.Table(), u.Mine)
+	changed := func() {
+		retention.Changed()
+		removal.Changed()
+	}
+	u.OnCatalog(changed)
 	return &upkeep{parts: []func(context.Context) error{
-		retention.Run,
-		func(ctx context.Context) error { return u.Members(ctx, retention.Changed) },
+		retention.Run, removal.Run,
+		func(ctx context.Context) error { return u.Members(ctx, changed) },
 	}}
 }
 
