@@ -762,6 +762,9 @@ func (s *sequencer) finish(ctx context.Context) error {
 				return err
 			}
 			s.g.meters.checkpointed(plan.Writes(), int64(plan.Bytes()))
+			if err := plan.Clean(writing, s.g.table); err != nil { // a later trim takes them along
+				s.g.log.Warn("rows that an index no longer needs were left behind", "error", err)
+			}
 			return nil
 		})
 	}
