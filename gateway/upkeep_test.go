@@ -316,3 +316,58 @@ func TestTrimFreesRows(t *testing.T) {
 		m.drain()
 	})
 }
+
+// TestRetentionBesideAMerge: a merge is under way when a topic's retention becomes another one, and what it merges goes. The
+// swap changes nothing then; the next one, of what is left, is taken, and retention goes on over it.
+func TestRetentionBesideAMerge(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t)
+		m := c.start()
+		topic := m.create(t, "a", 1, nil)
+		id := metadata.PartitionID{Topic: topic.ID}
+		m.fill(t, "a", 10)
+		merge := func(number uint64) *metadata.Swap {
+			t.Helper()
+			v, err := m.viewNow(t.Context(), id)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s := v.Sections()[0]
+			entries, err := s.Load(t.Context(), m.reader.index)
+			if err != nil {
+				t.Fatal(err)
+			}
+			w, err := metadata.PrepareSwap(t.Context(), m.table, s, metadata.MergerID(m.ID()), number, entries)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return w
+		}
+		expire := func(now, want int64) {
+			t.Helper()
+			_, e, err := m.Upkeep().Expired(t.Context(), id, metadata.Retention{Millis: 1000, Bytes: -1}, now)
+			if err != nil || e.To != want {
+				t.Fatalf("%+v, %v; want %d", e, err, want)
+			}
+			if err := m.Upkeep().Trim(t.Context(), id, e.To); err != nil {
+				t.Fatal(err)
+			}
+		}
+		late := merge(1)
+		expire(6000, 4) // timestamps are 1000 to 10000
+		if outcome, err := m.Swap(t.Context(), late); err != nil || outcome != metadata.SwapMoved {
+			t.Errorf("a swap of what has gone: %v, %v", outcome, err)
+		}
+		if outcome, err := m.Swap(t.Context(), merge(2)); err != nil || outcome != metadata.Swapped {
+			t.Errorf("a swap of what is left: %v, %v", outcome, err)
+		}
+		expire(9000, 7)
+		if outcome, err := m.Swap(t.Context(), late); err != nil || outcome == metadata.Swapped {
+			t.Errorf("the late one again: %v, %v", outcome, err)
+		}
+		if got := m.readAll(t, "a", 0); len(got) != 3 || got[0].GetOffset() != 7 {
+			t.Errorf("%v are left", got)
+		}
+		m.drain()
+	})
+}

@@ -72,9 +72,50 @@ func (l *timeline) expired(t tb, v *metadata.View, r metadata.Retention, now int
 	return out
 }
 
+// merge puts one entry in place of neighbouring ones, and returns how often it did.
+func (l *timeline) merge(rt *rapid.T) int {
+	sections := l.state.View().Sections()
+	if len(sections) == 0 || rapid.IntRange(0, 4).Draw(rt, "merge") > 0 {
+		return 0
+	}
+	s := rapid.SampledFrom(sections).Draw(rt, "section")
+	i := rapid.IntRange(0, len(s.Parts)-1).Draw(rt, "from")
+	s = s.Part(i, rapid.IntRange(i+1, min(i+3, len(s.Parts))).Draw(rt, "to"))
+	entries, err := s.Load(context.Background(), l)
+	if err != nil {
+		rt.Fatalf("%v", err)
+	}
+	// A chunk for each entry, as long as there is room.
+	is, one := metadata.Summarize(entries), entries[0]
+	l.merges++
+	one.Gateway, one.Number, one.Position, one.Points = metadata.MergerID("g1"), l.merges, 16, nil
+	one.End, one.Records, one.Length, one.Sum = s.To, s.To-s.From, is.Bytes, is.Sum
+	one.MinTimestamp, one.MaxTimestamp, one.LastTimestamp = is.MinTimestamp, is.MaxTimestamp, is.LastTimestamp
+	position := one.Position
+	for _, e := range entries[:min(len(entries), metadata.MaxPoints)] {
+		one.Points = append(one.Points, metadata.Point{Offset: e.First, Position: position, MaxTimestamp: e.MaxTimestamp, LastTimestamp: e.LastTimestamp})
+		position += e.Length
+	}
+	if len(entries) > metadata.MaxPoints {
+		last := metadata.Summarize(entries[metadata.MaxPoints-1:])
+		p := &one.Points[metadata.MaxPoints-1]
+		p.MaxTimestamp, p.LastTimestamp = last.MaxTimestamp, last.LastTimestamp
+	}
+	w, err := metadata.PrepareSwap(context.Background(), l.table, s, one.Gateway, one.Number, []metadata.Entry{one})
+	if err != nil {
+		rt.Fatalf("%v", err)
+	}
+	outcome, change, err := l.state.JudgeSwap(w)
+	if err != nil || outcome != metadata.Swapped {
+		rt.Fatalf("swap: %v, %v", outcome, err)
+	}
+	l.apply(rt, change)
+	return 1
+}
+
 func TestExpiredEqualsBruteForce(t *testing.T) {
 	metadata.ShrinkLimits(t, 3, 3, 10, 5, 100)
-	height, trimmed, some, bySize, byTime := 0, 0, 0, 0, 0
+	height, trimmed, merged, some, bySize, byTime := 0, 0, 0, 0, 0, 0
 	rapid.Check(t, func(rt *rapid.T) {
 		l := newTimeline(rt)
 		style := rapid.IntRange(0, 4).Draw(rt, "style")
@@ -127,6 +168,7 @@ func TestExpiredEqualsBruteForce(t *testing.T) {
 				}
 			},
 			"checkpoint": func(rt *rapid.T) { l.checkpoint(rt) },
+			"merge":      func(rt *rapid.T) { merged += l.merge(rt) },
 			"trim within a batch": func(rt *rapid.T) {
 				v := l.state.View()
 				if rapid.IntRange(0, 5).Draw(rt, "trim") == 0 {
@@ -140,8 +182,8 @@ func TestExpiredEqualsBruteForce(t *testing.T) {
 			rt.Repeat(actions)
 		}
 	})
-	t.Logf("height %d, %d trims, %d that leave something, %d by size, %d by time", height, trimmed, some, bySize, byTime)
-	if height < 3 || trimmed == 0 || some == 0 || bySize == 0 || byTime == 0 {
+	t.Logf("height %d, %d merges, %d trims, %d that leave something, %d by size, %d by time", height, merged, trimmed, some, bySize, byTime)
+	if height < 3 || merged == 0 || trimmed == 0 || some == 0 || bySize == 0 || byTime == 0 {
 		t.Error("too little happened")
 	}
 }
