@@ -78,7 +78,7 @@ func (r *Removal) Run(ctx context.Context) error {
 			if err := r.reload(ctx); err != nil {
 				r.config.Log.Warn("removed topics cannot be read: their rows stay meanwhile", "error", err)
 				r.stale.Store(true)
-				sleep(ctx, r.config.Retry)
+				waitFor(ctx, r.config.Retry)
 				continue
 			}
 		}

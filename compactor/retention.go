@@ -159,7 +159,7 @@ func (r *Retention) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		if err := r.reload(ctx); err != nil {
 			r.config.Log.Warn("topics cannot be read: their retention is not applied meanwhile", "error", err)
-			if !sleep(ctx, pause) {
+			if !waitFor(ctx, pause) {
 				break
 			}
 			pause = min(2*pause, longestPause)
@@ -191,8 +191,8 @@ func (r *Retention) poke() {
 	}
 }
 
-// sleep says whether ctx lasted.
-func sleep(ctx context.Context, d time.Duration) bool {
+// waitFor says whether ctx lasted.
+func waitFor(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
@@ -313,8 +313,8 @@ func (r *Retention) schedule(k *kept, at time.Time) {
 	}
 }
 
-// look is one look at a partition.
-type look struct {
+// inspection is one look at a partition.
+type inspection struct {
 	*kept
 	topic   *metadata.Topic
 	policy  metadata.Retention
@@ -325,10 +325,10 @@ type look struct {
 }
 
 // take returns partitions that are due.
-func (r *Retention) take() []*look {
+func (r *Retention) take() []*inspection {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	var batch []*look
+	var batch []*inspection
 	for now := time.Now(); len(r.due) > 0 && !r.due[0].at.After(now) && len(batch) < 4*looksAtOnce; {
 		k := heap.Pop(&r.due).(*kept)
 		w := r.watched[k.id.Topic]
@@ -343,7 +343,7 @@ func (r *Retention) take() []*look {
 		case !k.now && clock < k.nextAt:
 			r.schedule(k, now.Add(r.until(k.nextAt, clock)))
 		default:
-			batch = append(batch, &look{kept: k, topic: w.topic, policy: w.policy})
+			batch = append(batch, &inspection{kept: k, topic: w.topic, policy: w.policy})
 		}
 	}
 	return batch
@@ -358,17 +358,17 @@ func (r *Retention) until(nextAt, clock int64) time.Duration {
 }
 
 // look looks at partitions, and trims them where something has expired.
-func (r *Retention) look(ctx context.Context, batch []*look) {
+func (r *Retention) look(ctx context.Context, batch []*inspection) {
 	limited, cancel := context.WithTimeout(ctx, lookLimit)
 	defer cancel()
-	each(batch, func(l *look) {
+	each(batch, func(l *inspection) {
 		r.mu.Lock()
 		l.now = false // what is committed from here on counts anew
 		r.mu.Unlock()
 		l.view, l.expired, l.err = r.log.Expired(limited, l.id, l.policy, r.log.Clock().UnixMilli())
 	})
 	r.confirm(limited, batch)
-	each(batch, func(l *look) {
+	each(batch, func(l *inspection) {
 		if l.err != nil || l.expired.To <= l.expired.From {
 			return
 		}
@@ -388,7 +388,7 @@ func (r *Retention) look(ctx context.Context, batch []*look) {
 }
 
 // each calls f for all looks, several at once.
-func each(batch []*look, f func(*look)) {
+func each(batch []*inspection, f func(*inspection)) {
 	var group errgroup.Group
 	group.SetLimit(looksAtOnce)
 	for _, l := range batch {
@@ -405,7 +405,7 @@ var errOtherPolicy = errors.New("compactor: the retention has changed")
 
 // confirm reads the topics of what is to be trimmed once more, so that nothing goes by a retention that
 // was changed before. One read for each topic.
-func (r *Retention) confirm(ctx context.Context, batch []*look) {
+func (r *Retention) confirm(ctx context.Context, batch []*inspection) {
 	verdicts := make(map[metadata.TopicID]error)
 	for _, l := range batch {
 		if l.err != nil || l.expired.To <= l.expired.From {
@@ -428,7 +428,7 @@ func (r *Retention) confirm(ctx context.Context, batch []*look) {
 }
 
 // conclude says when a partition is looked at next. The caller holds mu.
-func (r *Retention) conclude(ctx context.Context, l *look) {
+func (r *Retention) conclude(ctx context.Context, l *inspection) {
 	k, now := l.kept, time.Now()
 	if r.parts[k.id] != k {
 		return // forgotten meanwhile
