@@ -36,8 +36,8 @@ func topicOf(m *varvev1.Topic) Topic {
 type CreateTopicOptions struct {
 	// Partitions is 1 when 0.
 	Partitions int32
-	// Config: retention.ms, retention.bytes, cleanup.policy, delete.retention.ms, min.compaction.lag.ms,
-	// timestamp.type, max.message.bytes, timestamp.after.max.ms.
+	// Config: retention.ms, retention.bytes, cleanup.policy, timestamp.type, max.message.bytes,
+	// timestamp.after.max.ms.
 	Config map[string]string
 	// IfNotExists succeeds, changing nothing, when a topic of that name is there.
 	IfNotExists bool

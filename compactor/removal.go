@@ -52,7 +52,8 @@ type Removal struct {
 // removal is a topic that is being removed.
 type removal struct {
 	metadata.RemovedTopic
-	at time.Time // when something can be done; zero: when who lives changes
+	at    time.Time // when something can be done; zero: when who lives changes
+	tries int       // that left something
 }
 
 // NewRemoval makes the actor; Run runs it. mine says whether a partition is this gateway's to look after.
@@ -109,7 +110,7 @@ func (r *Removal) reload(ctx context.Context) error {
 		switch old := was[t.ID]; {
 		case t.Swept: // who lives may have changed
 		case old != nil:
-			next.at = old.at
+			next.at, next.tries = old.at, old.tries
 		default:
 			next.at = next.at.Add(r.config.Delay)
 		}
@@ -136,13 +137,12 @@ func (r *Removal) pass(ctx context.Context) time.Duration {
 		case gone:
 			delete(r.found, id)
 		case errors.Is(err, metadata.ErrConflict): // another gateway is at it
-			t.at = time.Now().Add(r.config.Retry)
+			r.again(t)
 			r.stale.Store(true)
 			wait = min(wait, r.config.Retry)
 		case err != nil:
 			r.config.Log.Warn("the rows of a removed topic could not all be removed; it is tried again", "topic", t.Name, "id", t.ID.String(), "error", err)
-			t.at = time.Now().Add(r.config.Retry)
-			wait = min(wait, r.config.Retry)
+			wait = min(wait, r.again(t))
 		default:
 			if !t.at.IsZero() {
 				wait = min(wait, max(time.Until(t.at), 0))
@@ -152,6 +152,14 @@ func (r *Removal) pass(ctx context.Context) time.Duration {
 	if wait == r.config.Reload {
 		r.stale.Store(true) // by then
 	}
+	return wait
+}
+
+// again has a topic looked at again in a while, later each time.
+func (r *Removal) again(t *removal) time.Duration {
+	wait := min(r.config.Retry<<min(t.tries, 20), r.config.Reload)
+	t.at = time.Now().Add(wait)
+	t.tries++
 	return wait
 }
 
@@ -173,7 +181,7 @@ func (r *Removal) remove(ctx context.Context, t *removal) (gone bool, err error)
 	}
 	if left > 0 {
 		r.config.Log.Debug("a removed topic still has rows", "topic", t.Name, "id", t.ID.String(), "partitions", left)
-		t.at = time.Now().Add(r.config.Retry)
+		r.again(t)
 		return false, nil
 	}
 	if t.Swept {

@@ -22,10 +22,6 @@ type Config struct {
 	AppendTime bool
 	// MaxMessageBytes bounds a record batch as it is sent, header included.
 	MaxMessageBytes int32
-	// DeleteRetentionMillis is how long key compaction keeps a tombstone after it was compacted first.
-	DeleteRetentionMillis int64
-	// MinCompactionLagMillis is how long a record is left alone by key compaction after its timestamp.
-	MinCompactionLagMillis int64
 	// FutureMaxMillis is how far ahead of the gateway's clock a producer may date a record.
 	FutureMaxMillis int64
 }
@@ -46,8 +42,7 @@ const minMaxMessageBytes = 128
 // DefaultConfig is that of a topic with nothing set.
 func DefaultConfig() Config {
 	return Config{RetentionMillis: -1, RetentionBytes: -1, Cleanup: CleanupDelete,
-		MaxMessageBytes: 1<<20 + 12, FutureMaxMillis: 3_600_000,
-		DeleteRetentionMillis: 86_400_000}
+		MaxMessageBytes: 1<<20 + 12, FutureMaxMillis: 3_600_000}
 }
 
 // ConfigEntry is one setting, for people.
@@ -85,15 +80,6 @@ var settings = []setting{
 		write: func(c *Config) string { return c.Cleanup },
 	},
 	{
-		name: "delete.retention.ms",
-		doc:  "how long key compaction keeps a tombstone (a record without a value), in milliseconds",
-		read: func(c *Config, s string) (err error) {
-			c.DeleteRetentionMillis, err = readNumber(s, 0, math.MaxInt64)
-			return err
-		},
-		write: func(c *Config) string { return strconv.FormatInt(c.DeleteRetentionMillis, 10) },
-	},
-	{
 		name: "max.message.bytes",
 		doc:  "largest record batch as it is sent, in bytes",
 		read: func(c *Config, s string) error {
@@ -102,15 +88,6 @@ var settings = []setting{
 			return err
 		},
 		write: func(c *Config) string { return strconv.Itoa(int(c.MaxMessageBytes)) },
-	},
-	{
-		name: "min.compaction.lag.ms",
-		doc:  "how long key compaction leaves a record alone after its timestamp, in milliseconds",
-		read: func(c *Config, s string) (err error) {
-			c.MinCompactionLagMillis, err = readNumber(s, 0, math.MaxInt64)
-			return err
-		},
-		write: func(c *Config) string { return strconv.FormatInt(c.MinCompactionLagMillis, 10) },
 	},
 	{
 		name: "retention.bytes",

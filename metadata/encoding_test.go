@@ -130,6 +130,13 @@ var rowKinds = []struct {
 		g, err := decodeGateway(Row{Key: gatewayKey("g"), Value: b})
 		return fmt.Sprintf("%+v\n", g), err
 	}},
+	{"removed-topic", func() []byte {
+		r := RemovedTopic{Name: "quakes", Partitions: 4, Swept: true, Waits: []GatewayID{"g1", "g2"}}
+		return encodeJSON(r.row())
+	}, func(b []byte) (string, error) {
+		r, err := decodeRemoved(Row{Key: removedKey(TopicID{1}), Value: b})
+		return fmt.Sprintf("%+v\n", r), err
+	}},
 	{"references", func() []byte { return EncodeReferences(goldenReferences()) }, func(b []byte) (string, error) {
 		refs, err := DecodeReferences(b)
 		var out strings.Builder

@@ -31,6 +31,10 @@ type removedRow struct {
 
 func removedKey(id TopicID) Key { return Key{removedPartition, id.String()} }
 
+func (r *RemovedTopic) row() removedRow {
+	return removedRow{Format: formatV1, Name: r.Name, Partitions: r.Partitions, Swept: r.Swept, Waits: r.Waits}
+}
+
 func decodeRemoved(row Row) (RemovedTopic, error) {
 	var r removedRow
 	if err := decodeJSON(row, &r); err != nil {
@@ -52,7 +56,8 @@ func NoteRemoved(ctx context.Context, t Table, topic *Topic) error {
 		if was.Stamp != (Stamp{}) {
 			return nil, nil
 		}
-		return removedRow{Format: formatV1, Name: topic.Name, Partitions: topic.Partitions}, nil
+		r := RemovedTopic{Name: topic.Name, Partitions: topic.Partitions}
+		return r.row(), nil
 	})
 	if err != nil {
 		return fmt.Errorf("note that topic %q is removed: %w", topic.Name, err)
@@ -104,8 +109,7 @@ func (r *RemovedTopic) MarkSwept(ctx context.Context, t Table) error {
 			next.Waits = append(next.Waits, g.ID)
 		}
 	}
-	value := removedRow{Format: formatV1, Name: r.Name, Partitions: r.Partitions, Swept: true, Waits: next.Waits}
-	row := Row{Key: removedKey(r.ID), Stamp: next.Stamp, Nonce: NewNonce(), Value: encodeJSON(value)}
+	row := Row{Key: removedKey(r.ID), Stamp: next.Stamp, Nonce: NewNonce(), Value: encodeJSON(next.row())}
 	if err := PutSettled(ctx, t, row, IfEqual(r.Stamp), nil); err != nil {
 		return err
 	}
@@ -133,9 +137,9 @@ func (r *RemovedTopic) Forget(ctx context.Context, t Table) error {
 	return DeleteSettled(ctx, t, removedKey(r.ID), IfEqual(r.Stamp), nil)
 }
 
-// SweepPartition removes the rows of a partition of a removed topic: of one that is closed, or with final of any. The
+// SweepPartition removes the rows of a partition of a removed topic: of one that is closed, or with final whatever there is. The
 // lease row goes last, so that what was cut short goes on where it was. left says that rows are there yet: the lease row does not
-// say that the partition is closed, or somebody wrote one meanwhile.
+// say yet that the partition is closed, or somebody wrote one meanwhile.
 func (r *RemovedTopic) SweepPartition(ctx context.Context, t Table, number int32, final bool) (left bool, err error) {
 	id := PartitionID{r.ID, number}
 	lease, err := getOrNone(ctx, t, leaseKey(id))
@@ -147,7 +151,8 @@ func (r *RemovedTopic) SweepPartition(ctx context.Context, t Table, number int32
 		if err != nil {
 			return true, err
 		}
-		if !l.state.closed {
+		// A fresh row is of a taker that came late: it finds out before it judges anything, or died before that.
+		if !l.state.closed && (!l.Fresh() || l.state.next > 0) {
 			return true, nil
 		}
 	}

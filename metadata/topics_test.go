@@ -89,7 +89,7 @@ func TestTopicFaultsAreListed(t *testing.T) {
 	if !errors.Is(err, metadata.ErrInvalid) {
 		t.Fatal(err)
 	}
-	for _, part := range []string{"bad/name", "not 0", `retention.ms: "soon"`, `"color" is not a setting`, "cleanup.policy, delete.retention.ms, max.message.bytes", "is above 8388608", "differ"} {
+	for _, part := range []string{"bad/name", "not 0", `retention.ms: "soon"`, `"color" is not a setting`, "cleanup.policy, max.message.bytes", "is above 8388608", "differ"} {
 		if !strings.Contains(err.Error(), part) {
 			t.Errorf("%q is not in: %v", part, err)
 		}
@@ -105,10 +105,9 @@ func TestTopicFaultsAreListed(t *testing.T) {
 
 func TestConfig(t *testing.T) {
 	set := map[string]string{"cleanup.policy": "delete,compact", "max.message.bytes": "2048", "retention.bytes": "7", "retention.ms": "8",
-		"timestamp.after.max.ms": "9", "timestamp.type": "append", "delete.retention.ms": "10", "min.compaction.lag.ms": "11"}
+		"timestamp.after.max.ms": "9", "timestamp.type": "append"}
 	got, err := metadata.ParseConfig(set)
-	want := metadata.Config{RetentionMillis: 8, RetentionBytes: 7, Cleanup: metadata.CleanupBoth, AppendTime: true, MaxMessageBytes: 2048, FutureMaxMillis: 9,
-		DeleteRetentionMillis: 10, MinCompactionLagMillis: 11}
+	want := metadata.Config{RetentionMillis: 8, RetentionBytes: 7, Cleanup: metadata.CleanupBoth, AppendTime: true, MaxMessageBytes: 2048, FutureMaxMillis: 9}
 	if diff := cmp.Diff(want, got); err != nil || diff != "" {
 		t.Fatalf("%v\n%s", err, diff)
 	}

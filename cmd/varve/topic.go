@@ -66,8 +66,7 @@ func parseConfig(settings []string) (map[string]string, error) {
 
 // settingNames completes --config and --unset.
 var settingNames = []string{
-	"retention.ms", "retention.bytes", "cleanup.policy", "delete.retention.ms", "min.compaction.lag.ms",
-	"timestamp.type", "max.message.bytes", "timestamp.after.max.ms",
+	"retention.ms", "retention.bytes", "cleanup.policy", "timestamp.type", "max.message.bytes", "timestamp.after.max.ms",
 }
 
 func completeSettings(cmd *cobra.Command, flag, suffix string) {

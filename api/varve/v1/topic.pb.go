@@ -115,7 +115,7 @@ type CreateTopicRequest struct {
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// 0: 1.
 	Partitions int32 `protobuf:"varint,2,opt,name=partitions,proto3" json:"partitions,omitempty"`
-	// retention.ms, retention.bytes, cleanup.policy, delete.retention.ms, min.compaction.lag.ms, message.timestamp.type (or timestamp.type),
+	// retention.ms, retention.bytes, cleanup.policy, message.timestamp.type (or timestamp.type),
 	// max.message.bytes, message.timestamp.after.max.ms (or timestamp.after.max.ms).
 	Config map[string]string `protobuf:"bytes,3,rep,name=config,proto3" json:"config,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Succeed, changing nothing, if a topic of that name is there.
