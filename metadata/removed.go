@@ -139,7 +139,7 @@ func (r *RemovedTopic) Forget(ctx context.Context, t Table) error {
 
 // SweepPartition removes the rows of a partition of a removed topic: of one that is closed, or with final whatever there is. The
 // lease row goes last, so that what was cut short goes on where it was. left says that rows are there yet: the lease row does not
-// say yet that the partition is closed, or somebody wrote one meanwhile.
+// say yet that the partition is closed, and its gateway lives, or somebody wrote one meanwhile.
 func (r *RemovedTopic) SweepPartition(ctx context.Context, t Table, number int32, final bool) (left bool, err error) {
 	id := PartitionID{r.ID, number}
 	lease, err := getOrNone(ctx, t, leaseKey(id))
@@ -151,9 +151,10 @@ func (r *RemovedTopic) SweepPartition(ctx context.Context, t Table, number int32
 		if err != nil {
 			return true, err
 		}
-		// A fresh row is of a taker that came late: it finds out before it judges anything, or died before that.
-		if !l.state.closed && (!l.Fresh() || l.state.next > 0) {
-			return true, nil
+		if !l.state.closed {
+			if held, err := isHeld(ctx, t, l.Journal); held || err != nil {
+				return true, err
+			}
 		}
 	}
 	all := PartitionRows(id)
@@ -177,6 +178,20 @@ func (r *RemovedTopic) SweepPartition(ctx context.Context, t Table, number int32
 		return true, fmt.Errorf("sweep %s: %w", id, err)
 	}
 	return false, nil
+}
+
+// isHeld says whether a gateway may still write what its lease rows rest on. One that came late and died before it found
+// that the topic is gone does not.
+func isHeld(ctx context.Context, t Table, id GatewayID) (bool, error) {
+	row, err := t.Get(ctx, gatewayKey(id), Strong)
+	if errors.Is(err, ErrNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return true, fmt.Errorf("gateway %s: %w", id, err)
+	}
+	g, err := decodeGateway(row)
+	return g.State != GatewaySealed && g.State != GatewayClosed, err
 }
 
 // Fresh says that the lease row was made by this taking: the partition had none.

@@ -14,6 +14,11 @@ import (
 // late writers leave goes in the final sweep alone.
 func TestSweepPartition(t *testing.T) {
 	ctx, table := t.Context(), memtable.New()
+	for _, g := range []metadata.GatewayID{"g1", "g2"} {
+		if _, err := metadata.RegisterGateway(ctx, table, metadata.Gateway{ID: g}); err != nil {
+			t.Fatal(err)
+		}
+	}
 	o := arrive(t, table, "g1")
 	id := o.state.ID()
 	for i := range 3 {
@@ -53,7 +58,12 @@ func TestSweepPartition(t *testing.T) {
 	put(id.PageKey(metadata.RowPlace{First: 7})) // of a checkpoint that came late
 	sweep(false, false)
 	rows(0)
-	arrive(t, table, "g2") // and a taker that was killed before it looked
+	arrive(t, table, "g2") // a late taker, which is killed before it looks
+	sweep(false, true)
+	rows(1)
+	if err := metadata.MarkSealed(ctx, table, "g2", time.Now()); err != nil {
+		t.Fatal(err)
+	}
 	sweep(false, false)
 	rows(0)
 	put(id.LeaseKey()) // whatever this is
