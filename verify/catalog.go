@@ -124,6 +124,7 @@ func (v *verifier) readRemoved(ctx context.Context) error {
 		return nil
 	}
 	for _, r := range removed {
+		v.swept[r.ID] = true
 		if v.topics[r.ID] == nil {
 			v.topics[r.ID] = r.Topic()
 		}
