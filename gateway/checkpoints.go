@@ -26,11 +26,27 @@ type checkpointed struct {
 	gone bool
 }
 
-// checkpoint starts checkpoints of the partitions whose changes are oldest while
+// noteDue notes a partition whose checkpoint should be written soon: nothing else may come that would remind of it.
+func (s *sequencer) noteDue(h *held) {
+	if h.state.Due() && !h.handing {
+		s.due[h] = struct{}{}
+	}
+}
+
+// checkpoint starts checkpoints of the partitions for which it is due, and of those whose changes are oldest while
 // the journal holds too much that no checkpoint has.
 func (s *sequencer) checkpoint(ctx context.Context) {
 	if time.Since(s.failed) < checkpointPause {
+		if len(s.due) > 0 && s.retry == nil {
+			s.retry = time.After(checkpointPause)
+		}
 		return
+	}
+	for h := range s.due {
+		delete(s.due, h)
+		if _, writing := s.writing[h]; !writing && !h.handing && h.state.Due() && s.parts[h.state.ID()] == h {
+			s.write(ctx, h)
+		}
 	}
 	for s.rows.count() > s.fold.rows && s.rows.bytes > s.fold.bytes && len(s.writing) < 2*checkpointsAtOnce {
 		h := s.oldestUnfolded()
@@ -131,6 +147,7 @@ func (s *sequencer) written(c checkpointed) error {
 	if h.state.Unfolded() != 0 {
 		s.unfolded.push(h)
 	}
+	s.noteDue(h)
 	s.forget(h)
 	return nil
 }

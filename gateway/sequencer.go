@@ -72,6 +72,8 @@ type sequencer struct {
 	// writing those whose checkpoint is being written, with their first such change.
 	unfolded unfolded
 	writing  map[*held]uint64
+	// due are those whose checkpoint does not wait for the journal to fill up.
+	due      map[*held]struct{}
 	rows     journalRows
 	fold     foldLimits
 	trimming bool
@@ -130,7 +132,7 @@ type leaveRequest struct {
 func newSequencer(t *tenure) *sequencer {
 	return &sequencer{
 		g: t.g, t: t, parts: make(map[metadata.PartitionID]*held), wake: make(chan struct{}, 1), quit: make(chan leaveRequest, 1),
-		parked: make(map[*held]struct{}), writing: make(map[*held]uint64), rows: journalRows{first: 1}, fold: foldLimits{t.g.config.FoldRows, t.g.config.FoldBytes, uint64(t.g.config.FoldRows)},
+		parked: make(map[*held]struct{}), writing: make(map[*held]uint64), due: make(map[*held]struct{}), rows: journalRows{first: 1}, fold: foldLimits{t.g.config.FoldRows, t.g.config.FoldBytes, uint64(t.g.config.FoldRows)},
 		acquired: make(chan acquisition), checkpointed: make(chan checkpointed), trimmed: make(chan error),
 		slots: make(chan struct{}, acquisitions), writers: make(chan struct{}, checkpointsAtOnce),
 		sealed: make(map[metadata.GatewayID]*sealing), releasing: make(map[*held]struct{}), offers: make(map[metadata.GatewayID][]metadata.PartitionID),
@@ -384,9 +386,7 @@ func (s *sequencer) cycle(ctx context.Context) error {
 	for _, h := range c.dirty {
 		h.dirty = false
 		h.shared.publish(h.state.View())
-		if _, writing := s.writing[h]; !writing && h.state.Due() && time.Since(s.failed) > checkpointPause {
-			s.write(ctx, h)
-		}
+		s.noteDue(h)
 	}
 	if !seeded.Has(seeded.AckBeforeCommit) {
 		for _, a := range c.answers {
@@ -702,6 +702,7 @@ func (s *sequencer) drop(h *held) {
 	id := h.state.ID()
 	delete(s.parts, id)
 	delete(s.parked, h)
+	delete(s.due, h)
 	s.holding.Add(-1)
 	h.shared.disown()
 	s.forgotten(id)

@@ -371,3 +371,33 @@ func TestRetentionBesideAMerge(t *testing.T) {
 		m.drain()
 	})
 }
+
+// TestDueCheckpointIsTriedAgain: the checkpoint of a closed partition fails, or another one is under way, and nothing else
+// happens to it: its lease row says in the end that it is closed.
+func TestDueCheckpointIsTriedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t)
+		m := c.start()
+		id := metadata.PartitionID{Topic: m.create(t, "a", 1, nil).ID}
+		if _, err := m.append("a", 0, "x"); err != nil {
+			t.Fatal(err)
+		}
+		failures := 0
+		m.table.set(func(op metadata.Op, key metadata.Key) error {
+			if op == metadata.OpPut && key == id.LeaseKey() && failures < 8 {
+				failures++
+				return fmt.Errorf("%w: no room", metadata.ErrTooLarge)
+			}
+			return nil
+		})
+		if _, err := m.router.decide(t.Context(), id, decision{close: true}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		lease, err := metadata.ReadLease(t.Context(), c.d.Table, id, metadata.Strong)
+		if err != nil || !lease.View().Closed || failures < 8 {
+			t.Errorf("after %d failures the lease row is %+v, %v", failures, lease, err)
+		}
+		m.drain()
+	})
+}
