@@ -133,6 +133,12 @@ func (m *members) read(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	changes := false // of topics, by another gateway
+	defer func() {   // without holding mu: whoever hears of it may ask who lives
+		if changes {
+			m.g.upkeep.catalogChanged()
+		}
+	}()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.looks++
@@ -142,7 +148,7 @@ func (m *members) read(ctx context.Context) error {
 	if now.Sub(m.beaten) > m.g.config.LeaseTime/2 && !seeded.Has(seeded.ClockDecides) {
 		watched = 0 // the table takes no heartbeat of ours: theirs may fare no better
 	}
-	own, changes := m.g.ID(), false
+	own := m.g.ID()
 	for _, row := range rows {
 		was, known := m.seen[row.ID]
 		switch {
@@ -158,9 +164,6 @@ func (m *members) read(ctx context.Context) error {
 		}
 	}
 	m.judge()
-	if changes {
-		m.g.upkeep.catalogChanged()
-	}
 	return nil
 }
 
