@@ -162,6 +162,14 @@ func (b *retentionBed) want(t *testing.T, id metadata.PartitionID, start int64) 
 
 var synctestEpoch = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
 
+// counted is how many looks there were.
+func (b *retentionBed) counted() int {
+	synctest.Wait()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.looks
+}
+
 func TestRetentionByTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newRetentionBed(t)
@@ -179,10 +187,10 @@ func TestRetentionByTime(t *testing.T) {
 		time.Sleep(30 * time.Minute)
 		b.want(t, id, 20)
 		b.want(t, metadata.PartitionID{Topic: topic, Number: 1}, 10)
-		looks := b.looks
+		looks := b.counted()
 		time.Sleep(100 * time.Hour)
-		if b.looks != looks || len(b.Watched()) != 0 {
-			t.Errorf("%d looks at partitions in which nothing is left; %v are watched", b.looks-looks, b.Watched())
+		if b.counted() != looks || len(b.Watched()) != 0 {
+			t.Errorf("%d looks at partitions in which nothing is left; %v are watched", b.counted()-looks, b.Watched())
 		}
 		b.append(id, 100) // from nothing
 		time.Sleep(time.Hour + time.Second)
@@ -200,10 +208,10 @@ func TestRetentionBySize(t *testing.T) {
 			b.append(id, 100)
 			b.want(t, id, 0)
 		}
-		looks := b.looks
+		looks := b.counted()
 		b.append(id, 49)
 		b.want(t, id, 0)
-		if b.looks != looks {
+		if b.counted() != looks {
 			t.Error("a commit that makes nothing too large cost a look")
 		}
 		b.append(id, 1)
@@ -230,8 +238,8 @@ func TestRetentionIdle(t *testing.T) {
 		}
 		b.start(t)
 		time.Sleep(90 * time.Minute)
-		if b.looks != 500 || b.lists > 2 || len(b.trims) > 0 {
-			t.Errorf("%d looks, %d readings of the topics, trims %v", b.looks, b.lists, b.trims)
+		if b.counted() != 500 || b.lists > 2 || len(b.trims) > 0 {
+			t.Errorf("%d looks, %d readings of the topics, trims %v", b.counted(), b.lists, b.trims)
 		}
 		// They change hands.
 		b.append(metadata.PartitionID{Topic: topic, Number: 7}, 100)
@@ -240,8 +248,8 @@ func TestRetentionIdle(t *testing.T) {
 		b.mu.Unlock()
 		b.Changed()
 		time.Sleep(time.Minute)
-		if b.looks != 1000 {
-			t.Errorf("%d looks after gateways went", b.looks)
+		if b.counted() != 1000 {
+			t.Errorf("%d looks after gateways went", b.counted())
 		}
 		time.Sleep(7 * 24 * time.Hour)
 		b.want(t, metadata.PartitionID{Topic: topic, Number: 7}, 10)
@@ -307,9 +315,9 @@ func TestRetentionOfDeletedTopic(t *testing.T) {
 		b.append(id, 100)
 		b.start(t)
 		time.Sleep(time.Minute)
-		looks := b.looks
-		if time.Sleep(time.Hour); b.looks != looks || len(b.Watched()) > 0 {
-			t.Errorf("%d looks at what is closed", b.looks-looks)
+		looks := b.counted()
+		if time.Sleep(time.Hour); b.counted() != looks || len(b.Watched()) > 0 {
+			t.Errorf("%d looks at what is closed", b.counted()-looks)
 		}
 		b.set("b", 1, map[string]string{"retention.ms": "1000"})
 		id = metadata.PartitionID{Topic: b.topics["b"].ID}
@@ -340,11 +348,16 @@ func TestRetentionFails(t *testing.T) {
 			}
 			return nil
 		}
+		count := func() int {
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			return tries
+		}
 		b.append(id, 100)
 		b.start(t)
 		time.Sleep(time.Minute)
-		if tries > 6 || tries < 4 {
-			t.Errorf("%d tries in a minute", tries)
+		if n := count(); n > 6 || n < 4 {
+			t.Errorf("%d tries in a minute", n)
 		}
 		time.Sleep(10 * time.Minute)
 		b.want(t, id, 10)
