@@ -26,7 +26,7 @@ func TestClockADayAhead(t *testing.T) {
 			c.d.Now = func() time.Time { return time.Now().Add(off).Round(0) }
 			return c.start()
 		}
-		off := func(m *member) time.Duration { return m.Upkeep().Clock().Sub(time.Now()).Round(time.Minute) }
+		off := func(m *member) time.Duration { return time.Until(m.Upkeep().Clock()).Round(time.Minute) }
 		ahead := start(24 * time.Hour)
 		c.settle()
 		if got := off(ahead); got != 24*time.Hour {
