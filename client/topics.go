@@ -107,6 +107,9 @@ type PartitionInfo struct {
 	MaxTimestamp time.Time
 	// FencingToken is empty when there is none.
 	FencingToken string
+	// RetentionHolder is the largest timestamp among the records that hold the log start where it is: with a
+	// retention by time they go once all of them are too old. Zero without one.
+	RetentionHolder time.Time
 }
 
 // TopicDescription is a topic with every setting and every partition.
@@ -135,7 +138,7 @@ func (c *Client) DescribeTopic(ctx context.Context, name string) (TopicDescripti
 		d.PartitionInfo = append(d.PartitionInfo, PartitionInfo{
 			Partition: p.GetPartition(), StartOffset: p.GetStartOffset(), EndOffset: p.GetEndOffset(), Bytes: p.GetBytes(),
 			Gateway: p.GetGateway(), Epoch: p.GetEpoch(), MaxTimestamp: timeOf(p.GetMaxTimestamp()),
-			FencingToken: p.GetFencingToken(),
+			FencingToken: p.GetFencingToken(), RetentionHolder: timeOf(p.GetRetentionHolder()),
 		})
 	}
 	return d, nil
@@ -160,6 +163,35 @@ func (c *Client) AlterTopic(ctx context.Context, name string, opts AlterTopicOpt
 		return Topic{}, err
 	}
 	return topicOf(res.GetTopic()), nil
+}
+
+// Removal is what a retention would remove from a partition now.
+type Removal struct {
+	Partition int32
+	// StartOffset is the log start, EndOffset (exclusive) where it would be.
+	StartOffset, EndOffset int64
+	// Records counts offsets: there are fewer records where keys were compacted. Bytes are those of record batches.
+	Records, Bytes int64
+	// LastTimestamp is that of the last record that would go.
+	LastTimestamp time.Time
+}
+
+// TryAlterTopic changes nothing. It returns the topic as AlterTopic would make it, and what would go from it at once,
+// by partition; partitions that would lose nothing are left out.
+func (c *Client) TryAlterTopic(ctx context.Context, name string, opts AlterTopicOptions) (Topic, []Removal, error) {
+	req := &varvev1.AlterTopicRequest{Name: name, Partitions: opts.Partitions, Set: opts.Set, Unset: opts.Unset, DryRun: true}
+	res, err := call(ctx, c, anyOutcome, func(ctx context.Context, e *endpoint) (*varvev1.AlterTopicResponse, error) {
+		return e.topics.AlterTopic(ctx, req)
+	})
+	if err != nil {
+		return Topic{}, nil, err
+	}
+	var removals []Removal
+	for _, r := range res.GetRemovals() {
+		removals = append(removals, Removal{Partition: r.GetPartition(), StartOffset: r.GetStartOffset(), EndOffset: r.GetEndOffset(),
+			Records: r.GetRecords(), Bytes: r.GetBytes(), LastTimestamp: timeOf(r.GetLastTimestamp())})
+	}
+	return topicOf(res.GetTopic()), removals, nil
 }
 
 // DeleteTopic deletes a topic and everything in it. With ifExists a topic that is not there is a success.

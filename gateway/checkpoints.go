@@ -22,13 +22,31 @@ type checkpointed struct {
 	held *held
 	plan *metadata.Checkpoint
 	err  error
+	// gone: the partition was closed, and its rows were removed with its topic.
+	gone bool
 }
 
-// checkpoint starts checkpoints of the partitions whose changes are oldest while
+// noteDue notes a partition whose checkpoint should be written soon: nothing else may come that would remind of it.
+func (s *sequencer) noteDue(h *held) {
+	if h.state.Due() && !h.handing {
+		s.due[h] = struct{}{}
+	}
+}
+
+// checkpoint starts checkpoints of the partitions for which it is due, and of those whose changes are oldest while
 // the journal holds too much that no checkpoint has.
 func (s *sequencer) checkpoint(ctx context.Context) {
 	if time.Since(s.failed) < checkpointPause {
+		if len(s.due) > 0 && s.retry == nil {
+			s.retry = time.After(checkpointPause)
+		}
 		return
+	}
+	for h := range s.due {
+		delete(s.due, h)
+		if _, writing := s.writing[h]; !writing && !h.handing && h.state.Due() && s.parts[h.state.ID()] == h {
+			s.write(ctx, h)
+		}
 	}
 	for s.rows.count() > s.fold.rows && s.rows.bytes > s.fold.bytes && len(s.writing) < 2*checkpointsAtOnce {
 		h := s.oldestUnfolded()
@@ -65,11 +83,16 @@ func (s *sequencer) checkpointTo(ctx context.Context, h *held, release bool) {
 	s.outstanding++
 	s.forgetClosed(h)
 	plan := h.state.Checkpoint(h.lease, s.journal.Next()-1, release)
+	id, closed := h.state.ID(), h.state.Closed()
 	go func() {
 		done := checkpointed{held: h, plan: plan}
 		select {
 		case s.writers <- struct{}{}:
 			done.err = plan.Write(ctx, s.g.table, h.lease)
+			if closed && errors.Is(done.err, metadata.ErrConflict) {
+				_, err := s.g.table.Get(ctx, id.LeaseKey(), metadata.Strong)
+				done.gone = errors.Is(err, metadata.ErrNotFound)
+			}
 			<-s.writers
 		case <-ctx.Done():
 			done.err = context.Cause(ctx)
@@ -93,6 +116,10 @@ func (s *sequencer) written(c checkpointed) error {
 	s.outstanding--
 	h := c.held
 	delete(s.writing, h)
+	if c.gone {
+		s.removed(h, c.plan)
+		return nil
+	}
 	if c.err != nil {
 		h.state.Undone(c.plan)
 		s.failed = time.Now()
@@ -120,8 +147,20 @@ func (s *sequencer) written(c checkpointed) error {
 	if h.state.Unfolded() != 0 {
 		s.unfolded.push(h)
 	}
+	s.noteDue(h)
 	s.forget(h)
 	return nil
+}
+
+// removed lets go of a closed partition whose topic was removed, rows and all, while it was still held here.
+func (s *sequencer) removed(h *held, plan *metadata.Checkpoint) {
+	h.state.Done(plan)
+	delete(s.releasing, h)
+	for _, t := range h.parked {
+		t.done(metadata.Verdict{}, metadata.ErrClosed)
+	}
+	h.parked = nil
+	s.drop(h)
 }
 
 // trimJournal lets go of journal rows that every partition has checkpointed.

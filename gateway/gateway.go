@@ -41,6 +41,7 @@ type Gateway struct {
 	generation *generation
 	resting    *resting
 	compaction *compaction
+	upkeep     *Upkeep
 	recovered  []segments.RecoveredFile // what predecessors left in the buffer
 	// predecessors are ids that ended without closing, on this data folder or table.
 	predecessors []metadata.GatewayID
@@ -108,6 +109,7 @@ func New(config Config, d Dependencies) (*Gateway, error) {
 	g.table = metadata.Retry(g.meters.observeTable(d.Table), fewPauses)
 	g.topics = metadata.NewTopics(g.table)
 	g.producerIDs.turn = make(chan struct{}, 1)
+	g.upkeep = newUpkeep(g)
 	g.partitions = newPartitions(g)
 	g.reader = newReader(g)
 	g.members = newMembers(g)

@@ -45,6 +45,7 @@ type sighting struct {
 	row    metadata.Gateway
 	silent time.Duration // for how long its row did not change
 	open   bool          // it was seen before it was closed
+	at     time.Time     // when this row was seen first
 }
 
 func newMembers(g *Gateway) *members {
@@ -134,6 +135,12 @@ func (m *members) read(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	changes := false // of topics, by another gateway
+	defer func() {   // without holding mu: whoever hears of it may ask who lives
+		if changes {
+			m.g.upkeep.catalogChanged()
+		}
+	}()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.looks++
@@ -148,7 +155,8 @@ func (m *members) read(ctx context.Context) error {
 		was, known := m.seen[row.ID]
 		switch {
 		case !known || was.row.Stamp != row.Stamp:
-			m.seen[row.ID] = sighting{row: row, open: was.open || row.State != metadata.GatewayClosed}
+			m.seen[row.ID] = sighting{row: row, open: was.open || row.State != metadata.GatewayClosed, at: now}
+			changes = changes || row.ID != own && row.TopicChanges != was.row.TopicChanges
 		default:
 			was.silent += watched
 			m.seen[row.ID] = was

@@ -137,6 +137,16 @@ func (p *partition) disown() {
 	}
 }
 
+// end shows that the partition is closed for ever, though nobody sequences it.
+func (p *partition) end() {
+	v := metadata.View{Partition: p.id}
+	if was := p.view.Load(); was != nil {
+		v = *was
+	}
+	v.Closed = true
+	p.publish(&v)
+}
+
 // nudge has those who watch from other gateways look whether this is the one to watch.
 func (p *partition) nudge() {
 	p.mu.Lock()
@@ -157,6 +167,9 @@ func (p *partition) hasWaiters() bool {
 
 // publish shows a view, unless a newer one is shown, and wakes who waits for it.
 func (p *partition) publish(v *metadata.View) {
+	if p.owned.Load() {
+		defer p.all.g.upkeep.committed(v)
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if !v.Newer(p.view.Load()) && !seeded.Has(seeded.OlderView) {

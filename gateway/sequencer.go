@@ -72,6 +72,8 @@ type sequencer struct {
 	// writing those whose checkpoint is being written, with their first such change.
 	unfolded unfolded
 	writing  map[*held]uint64
+	// due are those whose checkpoint does not wait for the journal to fill up.
+	due      map[*held]struct{}
 	rows     journalRows
 	fold     foldLimits
 	trimming bool
@@ -130,7 +132,7 @@ type leaveRequest struct {
 func newSequencer(t *tenure) *sequencer {
 	return &sequencer{
 		g: t.g, t: t, parts: make(map[metadata.PartitionID]*held), wake: make(chan struct{}, 1), quit: make(chan leaveRequest, 1),
-		parked: make(map[*held]struct{}), writing: make(map[*held]uint64), rows: journalRows{first: 1}, fold: foldLimits{t.g.config.FoldRows, t.g.config.FoldBytes, uint64(t.g.config.FoldRows)},
+		parked: make(map[*held]struct{}), writing: make(map[*held]uint64), due: make(map[*held]struct{}), rows: journalRows{first: 1}, fold: foldLimits{t.g.config.FoldRows, t.g.config.FoldBytes, uint64(t.g.config.FoldRows)},
 		acquired: make(chan acquisition), checkpointed: make(chan checkpointed), trimmed: make(chan error),
 		slots: make(chan struct{}, acquisitions), writers: make(chan struct{}, checkpointsAtOnce),
 		sealed: make(map[metadata.GatewayID]*sealing), releasing: make(map[*held]struct{}), offers: make(map[metadata.GatewayID][]metadata.PartitionID),
@@ -387,9 +389,7 @@ func (s *sequencer) cycle(ctx context.Context) error {
 		h.shared.publish(v)
 		s.g.compaction.committed(v.Partition, h.noted, v)
 		h.noted = v.Next
-		if _, writing := s.writing[h]; !writing && h.state.Due() && time.Since(s.failed) > checkpointPause {
-			s.write(ctx, h)
-		}
+		s.noteDue(h)
 	}
 	if !seeded.Has(seeded.AckBeforeCommit) {
 		for _, a := range c.answers {
@@ -571,8 +571,25 @@ func (s *sequencer) tryAcquire(ctx context.Context, id metadata.PartitionID, jou
 			// anything of them is judged.
 			err = s.g.members.refresh(ctx)
 		}
+		if err == nil && lease.Fresh() {
+			err = s.refuseRemoved(ctx, id, lease)
+		}
 		return state, lease, err
 	}
+}
+
+// refuseRemoved gives a partition back that had no lease row because its topic was deleted and its rows are gone. It is
+// asked once our row stands, and before anything is judged: whoever was held up for long between reading that there is no
+// row and putting one would not know otherwise.
+func (s *sequencer) refuseRemoved(ctx context.Context, id metadata.PartitionID, lease *metadata.Lease) error {
+	removed, err := metadata.IsRemoved(ctx, s.g.table, id.Topic)
+	if err != nil || !removed {
+		return err
+	}
+	if err := lease.Abandon(ctx, s.g.table); err != nil {
+		return err
+	}
+	return metadata.ErrClosed
 }
 
 // mayAcquire says whether a partition that this gateway does not hold is its own to take.
@@ -605,6 +622,10 @@ func (s *sequencer) take(a acquisition) {
 		delete(s.parts, a.id)
 		for _, t := range h.parked {
 			t.done(metadata.Verdict{}, a.err)
+		}
+		if errors.Is(a.err, metadata.ErrClosed) {
+			h.shared.end()
+			s.forgotten(a.id)
 		}
 		return
 	}
@@ -677,10 +698,21 @@ func (s *sequencer) forget(h *held) {
 	if _, writing := s.writing[h]; writing || h.handing || !h.state.Closed() || h.state.Unfolded() != 0 || len(h.parked) > 0 || s.parts[id] != h {
 		return
 	}
+	s.drop(h)
+}
+
+// drop takes a partition that is closed off the lists.
+func (s *sequencer) drop(h *held) {
+	id := h.state.ID()
 	delete(s.parts, id)
 	delete(s.parked, h)
+	delete(s.due, h)
 	s.holding.Add(-1)
 	h.shared.disown()
+	s.forgotten(id)
+}
+
+func (s *sequencer) forgotten(id metadata.PartitionID) {
 	s.g.partitions.release(id)
 	s.t.intake.forget(spanOf(id))
 	s.g.router.forget(id)
@@ -735,6 +767,9 @@ func (s *sequencer) finish(ctx context.Context) error {
 				return err
 			}
 			s.g.meters.checkpointed(plan.Writes(), int64(plan.Bytes()))
+			if err := plan.Clean(writing, s.g.table); err != nil { // a later trim takes them along
+				s.g.log.Warn("rows that an index no longer needs were left behind", "error", err)
+			}
 			return nil
 		})
 	}

@@ -189,6 +189,8 @@ func (p *patrol) takeMine(ctx context.Context, e *estate) error {
 				delete(e.left, a.id)
 				e.taken++
 			case errors.Is(a.err, metadata.ErrHeld): // somebody was quicker
+			case errors.Is(a.err, metadata.ErrClosed): // its topic was removed, and its rows are gone
+				delete(e.left, a.id)
 			case lasting(a.err):
 				delete(e.left, a.id)
 				e.broken++

@@ -32,6 +32,7 @@ func (s *topicService) CreateTopic(ctx context.Context, r *varvev1.CreateTopicRe
 		partitions = 1
 	}
 	t, err := s.g.topics.Create(ctx, r.GetName(), partitions, r.GetConfig(), s.g.now())
+	s.g.upkeep.changed()
 	created := err == nil
 	if errors.Is(err, metadata.ErrTopicExists) && r.GetIfNotExists() {
 		// One that is being deleted is no topic to work with: its error stands.
@@ -86,9 +87,15 @@ func (s *topicService) DescribeTopic(ctx context.Context, r *varvev1.DescribeTop
 	for _, e := range t.Config.Entries() {
 		out.Config = append(out.Config, &varvev1.ConfigEntry{Name: e.Name, Value: e.Value, IsDefault: e.IsDefault, Doc: e.Doc})
 	}
+	policy, now := t.Config.Retention(), s.g.upkeep.Clock().UnixMilli()
 	err = s.each(ctx, t, allPartitions(t), func(ctx context.Context, id metadata.PartitionID) error {
 		info, err := s.describe(ctx, id)
 		out.Partitions[id.Number] = info
+		if err == nil && policy.Millis >= 0 && info.EndOffset > info.StartOffset {
+			var e metadata.Expired
+			_, e, err = s.g.upkeep.Expired(ctx, id, policy, now)
+			info.RetentionHolder = e.Holder
+		}
 		return err
 	})
 	if err != nil {
@@ -100,7 +107,7 @@ func (s *topicService) DescribeTopic(ctx context.Context, r *varvev1.DescribeTop
 // describe shows a partition. One that nobody here has asked for is read without
 // being remembered: a topic may have a million of them.
 func (s *topicService) describe(ctx context.Context, id metadata.PartitionID) (*varvev1.PartitionInfo, error) {
-	info := &varvev1.PartitionInfo{Partition: id.Number}
+	info := &varvev1.PartitionInfo{Partition: id.Number, RetentionHolder: metadata.NoTimestamp}
 	var v *metadata.View
 	if p := s.g.partitions.peek(id); p != nil {
 		var err error
@@ -147,17 +154,49 @@ func maxTimestamp(v *metadata.View) int64 {
 
 // AlterTopic adds partitions and changes settings.
 func (s *topicService) AlterTopic(ctx context.Context, r *varvev1.AlterTopicRequest) (*varvev1.AlterTopicResponse, error) {
+	if r.GetDryRun() {
+		return s.tryAlter(ctx, r)
+	}
 	t, err := s.g.topics.Alter(ctx, r.GetName(), r.GetPartitions(), r.GetSet(), r.GetUnset())
+	s.g.upkeep.changed()
 	if err != nil {
 		return nil, err
 	}
 	return &varvev1.AlterTopicResponse{Topic: topicMessage(t)}, nil
 }
 
+// tryAlter tells what the topic would be, and what would go at once.
+func (s *topicService) tryAlter(ctx context.Context, r *varvev1.AlterTopicRequest) (*varvev1.AlterTopicResponse, error) {
+	t, err := s.g.topics.Altered(ctx, r.GetName(), r.GetPartitions(), r.GetSet(), r.GetUnset())
+	if err != nil {
+		return nil, err
+	}
+	out := &varvev1.AlterTopicResponse{Topic: topicMessage(t)}
+	policy, now := t.Config.Retention(), s.g.upkeep.Clock().UnixMilli()
+	if policy.Forever() {
+		return out, nil
+	}
+	removals := make([]*varvev1.Removal, t.Partitions)
+	err = s.each(ctx, t, allPartitions(t), func(ctx context.Context, id metadata.PartitionID) error {
+		_, e, err := s.g.upkeep.Expired(ctx, id, policy, now)
+		if err == nil && e.To > e.From {
+			removals[id.Number] = &varvev1.Removal{Partition: id.Number, StartOffset: e.From, EndOffset: e.To, Records: e.To - e.From,
+				Bytes: e.Bytes, LastTimestamp: e.LastTimestamp}
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	out.Removals = slices.DeleteFunc(removals, func(r *varvev1.Removal) bool { return r == nil })
+	return out, nil
+}
+
 // DeleteTopic marks a topic, closes each of its partitions and frees its name. When
 // it was cut short the mark stays, and another call goes on.
 func (s *topicService) DeleteTopic(ctx context.Context, r *varvev1.DeleteTopicRequest) (*varvev1.DeleteTopicResponse, error) {
 	t, err := s.g.topics.MarkDeleting(ctx, r.GetName())
+	defer s.g.upkeep.changed()
 	if errors.Is(err, metadata.ErrTopicNotFound) && r.GetIfExists() {
 		return &varvev1.DeleteTopicResponse{}, nil
 	}
@@ -170,6 +209,9 @@ func (s *topicService) DeleteTopic(ctx context.Context, r *varvev1.DeleteTopicRe
 	})
 	if err != nil {
 		return nil, fmt.Errorf("topic %q is marked for deletion, but not all of its partitions are closed; delete it again to go on: %w", t.Name, err)
+	}
+	if err := metadata.NoteRemoved(ctx, s.g.table, t); err != nil {
+		return nil, fmt.Errorf("topic %q is closed, but its name is not free yet; delete it again to go on: %w", t.Name, err)
 	}
 	if err := s.g.topics.Remove(ctx, t); err != nil {
 		return nil, fmt.Errorf("topic %q is closed, but its name is not free yet; delete it again to go on: %w", t.Name, err)

@@ -123,11 +123,19 @@ var rowKinds = []struct {
 	}},
 	{"gateway", func() []byte {
 		g := Gateway{Address: "127.0.0.1:7481", Peer: "127.0.0.1:7482", Protocol: 1, Zone: "a", Version: "v1", Beat: 9, Floor: 4,
-			Partitions: 12, Buffered: 34, State: GatewaySealed, SealedAt: goldenTime.UnixMilli()}
+			Partitions: 12, Buffered: 34, State: GatewaySealed, SealedAt: goldenTime.UnixMilli(),
+			Clock: goldenTime.UnixMilli() + 5, TopicChanges: 6}
 		return encodeJSON(g.row())
 	}, func(b []byte) (string, error) {
 		g, err := decodeGateway(Row{Key: gatewayKey("g"), Value: b})
 		return fmt.Sprintf("%+v\n", g), err
+	}},
+	{"removed-topic", func() []byte {
+		r := RemovedTopic{Name: "quakes", Partitions: 4, Swept: true, Waits: []GatewayID{"g1", "g2"}}
+		return encodeJSON(r.row())
+	}, func(b []byte) (string, error) {
+		r, err := decodeRemoved(Row{Key: removedKey(TopicID{1}), Value: b})
+		return fmt.Sprintf("%+v\n", r), err
 	}},
 	{"references", func() []byte { return EncodeReferences(goldenReferences()) }, func(b []byte) (string, error) {
 		refs, err := DecodeReferences(b)

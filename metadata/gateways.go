@@ -65,7 +65,12 @@ type Gateway struct {
 	// SealedAt is when it was marked sealed (ms, wall clock of who did it), or 0: for people,
 	// and for closing it after days.
 	SealedAt int64
-	Stamp    Stamp // of the row
+	// Clock is its wall clock as of the beat (ms), 0 in rows of older versions: by it a clock that is far ahead is
+	// told from the others. Nothing else may rest on it.
+	Clock int64
+	// TopicChanges counts the changes of topics that it made: others read the topics when it rises.
+	TopicChanges uint64
+	Stamp        Stamp // of the row
 }
 
 type gatewayRow struct {
@@ -83,13 +88,16 @@ type gatewayRow struct {
 	Buffered   uint64       `json:"buffered"`
 	State      GatewayState `json:"state"`
 	SealedAt   int64        `json:"sealed_at"`
+
+	Clock        int64  `json:"clock,omitempty"`
+	TopicChanges uint64 `json:"topic_changes,omitempty"`
 }
 
 func gatewayKey(id GatewayID) Key { return Key{gatewaysPartition, string(id)} }
 
 func (g *Gateway) row() gatewayRow {
 	return gatewayRow{Format: formatV1, Address: g.Address, Peer: g.Peer, Protocol: g.Protocol, Zone: g.Zone, Version: g.Version,
-		Beat: g.Beat, Floor: g.Floor, MergeFloor: g.MergeFloor, Role: g.Role, Partitions: g.Partitions, Buffered: g.Buffered, State: g.State, SealedAt: g.SealedAt}
+		Beat: g.Beat, Floor: g.Floor, MergeFloor: g.MergeFloor, Role: g.Role, Partitions: g.Partitions, Buffered: g.Buffered, Clock: g.Clock, TopicChanges: g.TopicChanges, State: g.State, SealedAt: g.SealedAt}
 }
 
 func decodeGateway(row Row) (Gateway, error) {
@@ -101,7 +109,7 @@ func decodeGateway(row Row) (Gateway, error) {
 		return Gateway{}, fmt.Errorf("%w: row %s: unknown state %q", ErrCorrupt, row.Key, r.State)
 	}
 	return Gateway{ID: GatewayID(row.Sort), Address: r.Address, Peer: r.Peer, Protocol: r.Protocol, Zone: r.Zone, Version: r.Version,
-		Beat: r.Beat, Floor: r.Floor, MergeFloor: r.MergeFloor, Role: r.Role, Partitions: r.Partitions, Buffered: r.Buffered, State: r.State, SealedAt: r.SealedAt, Stamp: row.Stamp}, nil
+		Beat: r.Beat, Floor: r.Floor, MergeFloor: r.MergeFloor, Role: r.Role, Partitions: r.Partitions, Buffered: r.Buffered, Clock: r.Clock, TopicChanges: r.TopicChanges, State: r.State, SealedAt: r.SealedAt, Stamp: row.Stamp}, nil
 }
 
 // RegisterGateway makes the row of a gateway that just minted its id, live and with

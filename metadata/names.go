@@ -106,6 +106,7 @@ const (
 	topicsPartition   = "topics"
 	gatewaysPartition = "gateways"
 	clusterPartition  = "cluster"
+	removedPartition  = "removed"
 	leaseSort         = "lease"
 	pagePrefix        = "page/"
 	treePrefix        = "tree/"

@@ -117,9 +117,12 @@ func (p *Partition) Closed() bool { return p.closed }
 // has, or 0.
 func (p *Partition) Unfolded() uint64 { return p.since }
 
-// Due says that the newest index entries are enough for a page: a checkpoint should
-// move them out of memory and keep takeover short, however little the journal holds.
-func (p *Partition) Due() bool { return !p.checkpointing && len(p.tail) >= fanOut }
+// Due says that a checkpoint should be written, however little the journal holds: the newest index entries are
+// enough for a page, which moves them out of memory and keeps takeover short; or a trim has left rows that can go; or
+// the partition is closed, and its rows go once the lease row says so.
+func (p *Partition) Due() bool {
+	return !p.checkpointing && (len(p.tail) >= fanOut || p.dropped || p.closed && p.since != 0)
+}
 
 // ContentSum is the sum of all index entries, mod 2^64.
 func (p *Partition) ContentSum() uint64 { return p.sum - p.gone }

@@ -18,6 +18,7 @@ type timeline struct {
 	lease    *metadata.Lease
 	sequence uint64
 	number   uint64
+	merges   uint64
 	stamps   []int64          // of each record, by offset
 	batches  []metadata.Chunk // by first offset; one a batch
 	pages    int              // index reads

@@ -365,6 +365,33 @@ func (c *Topics) change(ctx context.Context, name string, change func(Topic) (*T
 // Alter changes a topic: more partitions (0: as many as there are; they never become fewer),
 // settings to set and to unset. ErrTopicNotFound, also for one that is being deleted; ErrInvalid.
 func (c *Topics) Alter(ctx context.Context, name string, partitions int32, set map[string]string, unset []string) (*Topic, error) {
+	alter, err := alteration(partitions, set, unset)
+	if err != nil {
+		return nil, err
+	}
+	return c.change(ctx, name, alter)
+}
+
+// Altered is what Alter would make of a topic. Nothing is written.
+func (c *Topics) Altered(ctx context.Context, name string, partitions int32, set map[string]string, unset []string) (*Topic, error) {
+	alter, err := alteration(partitions, set, unset)
+	if err != nil {
+		return nil, err
+	}
+	t, err := c.Refresh(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	next, err := alter(*t)
+	if err != nil || next == nil {
+		return t, err
+	}
+	next.Config, err = ParseConfig(next.Set)
+	return next, err
+}
+
+// alteration checks what is to be changed, and returns the change.
+func alteration(partitions int32, set map[string]string, unset []string) (func(Topic) (*Topic, error), error) {
 	var discard Config
 	canonical, setErr := canonicalConfig(set, &discard)
 	dropped, unsetErr := canonicalNames(unset, canonical)
@@ -375,12 +402,12 @@ func (c *Topics) Alter(ctx context.Context, name string, partitions int32, set m
 	if err := joinInvalid(countErr, setErr, unsetErr); err != nil {
 		return nil, err
 	}
-	return c.change(ctx, name, func(t Topic) (*Topic, error) {
+	return func(t Topic) (*Topic, error) {
 		switch {
 		case t.State == TopicDeleting:
-			return nil, fmt.Errorf("%w: topic %q is being deleted", ErrTopicNotFound, name)
+			return nil, fmt.Errorf("%w: topic %q is being deleted", ErrTopicNotFound, t.Name)
 		case partitions != 0 && partitions < t.Partitions:
-			return nil, fmt.Errorf("%w: topic %q has %d partitions; they cannot become %d", ErrInvalid, name, t.Partitions, partitions)
+			return nil, fmt.Errorf("%w: topic %q has %d partitions; they cannot become %d", ErrInvalid, t.Name, t.Partitions, partitions)
 		}
 		before, beforeSet := t.Partitions, t.Set
 		t.Partitions = max(t.Partitions, partitions)
@@ -394,7 +421,7 @@ func (c *Topics) Alter(ctx context.Context, name string, partitions int32, set m
 			return nil, nil
 		}
 		return &t, nil
-	})
+	}, nil
 }
 
 // canonicalNames gives the settings to unset their names here.

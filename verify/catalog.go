@@ -116,6 +116,22 @@ func (v *verifier) readTopics(ctx context.Context) error {
 	return nil
 }
 
+// readRemoved adds the topics that were removed, also those whose names were given again.
+func (v *verifier) readRemoved(ctx context.Context) error {
+	removed, err := metadata.ListRemoved(ctx, v.Table)
+	if errors.Is(err, metadata.ErrCorrupt) {
+		v.report(Finding{Kind: RowCorrupt, Partition: NoPartition, Row: "removed", Message: err.Error()})
+		return nil
+	}
+	for _, r := range removed {
+		v.swept[r.ID] = true
+		if v.topics[r.ID] == nil {
+			v.topics[r.ID] = r.Topic()
+		}
+	}
+	return err
+}
+
 // checkBucket compares the clusters of bucket and table. A bucket is claimed before there are topics.
 func (v *verifier) checkBucket(ctx context.Context) error {
 	const key = "cluster-id"

@@ -82,6 +82,7 @@ const ItStays = "; it stays: "
 // Why garbage stays that nothing can speak for.
 const (
 	staysForLateWriters = "it keeps late writers out"
+	staysForSweep       = "the gateways remove it"
 	staysAsForeign      = "it is not Varve's"
 	staysOfOpenGateway  = "that gateway is not closed"
 	staysOfNobody       = "nothing says whether that gateway has ended"

@@ -239,6 +239,16 @@ func removedTopic(t *testing.T, want string, partitions []int32) {
 	}
 	f.expect(f.repair(), verify.OrphanObject, verify.OrphanRow)
 	found = f.expect(f.repair(), verify.OrphanRow)
+	// Its name is given again: the row about it names it still.
+	_, err = f.topics.Create(t.Context(), "a", 1, nil, time.Now())
+	f.must(err)
+	f.must(metadata.NoteRemoved(t.Context(), f.table, f.topic))
+	again := f.expect(f.repair(), verify.OrphanRow)
+	if !slices.ContainsFunc(again, func(found verify.Finding) bool {
+		return strings.HasPrefix(found.Message, want) && found.Stays == "the gateways remove it"
+	}) {
+		t.Errorf("%+v, want one that says %q, and who removes it", again, want)
+	}
 	for _, found := range found {
 		if found.Repaired || !f.hasRow(f.id(0).LeaseKey()) {
 			t.Errorf("%+v was removed", found)

@@ -57,8 +57,12 @@ func (v *verifier) checkTopic(parent context.Context, t *metadata.Topic) error {
 		if n == 1 {
 			message = fmt.Sprintf("1 partition of the topic, which was deleted and was called %s, still has its rows", t.Name)
 		}
+		stays := staysForLateWriters
+		if v.swept[t.ID] {
+			stays = staysForSweep
+		}
 		v.report(Finding{Kind: OrphanRow, Topic: t.ID.String(), Partition: NoPartition, Row: "partition/" + t.ID.String(),
-			Message: message, Stays: staysForLateWriters})
+			Message: message, Stays: stays})
 	}
 	return nil
 }

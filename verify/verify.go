@@ -86,7 +86,7 @@ func Run(ctx context.Context, config Config, report func(Finding)) (Summary, err
 	}
 	v := &verifier{
 		Config: config.withDefaults(), tell: report,
-		gateways: make(map[metadata.GatewayID]metadata.Gateway), topics: make(map[metadata.TopicID]*metadata.Topic),
+		gateways: make(map[metadata.GatewayID]metadata.Gateway), topics: make(map[metadata.TopicID]*metadata.Topic), swept: make(map[metadata.TopicID]bool),
 		journals: make(map[metadata.GatewayID]*journal), epochs: make(map[epochKey]metadata.GatewayID),
 		named: newNamed(), needed: make(map[metadata.GatewayID]bool),
 	}
@@ -113,6 +113,7 @@ type verifier struct {
 
 	gateways map[metadata.GatewayID]metadata.Gateway // as they were before anything else was read
 	topics   map[metadata.TopicID]*metadata.Topic
+	swept    map[metadata.TopicID]bool // removed, and the gateways remove what is left
 	epochs   map[epochKey]metadata.GatewayID
 	named    *named
 	group    group
@@ -120,7 +121,7 @@ type verifier struct {
 
 func (v *verifier) run(ctx context.Context) error {
 	steps := []func(context.Context) error{
-		v.checkGeneration, v.readGateways, v.readTopics, v.checkBucket,
+		v.checkGeneration, v.readGateways, v.readTopics, v.readRemoved, v.checkBucket,
 		v.checkJournals, v.checkPartitions, v.flush, v.checkLeftovers, v.checkObjects,
 	}
 	for _, step := range steps {

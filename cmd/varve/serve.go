@@ -314,7 +314,10 @@ func serve(ctx context.Context, o *serveOptions, logs io.Writer, started func(ne
 		defer stop()
 	}
 	defer context.AfterFunc(ctx, func() { p.log.Info("draining: what was accepted is being finished") })()
+	care := newUpkeep(g, p.log)
+	defer care.stop()
 	err = run(ctx, g, listener, peers, func() {
+		care.start(ctx)
 		p.announce(g, b, listener.Addr())
 		merging.start()
 		if started != nil {

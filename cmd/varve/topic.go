@@ -220,12 +220,16 @@ func newTopicDeleteCommand(a *app) *cobra.Command {
 func newTopicAlterCommand(a *app) *cobra.Command {
 	var partitions int32
 	var settings, unset []string
+	var dryRun bool
 	cmd := &cobra.Command{
 		Use:   "alter TOPIC",
 		Short: "Change a topic's settings, or give it more partitions",
 		Long: `Changes a topic's settings, or gives it more partitions. A topic never loses partitions, and more of them move
-keys: records of a key written before stay where they are.`,
-		Example: `  varve topic alter clicks --config retention.ms=86400000
+keys: records of a key written before stay where they are.
+
+--dry-run changes nothing and tells what the new retention would remove at once.`,
+		Example: `  varve topic alter clicks --config retention.ms=86400000 --dry-run
+  varve topic alter clicks --config retention.ms=86400000
   varve topic alter clicks --unset retention.ms
   varve topic alter clicks --partitions 8`,
 		Args:              cobra.ExactArgs(1),
@@ -234,6 +238,7 @@ keys: records of a key written before stay where they are.`,
 	cmd.Flags().Int32Var(&partitions, "partitions", 0, "grow to `N` partitions")
 	cmd.Flags().StringArrayVar(&settings, "config", nil, "a setting, `NAME=VALUE` (repeatable)")
 	cmd.Flags().StringArrayVar(&unset, "unset", nil, "the `NAME` of a setting to bring back to its default (repeatable)")
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "change nothing; tell what would be removed")
 	completeSettings(cmd, "config", "=")
 	completeSettings(cmd, "unset", "")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -252,7 +257,15 @@ keys: records of a key written before stay where they are.`,
 			return err
 		}
 		defer c.Close()
-		t, err := c.AlterTopic(cmd.Context(), args[0], client.AlterTopicOptions{Partitions: partitions, Set: config, Unset: unset})
+		options := client.AlterTopicOptions{Partitions: partitions, Set: config, Unset: unset}
+		if dryRun {
+			t, removals, err := c.TryAlterTopic(cmd.Context(), args[0], options)
+			if err != nil {
+				return err
+			}
+			return a.printRemovals(t, removals)
+		}
+		t, err := c.AlterTopic(cmd.Context(), args[0], options)
 		if err != nil {
 			return err
 		}
@@ -263,6 +276,39 @@ keys: records of a key written before stay where they are.`,
 		return nil
 	}
 	return cmd
+}
+
+// printRemovals tells what a topic's new configuration would remove.
+func (a *app) printRemovals(t client.Topic, removals []client.Removal) error {
+	table := newTable(a.stdout, "PARTITION", "FROM", "TO", "RECORDS", "BYTES", "LAST TIMESTAMP")
+	var records, bytes int64
+	for _, r := range removals {
+		records, bytes = records+r.Records, bytes+r.Bytes
+		if !a.json() {
+			table.row(r.Partition, r.StartOffset, r.EndOffset-1, r.Records, r.Bytes, showTime(r.LastTimestamp))
+			continue
+		}
+		if err := printJSON(a.stdout, struct {
+			Topic         string `json:"topic"`
+			Partition     int32  `json:"partition"`
+			StartOffset   int64  `json:"start_offset"`
+			EndOffset     int64  `json:"end_offset"`
+			Records       int64  `json:"records"`
+			Bytes         int64  `json:"bytes"`
+			LastTimestamp int64  `json:"last_timestamp"`
+		}{t.Name, r.Partition, r.StartOffset, r.EndOffset, r.Records, r.Bytes, millis(r.LastTimestamp)}); err != nil {
+			return err
+		}
+	}
+	if len(removals) == 0 {
+		a.notef("nothing would be removed from topic %s now; nothing was changed", t.Name)
+		return nil
+	}
+	if err := table.flushUnless(a.json()); err != nil {
+		return err
+	}
+	a.notef("%s of %d bytes would be removed from topic %s now; nothing was changed", count(records, "record"), bytes, t.Name)
+	return nil
 }
 
 // prefixed puts a prefix before text, if there is any.

@@ -50,6 +50,8 @@ type partitionJSON struct {
 	MaxTimestamp int64 `json:"max_timestamp"`
 	// FencingToken is empty when there is none.
 	FencingToken string `json:"fencing_token"`
+	// RetentionHolder is the largest timestamp among the records that hold the log start, -1 when nothing is held by time.
+	RetentionHolder int64 `json:"retention_holder"`
 }
 
 // descriptionJSON has the members of a listed topic, and beside them what only describe knows.
@@ -66,7 +68,7 @@ func descriptionJSONOf(d client.TopicDescription) descriptionJSON {
 	}
 	for _, p := range d.PartitionInfo {
 		out.PartitionInfo = append(out.PartitionInfo, partitionJSON{
-			p.Partition, p.StartOffset, p.EndOffset, p.Bytes, p.Gateway, p.Epoch, millis(p.MaxTimestamp), p.FencingToken,
+			p.Partition, p.StartOffset, p.EndOffset, p.Bytes, p.Gateway, p.Epoch, millis(p.MaxTimestamp), p.FencingToken, millis(p.RetentionHolder),
 		})
 	}
 	return out
@@ -95,9 +97,9 @@ func (a *app) printDescription(d client.TopicDescription) error {
 		return err
 	}
 	fmt.Fprintln(a.stdout)
-	partitions := newTable(a.stdout, "PARTITION", "START", "END", "BYTES", "GATEWAY", "EPOCH", "MAX TIMESTAMP", "TOKEN")
+	partitions := newTable(a.stdout, "PARTITION", "START", "END", "BYTES", "GATEWAY", "EPOCH", "MAX TIMESTAMP", "TOKEN", "HELD BY")
 	for _, p := range d.PartitionInfo {
-		partitions.row(p.Partition, p.StartOffset, p.EndOffset, p.Bytes, orDash(p.Gateway), p.Epoch, showTime(p.MaxTimestamp), orDash(p.FencingToken))
+		partitions.row(p.Partition, p.StartOffset, p.EndOffset, p.Bytes, orDash(p.Gateway), p.Epoch, showTime(p.MaxTimestamp), orDash(p.FencingToken), showTime(p.RetentionHolder))
 	}
 	return partitions.w.Flush()
 }

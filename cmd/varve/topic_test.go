@@ -89,7 +89,7 @@ func TestTopicDescribe(t *testing.T) {
 	text := s.ok("", "topic", "describe", "t")
 	for _, want := range []string{
 		`(?m)^topic +t$`, `(?m)^partitions +2$`, `(?m)^retention.bytes +5000 +set +\w`, `(?m)^retention.ms +-1 +default +\w`,
-		`(?m)^PARTITION +START +END +BYTES +GATEWAY +EPOCH +MAX TIMESTAMP +TOKEN$`, `(?m)^0 +0 +0 +0 .* - +-$`, `(?m)^1 +0 +1 +\d+ +g\w+ +\d+ +2018-02-07T01:26:13.840Z +-$`,
+		`(?m)^PARTITION +START +END +BYTES +GATEWAY +EPOCH +MAX TIMESTAMP +TOKEN +HELD BY$`, `(?m)^0 +0 +0 +0 .* - +- +-$`, `(?m)^1 +0 +1 +\d+ +g\w+ +\d+ +2018-02-07T01:26:13.840Z +- +-$`,
 	} {
 		if !regexp.MustCompile(want).MatchString(text) {
 			t.Errorf("no match of %s in\n%s", want, text)
@@ -116,5 +116,37 @@ func TestTopicTrim(t *testing.T) {
 	}
 	if got := s.ok("", "cat", "quakes"); got != "a20\n" {
 		t.Errorf("after the trims: %q", got)
+	}
+}
+
+// TestTopicAlterDryRun tells what a retention would remove, and describe what holds the start then.
+func TestTopicAlterDryRun(t *testing.T) {
+	s := newShell(t)
+	s.ok("", "topic", "create", "t", "--partitions", "2")
+	for _, at := range []string{"1517966773840", "1517966774840"} {
+		s.ok(`{"timestamp":`+at+`,"value":"v"}`, "produce", "t", "--format", "json", "-p", "1")
+	}
+	for args, want := range map[string][2]string{
+		"--config retention.ms=86400000": {"PARTITION  FROM  TO  RECORDS  BYTES  LAST TIMESTAMP\n1  0  1  2  138  TIME\n", "varve: 2 records of 138 bytes would be removed from topic t now; nothing was changed\n"},
+		"--config retention.bytes=69 -o json": {`{"topic":"t","partition":1,"start_offset":0,"end_offset":1,"records":1,"bytes":69,"last_timestamp":1517966773840}` + "\n",
+			"varve: 1 record of 69 bytes would be removed from topic t now; nothing was changed\n"},
+		"--config retention.bytes=70":                                       {"", "varve: nothing would be removed from topic t now; nothing was changed\n"},
+		"--config cleanup.policy=compact --config retention.ms=1":           {"", "varve: nothing would be removed from topic t now; nothing was changed\n"},
+		"--config cleanup.policy=compact,delete --config retention.bytes=1": {"PARTITION  FROM  TO  RECORDS  BYTES  LAST TIMESTAMP\n1  0  0  1  69  TIME\n", "varve: 1 record of 69 bytes would be removed from topic t now; nothing was changed\n"},
+	} {
+		r := s.run("", append([]string{"topic", "alter", "t", "--dry-run"}, strings.Fields(args)...)...)
+		if r.status != 0 || scrub(r.stdout) != want[0] || r.stderr != want[1] {
+			t.Errorf("%s: status %d\n%s%s", args, r.status, scrub(r.stdout), r.stderr)
+		}
+	}
+	if text := s.ok("", "topic", "list"); strings.Contains(text, "retention") {
+		t.Errorf("something was changed: %s", text)
+	}
+	if r := s.run("", "topic", "alter", "t", "--dry-run", "--config", "retention.ms=x"); r.status != 1 || !strings.Contains(r.stderr, "not a whole number") {
+		t.Errorf("status %d, %s", r.status, r.stderr)
+	}
+	s.ok("", "topic", "alter", "t", "--config", "retention.ms=9000000000000")
+	if text := s.ok("", "topic", "describe", "t"); !regexp.MustCompile(`(?m)^1 +0 +2 .* 2018-02-07T01:26:14.840Z +- +2018-02-07T01:26:13.840Z$`).MatchString(text) {
+		t.Errorf("%s", text)
 	}
 }

@@ -474,9 +474,12 @@ type PartitionInfo struct {
 	// -1 when empty.
 	MaxTimestamp int64 `protobuf:"varint,7,opt,name=max_timestamp,json=maxTimestamp,proto3" json:"max_timestamp,omitempty"`
 	// Empty: none.
-	FencingToken  string `protobuf:"bytes,8,opt,name=fencing_token,json=fencingToken,proto3" json:"fencing_token,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	FencingToken string `protobuf:"bytes,8,opt,name=fencing_token,json=fencingToken,proto3" json:"fencing_token,omitempty"`
+	// With a retention by time: the largest timestamp among the records that hold the log start, which
+	// stays until all of them are too old. -1: nothing is held by time.
+	RetentionHolder int64 `protobuf:"varint,9,opt,name=retention_holder,json=retentionHolder,proto3" json:"retention_holder,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *PartitionInfo) Reset() {
@@ -565,6 +568,13 @@ func (x *PartitionInfo) GetFencingToken() string {
 	return ""
 }
 
+func (x *PartitionInfo) GetRetentionHolder() int64 {
+	if x != nil {
+		return x.RetentionHolder
+	}
+	return 0
+}
+
 type DescribeTopicResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Topic         *Topic                 `protobuf:"bytes,1,opt,name=topic,proto3" json:"topic,omitempty"`
@@ -632,7 +642,9 @@ type AlterTopicRequest struct {
 	Partitions int32             `protobuf:"varint,2,opt,name=partitions,proto3" json:"partitions,omitempty"`
 	Set        map[string]string `protobuf:"bytes,3,rep,name=set,proto3" json:"set,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Back to the default.
-	Unset         []string `protobuf:"bytes,4,rep,name=unset,proto3" json:"unset,omitempty"`
+	Unset []string `protobuf:"bytes,4,rep,name=unset,proto3" json:"unset,omitempty"`
+	// Change nothing, and tell what the topic would be and what its retention would remove at once.
+	DryRun        bool `protobuf:"varint,5,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -695,9 +707,18 @@ func (x *AlterTopicRequest) GetUnset() []string {
 	return nil
 }
 
+func (x *AlterTopicRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
 type AlterTopicResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Topic         *Topic                 `protobuf:"bytes,1,opt,name=topic,proto3" json:"topic,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Topic *Topic                 `protobuf:"bytes,1,opt,name=topic,proto3" json:"topic,omitempty"`
+	// With dry_run: the partitions that would lose something, by number.
+	Removals      []*Removal `protobuf:"bytes,2,rep,name=removals,proto3" json:"removals,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -739,6 +760,102 @@ func (x *AlterTopicResponse) GetTopic() *Topic {
 	return nil
 }
 
+func (x *AlterTopicResponse) GetRemovals() []*Removal {
+	if x != nil {
+		return x.Removals
+	}
+	return nil
+}
+
+// Removal is what a retention would remove from a partition now.
+type Removal struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Partition int32                  `protobuf:"varint,1,opt,name=partition,proto3" json:"partition,omitempty"`
+	// Offsets; end_offset is exclusive, and where the log would start.
+	StartOffset int64 `protobuf:"varint,2,opt,name=start_offset,json=startOffset,proto3" json:"start_offset,omitempty"`
+	EndOffset   int64 `protobuf:"varint,3,opt,name=end_offset,json=endOffset,proto3" json:"end_offset,omitempty"`
+	// Offsets that go: fewer records where keys were compacted.
+	Records int64 `protobuf:"varint,4,opt,name=records,proto3" json:"records,omitempty"`
+	// Of record batches.
+	Bytes int64 `protobuf:"varint,5,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// Of the last record that would go; milliseconds since the epoch.
+	LastTimestamp int64 `protobuf:"varint,6,opt,name=last_timestamp,json=lastTimestamp,proto3" json:"last_timestamp,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Removal) Reset() {
+	*x = Removal{}
+	mi := &file_varve_v1_topic_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Removal) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Removal) ProtoMessage() {}
+
+func (x *Removal) ProtoReflect() protoreflect.Message {
+	mi := &file_varve_v1_topic_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Removal.ProtoReflect.Descriptor instead.
+func (*Removal) Descriptor() ([]byte, []int) {
+	return file_varve_v1_topic_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Removal) GetPartition() int32 {
+	if x != nil {
+		return x.Partition
+	}
+	return 0
+}
+
+func (x *Removal) GetStartOffset() int64 {
+	if x != nil {
+		return x.StartOffset
+	}
+	return 0
+}
+
+func (x *Removal) GetEndOffset() int64 {
+	if x != nil {
+		return x.EndOffset
+	}
+	return 0
+}
+
+func (x *Removal) GetRecords() int64 {
+	if x != nil {
+		return x.Records
+	}
+	return 0
+}
+
+func (x *Removal) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *Removal) GetLastTimestamp() int64 {
+	if x != nil {
+		return x.LastTimestamp
+	}
+	return 0
+}
+
 type DeleteTopicRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -749,7 +866,7 @@ type DeleteTopicRequest struct {
 
 func (x *DeleteTopicRequest) Reset() {
 	*x = DeleteTopicRequest{}
-	mi := &file_varve_v1_topic_proto_msgTypes[11]
+	mi := &file_varve_v1_topic_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -761,7 +878,7 @@ func (x *DeleteTopicRequest) String() string {
 func (*DeleteTopicRequest) ProtoMessage() {}
 
 func (x *DeleteTopicRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_varve_v1_topic_proto_msgTypes[11]
+	mi := &file_varve_v1_topic_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -774,7 +891,7 @@ func (x *DeleteTopicRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteTopicRequest.ProtoReflect.Descriptor instead.
 func (*DeleteTopicRequest) Descriptor() ([]byte, []int) {
-	return file_varve_v1_topic_proto_rawDescGZIP(), []int{11}
+	return file_varve_v1_topic_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *DeleteTopicRequest) GetName() string {
@@ -799,7 +916,7 @@ type DeleteTopicResponse struct {
 
 func (x *DeleteTopicResponse) Reset() {
 	*x = DeleteTopicResponse{}
-	mi := &file_varve_v1_topic_proto_msgTypes[12]
+	mi := &file_varve_v1_topic_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -811,7 +928,7 @@ func (x *DeleteTopicResponse) String() string {
 func (*DeleteTopicResponse) ProtoMessage() {}
 
 func (x *DeleteTopicResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_varve_v1_topic_proto_msgTypes[12]
+	mi := &file_varve_v1_topic_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -824,7 +941,7 @@ func (x *DeleteTopicResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteTopicResponse.ProtoReflect.Descriptor instead.
 func (*DeleteTopicResponse) Descriptor() ([]byte, []int) {
-	return file_varve_v1_topic_proto_rawDescGZIP(), []int{12}
+	return file_varve_v1_topic_proto_rawDescGZIP(), []int{13}
 }
 
 type TrimTopicRequest struct {
@@ -839,7 +956,7 @@ type TrimTopicRequest struct {
 
 func (x *TrimTopicRequest) Reset() {
 	*x = TrimTopicRequest{}
-	mi := &file_varve_v1_topic_proto_msgTypes[13]
+	mi := &file_varve_v1_topic_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -851,7 +968,7 @@ func (x *TrimTopicRequest) String() string {
 func (*TrimTopicRequest) ProtoMessage() {}
 
 func (x *TrimTopicRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_varve_v1_topic_proto_msgTypes[13]
+	mi := &file_varve_v1_topic_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -864,7 +981,7 @@ func (x *TrimTopicRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrimTopicRequest.ProtoReflect.Descriptor instead.
 func (*TrimTopicRequest) Descriptor() ([]byte, []int) {
-	return file_varve_v1_topic_proto_rawDescGZIP(), []int{13}
+	return file_varve_v1_topic_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *TrimTopicRequest) GetName() string {
@@ -903,7 +1020,7 @@ type TrimPlace struct {
 
 func (x *TrimPlace) Reset() {
 	*x = TrimPlace{}
-	mi := &file_varve_v1_topic_proto_msgTypes[14]
+	mi := &file_varve_v1_topic_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -915,7 +1032,7 @@ func (x *TrimPlace) String() string {
 func (*TrimPlace) ProtoMessage() {}
 
 func (x *TrimPlace) ProtoReflect() protoreflect.Message {
-	mi := &file_varve_v1_topic_proto_msgTypes[14]
+	mi := &file_varve_v1_topic_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -928,7 +1045,7 @@ func (x *TrimPlace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrimPlace.ProtoReflect.Descriptor instead.
 func (*TrimPlace) Descriptor() ([]byte, []int) {
-	return file_varve_v1_topic_proto_rawDescGZIP(), []int{14}
+	return file_varve_v1_topic_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *TrimPlace) GetAt() isTrimPlace_At {
@@ -1011,7 +1128,7 @@ type TrimTopicResponse struct {
 
 func (x *TrimTopicResponse) Reset() {
 	*x = TrimTopicResponse{}
-	mi := &file_varve_v1_topic_proto_msgTypes[15]
+	mi := &file_varve_v1_topic_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1023,7 +1140,7 @@ func (x *TrimTopicResponse) String() string {
 func (*TrimTopicResponse) ProtoMessage() {}
 
 func (x *TrimTopicResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_varve_v1_topic_proto_msgTypes[15]
+	mi := &file_varve_v1_topic_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1036,7 +1153,7 @@ func (x *TrimTopicResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrimTopicResponse.ProtoReflect.Descriptor instead.
 func (*TrimTopicResponse) Descriptor() ([]byte, []int) {
-	return file_varve_v1_topic_proto_rawDescGZIP(), []int{15}
+	return file_varve_v1_topic_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *TrimTopicResponse) GetResults() []*TrimResult {
@@ -1057,7 +1174,7 @@ type TrimResult struct {
 
 func (x *TrimResult) Reset() {
 	*x = TrimResult{}
-	mi := &file_varve_v1_topic_proto_msgTypes[16]
+	mi := &file_varve_v1_topic_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1069,7 +1186,7 @@ func (x *TrimResult) String() string {
 func (*TrimResult) ProtoMessage() {}
 
 func (x *TrimResult) ProtoReflect() protoreflect.Message {
-	mi := &file_varve_v1_topic_proto_msgTypes[16]
+	mi := &file_varve_v1_topic_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1082,7 +1199,7 @@ func (x *TrimResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrimResult.ProtoReflect.Descriptor instead.
 func (*TrimResult) Descriptor() ([]byte, []int) {
-	return file_varve_v1_topic_proto_rawDescGZIP(), []int{16}
+	return file_varve_v1_topic_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *TrimResult) GetPartition() int32 {
@@ -1119,7 +1236,7 @@ type ListSegmentsRequest struct {
 
 func (x *ListSegmentsRequest) Reset() {
 	*x = ListSegmentsRequest{}
-	mi := &file_varve_v1_topic_proto_msgTypes[17]
+	mi := &file_varve_v1_topic_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1131,7 +1248,7 @@ func (x *ListSegmentsRequest) String() string {
 func (*ListSegmentsRequest) ProtoMessage() {}
 
 func (x *ListSegmentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_varve_v1_topic_proto_msgTypes[17]
+	mi := &file_varve_v1_topic_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1144,7 +1261,7 @@ func (x *ListSegmentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSegmentsRequest.ProtoReflect.Descriptor instead.
 func (*ListSegmentsRequest) Descriptor() ([]byte, []int) {
-	return file_varve_v1_topic_proto_rawDescGZIP(), []int{17}
+	return file_varve_v1_topic_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ListSegmentsRequest) GetName() string {
@@ -1192,7 +1309,7 @@ type SegmentRange struct {
 
 func (x *SegmentRange) Reset() {
 	*x = SegmentRange{}
-	mi := &file_varve_v1_topic_proto_msgTypes[18]
+	mi := &file_varve_v1_topic_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1204,7 +1321,7 @@ func (x *SegmentRange) String() string {
 func (*SegmentRange) ProtoMessage() {}
 
 func (x *SegmentRange) ProtoReflect() protoreflect.Message {
-	mi := &file_varve_v1_topic_proto_msgTypes[18]
+	mi := &file_varve_v1_topic_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1217,7 +1334,7 @@ func (x *SegmentRange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SegmentRange.ProtoReflect.Descriptor instead.
 func (*SegmentRange) Descriptor() ([]byte, []int) {
-	return file_varve_v1_topic_proto_rawDescGZIP(), []int{18}
+	return file_varve_v1_topic_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *SegmentRange) GetObject() string {
@@ -1287,7 +1404,7 @@ type ListSegmentsResponse struct {
 
 func (x *ListSegmentsResponse) Reset() {
 	*x = ListSegmentsResponse{}
-	mi := &file_varve_v1_topic_proto_msgTypes[19]
+	mi := &file_varve_v1_topic_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1299,7 +1416,7 @@ func (x *ListSegmentsResponse) String() string {
 func (*ListSegmentsResponse) ProtoMessage() {}
 
 func (x *ListSegmentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_varve_v1_topic_proto_msgTypes[19]
+	mi := &file_varve_v1_topic_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1312,7 +1429,7 @@ func (x *ListSegmentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSegmentsResponse.ProtoReflect.Descriptor instead.
 func (*ListSegmentsResponse) Descriptor() ([]byte, []int) {
-	return file_varve_v1_topic_proto_rawDescGZIP(), []int{19}
+	return file_varve_v1_topic_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListSegmentsResponse) GetSegments() []*SegmentRange {
@@ -1375,7 +1492,7 @@ const file_varve_v1_topic_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value\x12\x1d\n" +
 	"\n" +
 	"is_default\x18\x03 \x01(\bR\tisDefault\x12\x10\n" +
-	"\x03doc\x18\x04 \x01(\tR\x03doc\"\xff\x01\n" +
+	"\x03doc\x18\x04 \x01(\tR\x03doc\"\xaa\x02\n" +
 	"\rPartitionInfo\x12\x1c\n" +
 	"\tpartition\x18\x01 \x01(\x05R\tpartition\x12!\n" +
 	"\fstart_offset\x18\x02 \x01(\x03R\vstartOffset\x12\x1d\n" +
@@ -1385,25 +1502,36 @@ const file_varve_v1_topic_proto_rawDesc = "" +
 	"\agateway\x18\x05 \x01(\tR\agateway\x12\x14\n" +
 	"\x05epoch\x18\x06 \x01(\x04R\x05epoch\x12#\n" +
 	"\rmax_timestamp\x18\a \x01(\x03R\fmaxTimestamp\x12#\n" +
-	"\rfencing_token\x18\b \x01(\tR\ffencingToken\"\xa6\x01\n" +
+	"\rfencing_token\x18\b \x01(\tR\ffencingToken\x12)\n" +
+	"\x10retention_holder\x18\t \x01(\x03R\x0fretentionHolder\"\xa6\x01\n" +
 	"\x15DescribeTopicResponse\x12%\n" +
 	"\x05topic\x18\x01 \x01(\v2\x0f.varve.v1.TopicR\x05topic\x12-\n" +
 	"\x06config\x18\x02 \x03(\v2\x15.varve.v1.ConfigEntryR\x06config\x127\n" +
 	"\n" +
 	"partitions\x18\x03 \x03(\v2\x17.varve.v1.PartitionInfoR\n" +
-	"partitions\"\xcd\x01\n" +
+	"partitions\"\xe6\x01\n" +
 	"\x11AlterTopicRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1e\n" +
 	"\n" +
 	"partitions\x18\x02 \x01(\x05R\n" +
 	"partitions\x126\n" +
 	"\x03set\x18\x03 \x03(\v2$.varve.v1.AlterTopicRequest.SetEntryR\x03set\x12\x14\n" +
-	"\x05unset\x18\x04 \x03(\tR\x05unset\x1a6\n" +
+	"\x05unset\x18\x04 \x03(\tR\x05unset\x12\x17\n" +
+	"\adry_run\x18\x05 \x01(\bR\x06dryRun\x1a6\n" +
 	"\bSetEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\";\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"j\n" +
 	"\x12AlterTopicResponse\x12%\n" +
-	"\x05topic\x18\x01 \x01(\v2\x0f.varve.v1.TopicR\x05topic\"E\n" +
+	"\x05topic\x18\x01 \x01(\v2\x0f.varve.v1.TopicR\x05topic\x12-\n" +
+	"\bremovals\x18\x02 \x03(\v2\x11.varve.v1.RemovalR\bremovals\"\xc0\x01\n" +
+	"\aRemoval\x12\x1c\n" +
+	"\tpartition\x18\x01 \x01(\x05R\tpartition\x12!\n" +
+	"\fstart_offset\x18\x02 \x01(\x03R\vstartOffset\x12\x1d\n" +
+	"\n" +
+	"end_offset\x18\x03 \x01(\x03R\tendOffset\x12\x18\n" +
+	"\arecords\x18\x04 \x01(\x03R\arecords\x12\x14\n" +
+	"\x05bytes\x18\x05 \x01(\x03R\x05bytes\x12%\n" +
+	"\x0elast_timestamp\x18\x06 \x01(\x03R\rlastTimestamp\"E\n" +
 	"\x12DeleteTopicRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1b\n" +
 	"\tif_exists\x18\x02 \x01(\bR\bifExists\"\x15\n" +
@@ -1472,7 +1600,7 @@ func file_varve_v1_topic_proto_rawDescGZIP() []byte {
 	return file_varve_v1_topic_proto_rawDescData
 }
 
-var file_varve_v1_topic_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_varve_v1_topic_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_varve_v1_topic_proto_goTypes = []any{
 	(*Topic)(nil),                 // 0: varve.v1.Topic
 	(*CreateTopicRequest)(nil),    // 1: varve.v1.CreateTopicRequest
@@ -1485,51 +1613,53 @@ var file_varve_v1_topic_proto_goTypes = []any{
 	(*DescribeTopicResponse)(nil), // 8: varve.v1.DescribeTopicResponse
 	(*AlterTopicRequest)(nil),     // 9: varve.v1.AlterTopicRequest
 	(*AlterTopicResponse)(nil),    // 10: varve.v1.AlterTopicResponse
-	(*DeleteTopicRequest)(nil),    // 11: varve.v1.DeleteTopicRequest
-	(*DeleteTopicResponse)(nil),   // 12: varve.v1.DeleteTopicResponse
-	(*TrimTopicRequest)(nil),      // 13: varve.v1.TrimTopicRequest
-	(*TrimPlace)(nil),             // 14: varve.v1.TrimPlace
-	(*TrimTopicResponse)(nil),     // 15: varve.v1.TrimTopicResponse
-	(*TrimResult)(nil),            // 16: varve.v1.TrimResult
-	(*ListSegmentsRequest)(nil),   // 17: varve.v1.ListSegmentsRequest
-	(*SegmentRange)(nil),          // 18: varve.v1.SegmentRange
-	(*ListSegmentsResponse)(nil),  // 19: varve.v1.ListSegmentsResponse
-	nil,                           // 20: varve.v1.Topic.ConfigEntry
-	nil,                           // 21: varve.v1.CreateTopicRequest.ConfigEntry
-	nil,                           // 22: varve.v1.AlterTopicRequest.SetEntry
+	(*Removal)(nil),               // 11: varve.v1.Removal
+	(*DeleteTopicRequest)(nil),    // 12: varve.v1.DeleteTopicRequest
+	(*DeleteTopicResponse)(nil),   // 13: varve.v1.DeleteTopicResponse
+	(*TrimTopicRequest)(nil),      // 14: varve.v1.TrimTopicRequest
+	(*TrimPlace)(nil),             // 15: varve.v1.TrimPlace
+	(*TrimTopicResponse)(nil),     // 16: varve.v1.TrimTopicResponse
+	(*TrimResult)(nil),            // 17: varve.v1.TrimResult
+	(*ListSegmentsRequest)(nil),   // 18: varve.v1.ListSegmentsRequest
+	(*SegmentRange)(nil),          // 19: varve.v1.SegmentRange
+	(*ListSegmentsResponse)(nil),  // 20: varve.v1.ListSegmentsResponse
+	nil,                           // 21: varve.v1.Topic.ConfigEntry
+	nil,                           // 22: varve.v1.CreateTopicRequest.ConfigEntry
+	nil,                           // 23: varve.v1.AlterTopicRequest.SetEntry
 }
 var file_varve_v1_topic_proto_depIdxs = []int32{
-	20, // 0: varve.v1.Topic.config:type_name -> varve.v1.Topic.ConfigEntry
-	21, // 1: varve.v1.CreateTopicRequest.config:type_name -> varve.v1.CreateTopicRequest.ConfigEntry
+	21, // 0: varve.v1.Topic.config:type_name -> varve.v1.Topic.ConfigEntry
+	22, // 1: varve.v1.CreateTopicRequest.config:type_name -> varve.v1.CreateTopicRequest.ConfigEntry
 	0,  // 2: varve.v1.CreateTopicResponse.topic:type_name -> varve.v1.Topic
 	0,  // 3: varve.v1.ListTopicsResponse.topics:type_name -> varve.v1.Topic
 	0,  // 4: varve.v1.DescribeTopicResponse.topic:type_name -> varve.v1.Topic
 	6,  // 5: varve.v1.DescribeTopicResponse.config:type_name -> varve.v1.ConfigEntry
 	7,  // 6: varve.v1.DescribeTopicResponse.partitions:type_name -> varve.v1.PartitionInfo
-	22, // 7: varve.v1.AlterTopicRequest.set:type_name -> varve.v1.AlterTopicRequest.SetEntry
+	23, // 7: varve.v1.AlterTopicRequest.set:type_name -> varve.v1.AlterTopicRequest.SetEntry
 	0,  // 8: varve.v1.AlterTopicResponse.topic:type_name -> varve.v1.Topic
-	14, // 9: varve.v1.TrimTopicRequest.to:type_name -> varve.v1.TrimPlace
-	16, // 10: varve.v1.TrimTopicResponse.results:type_name -> varve.v1.TrimResult
-	18, // 11: varve.v1.ListSegmentsResponse.segments:type_name -> varve.v1.SegmentRange
-	1,  // 12: varve.v1.TopicService.CreateTopic:input_type -> varve.v1.CreateTopicRequest
-	3,  // 13: varve.v1.TopicService.ListTopics:input_type -> varve.v1.ListTopicsRequest
-	5,  // 14: varve.v1.TopicService.DescribeTopic:input_type -> varve.v1.DescribeTopicRequest
-	9,  // 15: varve.v1.TopicService.AlterTopic:input_type -> varve.v1.AlterTopicRequest
-	11, // 16: varve.v1.TopicService.DeleteTopic:input_type -> varve.v1.DeleteTopicRequest
-	13, // 17: varve.v1.TopicService.TrimTopic:input_type -> varve.v1.TrimTopicRequest
-	17, // 18: varve.v1.TopicService.ListSegments:input_type -> varve.v1.ListSegmentsRequest
-	2,  // 19: varve.v1.TopicService.CreateTopic:output_type -> varve.v1.CreateTopicResponse
-	4,  // 20: varve.v1.TopicService.ListTopics:output_type -> varve.v1.ListTopicsResponse
-	8,  // 21: varve.v1.TopicService.DescribeTopic:output_type -> varve.v1.DescribeTopicResponse
-	10, // 22: varve.v1.TopicService.AlterTopic:output_type -> varve.v1.AlterTopicResponse
-	12, // 23: varve.v1.TopicService.DeleteTopic:output_type -> varve.v1.DeleteTopicResponse
-	15, // 24: varve.v1.TopicService.TrimTopic:output_type -> varve.v1.TrimTopicResponse
-	19, // 25: varve.v1.TopicService.ListSegments:output_type -> varve.v1.ListSegmentsResponse
-	19, // [19:26] is the sub-list for method output_type
-	12, // [12:19] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	11, // 9: varve.v1.AlterTopicResponse.removals:type_name -> varve.v1.Removal
+	15, // 10: varve.v1.TrimTopicRequest.to:type_name -> varve.v1.TrimPlace
+	17, // 11: varve.v1.TrimTopicResponse.results:type_name -> varve.v1.TrimResult
+	19, // 12: varve.v1.ListSegmentsResponse.segments:type_name -> varve.v1.SegmentRange
+	1,  // 13: varve.v1.TopicService.CreateTopic:input_type -> varve.v1.CreateTopicRequest
+	3,  // 14: varve.v1.TopicService.ListTopics:input_type -> varve.v1.ListTopicsRequest
+	5,  // 15: varve.v1.TopicService.DescribeTopic:input_type -> varve.v1.DescribeTopicRequest
+	9,  // 16: varve.v1.TopicService.AlterTopic:input_type -> varve.v1.AlterTopicRequest
+	12, // 17: varve.v1.TopicService.DeleteTopic:input_type -> varve.v1.DeleteTopicRequest
+	14, // 18: varve.v1.TopicService.TrimTopic:input_type -> varve.v1.TrimTopicRequest
+	18, // 19: varve.v1.TopicService.ListSegments:input_type -> varve.v1.ListSegmentsRequest
+	2,  // 20: varve.v1.TopicService.CreateTopic:output_type -> varve.v1.CreateTopicResponse
+	4,  // 21: varve.v1.TopicService.ListTopics:output_type -> varve.v1.ListTopicsResponse
+	8,  // 22: varve.v1.TopicService.DescribeTopic:output_type -> varve.v1.DescribeTopicResponse
+	10, // 23: varve.v1.TopicService.AlterTopic:output_type -> varve.v1.AlterTopicResponse
+	13, // 24: varve.v1.TopicService.DeleteTopic:output_type -> varve.v1.DeleteTopicResponse
+	16, // 25: varve.v1.TopicService.TrimTopic:output_type -> varve.v1.TrimTopicResponse
+	20, // 26: varve.v1.TopicService.ListSegments:output_type -> varve.v1.ListSegmentsResponse
+	20, // [20:27] is the sub-list for method output_type
+	13, // [13:20] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_varve_v1_topic_proto_init() }
@@ -1537,7 +1667,7 @@ func file_varve_v1_topic_proto_init() {
 	if File_varve_v1_topic_proto != nil {
 		return
 	}
-	file_varve_v1_topic_proto_msgTypes[14].OneofWrappers = []any{
+	file_varve_v1_topic_proto_msgTypes[15].OneofWrappers = []any{
 		(*TrimPlace_Offset)(nil),
 		(*TrimPlace_Time)(nil),
 		(*TrimPlace_Latest)(nil),
@@ -1549,7 +1679,7 @@ func file_varve_v1_topic_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_varve_v1_topic_proto_rawDesc), len(file_varve_v1_topic_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   23,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
