@@ -80,10 +80,10 @@ func Compact(dst, b []byte, l Limits, horizon int64, keep func(*Pick) bool) ([]b
 // choose walks the records, checks them, and gathers those that stay in kept.
 func (h Header) choose(records []byte, l Limits, keep func(*Pick) bool, kept *scratch) (Left, error) {
 	left := Left{LastOffset: h.BaseOffset - 1}
+	var pick Pick
 	kept.buf = kept.buf[:0]
 	info, err := h.walk(records, l, func(r *rawRecord, t int64, encoded []byte) {
-		pick := Pick{Offset: h.BaseOffset + int64(r.offsetDelta), Timestamp: t, Key: r.key, Tombstone: r.tombstone()}
-		if !keep(&pick) {
+		if pick = h.pick(r, t); !keep(&pick) {
 			return
 		}
 		kept.buf = append(kept.buf, encoded...)
@@ -104,9 +104,6 @@ func (h Header) choose(records []byte, l Limits, keep func(*Pick) bool, kept *sc
 	}
 	return left, nil
 }
-
-// tombstone says that the record deletes its key.
-func (r *rawRecord) tombstone() bool { return r.key != nil && r.value == nil }
 
 // setDeleteHorizon makes horizon the base timestamp, and the records in kept say their
 // timestamps as differences from it. With append time those differences mean nothing.

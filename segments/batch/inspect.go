@@ -6,7 +6,11 @@ import "fmt"
 // tells the truth about its records. It is [Validate] for what [Compact] may have
 // worked on: offsets rise and may have gaps, also at both ends, there may be a delete
 // horizon, and whoever wrote it may have had other limits. There is at least one record.
-func Inspect(b []byte, l Limits) (Info, error) {
+func Inspect(b []byte, l Limits) (Info, error) { return Each(b, l, nil) }
+
+// Each inspects b and shows each record, without allocating for it. When it fails, some
+// may have been shown.
+func Each(b []byte, l Limits, show func(*Pick)) (Info, error) {
 	l = l.orDefault()
 	h, err := whole(b)
 	if err != nil {
@@ -23,7 +27,18 @@ func Inspect(b []byte, l Limits) (Info, error) {
 			return Info{}, err
 		}
 	}
-	return h.walk(records, l, func(*rawRecord, int64, []byte) {})
+	var p Pick // one for all: show may make it escape
+	return h.walk(records, l, func(r *rawRecord, t int64, _ []byte) {
+		if show != nil {
+			p = h.pick(r, t)
+			show(&p)
+		}
+	})
+}
+
+// pick describes a record to whoever chooses.
+func (h Header) pick(r *rawRecord, t int64) Pick {
+	return Pick{Offset: h.BaseOffset + int64(r.offsetDelta), Timestamp: t, Key: r.key, Tombstone: r.key != nil && r.value == nil}
 }
 
 // checkStored judges what the header alone tells of a batch that was stored.

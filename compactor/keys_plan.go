@@ -1,0 +1,116 @@
+package compactor
+
+import (
+	"math"
+
+	"github.com/varvelog/varve/metadata"
+)
+
+// KeyRules say what key compaction does to a partition.
+type KeyRules struct {
+	// DeleteRetentionMillis is how long a tombstone stays after the pass that removed what it deletes.
+	DeleteRetentionMillis int64
+	// LagMillis is how old a record is, by its timestamp, before it is touched, or what follows it.
+	LagMillis int64
+	// DirtyRatio is the least share of bytes that are not clean for a pass to begin.
+	DirtyRatio float64
+	// TailBytes are the newest bytes, which are left alone; and the fewest that a pass is worth. The last entry is
+	// left alone whatever its size.
+	TailBytes int64
+}
+
+// RulesOf are those of a topic's configuration.
+func RulesOf(c metadata.Config, tailBytes int64) KeyRules {
+	return KeyRules{c.DeleteRetentionMillis, c.CompactionLagMillis, c.DirtyRatio, tailBytes}
+}
+
+// horizon is from when on a tombstone may go that is met now (ms); math.MaxInt64: never.
+func (r KeyRules) horizon(now int64) int64 {
+	if r.DeleteRetentionMillis > math.MaxInt64-now {
+		return math.MaxInt64
+	}
+	return now + r.DeleteRetentionMillis
+}
+
+// cleaning says what there is to do in a partition.
+type cleaning struct {
+	// Records from dirty up to end (offsets, end exclusive) have not been compared with what is before them.
+	dirty, end int64
+	// clean and todo are the bytes below dirty, and of those between.
+	clean, todo int64
+	records     int64 // between dirty and end, at most
+}
+
+// due says whether a pass is worth it.
+func (c cleaning) due(r KeyRules) bool {
+	return c.todo > 0 && c.todo >= r.TailBytes && float64(c.todo) >= r.DirtyRatio*float64(c.clean+c.todo)
+}
+
+// keyPlanner finds out what is to be cleaned, from index entries that it is shown in offset order.
+type keyPlanner struct {
+	// The log goes from start to next, and the part that is left alone begins at tail; the entry that ends at next is
+	// left alone anyway.
+	start, tail, next int64
+	young             int64 // records dated after this (ms) are not touched yet
+	aside             func(*metadata.Entry) bool
+	cleaning
+	// Once an entry is not clean all that follows is dirty; once a chunk is too young all that follows is left alone.
+	met, ended bool
+}
+
+// newKeyPlanner plans for a view; aside, if given, says which entries are damaged and stay as they are.
+func newKeyPlanner(v *metadata.View, r KeyRules, now int64, aside func(*metadata.Entry) bool) *keyPlanner {
+	p := &keyPlanner{start: v.Start, tail: activeTail(v, r.TailBytes), next: v.Next, young: math.MaxInt64, aside: aside}
+	p.dirty, p.end = v.Start, v.Start
+	if r.LagMillis > 0 {
+		p.young = now - r.LagMillis
+	}
+	return p
+}
+
+// activeTail is where the newest entries begin that have so many bytes together, of those that lie in the tail of the
+// index. The last entry is among them.
+func activeTail(v *metadata.View, bytes int64) int64 {
+	if len(v.Tail) == 0 {
+		return v.Next
+	}
+	i := len(v.Tail) - 1
+	for left := bytes - v.Tail[i].Length; left > 0 && i > 0; left -= v.Tail[i].Length {
+		i--
+	}
+	return v.Tail[i].First
+}
+
+// add shows it the next entry; false: nothing that follows matters.
+func (p *keyPlanner) add(e *metadata.Entry) bool {
+	switch {
+	case e.End <= p.start:
+		return true
+	case p.ended || e.First >= p.tail || e.End == p.next:
+		return false
+	}
+	clean := !p.met && e.Clean || p.aside != nil && p.aside(e)
+	p.met = p.met || !clean
+	for _, c := range e.Chunks() {
+		switch {
+		case c.MaxTimestamp > p.young:
+			p.ended = true
+			return false
+		case !p.met:
+			p.clean += c.Length
+		case !clean:
+			p.todo += c.Length
+			p.records += min(e.Records, c.End-c.First)
+		}
+		p.reach(c.End)
+	}
+	p.reach(e.End)
+	return true
+}
+
+// reach notes that nothing is too young up to an offset.
+func (p *keyPlanner) reach(offset int64) {
+	if p.end = offset; !p.met {
+		p.dirty = offset
+	}
+}
