@@ -70,6 +70,8 @@ type KeyReport struct {
 	Asides int
 	// CleanTo is the offset up to which no two records have the same key, those without left aside.
 	CleanTo int64
+	// Young is the timestamp (ms) of what is next to be old enough, 0: nothing waits for that.
+	Young int64
 }
 
 // mostMoves is how often a swap of one place of the index is tried again when the index has moved.
@@ -122,7 +124,7 @@ func (k *keyPass) run(ctx context.Context, force bool) error {
 		if err != nil {
 			return err
 		}
-		k.report.CleanTo = plan.dirty
+		k.report.CleanTo, k.report.Young = plan.dirty, plan.waits
 		if plan.dirty >= plan.end || !force && k.report.Passes == 0 && !plan.due(k.rules) {
 			return nil
 		}
@@ -288,7 +290,7 @@ func (k *keyPass) cleanSection(ctx context.Context, section metadata.Section, s 
 		return nil, 0, err
 	}
 	next := *s
-	w := &keyWriter{store: k.Store, cluster: k.Cluster, partition: k.id, uploader: k.Uploader, number: k.Number, pace: k.Pace, target: k.config.SegmentBytes}
+	w := &keyWriter{m: &merger{store: k.Store, cluster: k.Cluster, pace: k.Pace}, partition: k.id, uploader: k.Uploader, number: k.Number, target: k.config.SegmentBytes}
 	for i := range entries {
 		if err := k.cleanEntry(ctx, w, &entries[i], &next); err != nil {
 			return nil, 0, err
@@ -317,10 +319,8 @@ func (k *keyPass) cleanSection(ctx context.Context, section metadata.Section, s 
 	return &next, outcome, err
 }
 
-// sameEntry says whether two entries over the same offsets are the same.
-func sameEntry(a, b metadata.Entry) bool {
-	return a.First == b.First && a.End == b.End && a.Clean == b.Clean && a.Gateway == b.Gateway && a.Number == b.Number && a.Position == b.Position
-}
+// sameEntry says whether two entries are one, and one as clean as the other.
+func sameEntry(a, b metadata.Entry) bool { return a.Clean == b.Clean && same(&a, &b) }
 
 // cleanEntry hands an entry to the writer, as it is or sifted.
 func (k *keyPass) cleanEntry(ctx context.Context, w *keyWriter, e *metadata.Entry, s *keySieve) error {

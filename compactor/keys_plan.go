@@ -39,6 +39,8 @@ type cleaning struct {
 	// clean and todo are the bytes below dirty, and of those between.
 	clean, todo int64
 	records     int64 // between dirty and end, at most
+	// waits is the timestamp (ms) of what ends it since it is too young, else 0.
+	waits int64
 }
 
 // due says whether a pass is worth it.
@@ -94,7 +96,7 @@ func (p *keyPlanner) add(e *metadata.Entry) bool {
 	for _, c := range e.Chunks() {
 		switch {
 		case c.MaxTimestamp > p.young:
-			p.ended = true
+			p.ended, p.waits = true, c.MaxTimestamp
 			return false
 		case !p.met:
 			p.clean += c.Length

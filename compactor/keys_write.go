@@ -2,17 +2,11 @@ package compactor
 
 import (
 	"context"
-	"errors"
-	"fmt"
-	"slices"
 
 	"github.com/varvelog/varve/metadata"
 	"github.com/varvelog/varve/segments"
 	"github.com/varvelog/varve/segments/batch"
 )
-
-// mostKeyBatches bounds those of a segment, so that its directory fits whatever is in them.
-const mostKeyBatches = 150_000
 
 // sifted is a batch that stays, in memory of its own.
 type sifted struct {
@@ -22,13 +16,11 @@ type sifted struct {
 
 // keyWriter makes the index entries of a section anew: entries stay as they are, or their batches go to new segments.
 type keyWriter struct {
-	store     segments.Store
-	cluster   segments.ClusterID
+	m         *merger
 	partition metadata.PartitionID
 	uploader  metadata.GatewayID
 	number    func() uint64 // the next one
-	pace      func(ctx context.Context, bytes int64) error
-	target    int64 // bytes of a segment
+	target    int64         // bytes of a segment
 
 	entries []metadata.Entry
 	// pending are those of entries, by their place, that lack the segment which is open.
@@ -97,14 +89,14 @@ func (w *keyWriter) open(ctx context.Context, left []sifted) error {
 	for i := range left {
 		bytes += int64(len(left[i].data))
 	}
-	if w.builder != nil && (w.builder.Bytes()+bytes > w.target || w.builder.Batches()+len(left) > mostKeyBatches) {
+	if w.builder != nil && (w.builder.Bytes()+bytes > w.target || w.builder.Batches()+len(left) > mostBatches) {
 		if err := w.flush(ctx); err != nil {
 			return err
 		}
 	}
 	if w.builder == nil {
 		w.last = w.number()
-		w.builder = segments.NewBuilder(w.cluster, segments.GatewayID(w.uploader), w.last)
+		w.builder = segments.NewBuilder(w.m.cluster, segments.GatewayID(w.uploader), w.last)
 	}
 	return nil
 }
@@ -129,9 +121,10 @@ func (w *keyWriter) flush(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := w.put(ctx, object); err != nil {
+	if err := w.m.put(ctx, object); err != nil {
 		return err
 	}
+	w.bytes += object.Directory.Size
 	infos := object.Directory.Spans[0].Batches
 	for _, p := range w.pending {
 		w.entries[p.place] = indexOf(w.uploader, w.last, &w.entries[p.place], p.left, infos[:len(p.left)])
@@ -153,29 +146,4 @@ func indexOf(uploader metadata.GatewayID, number uint64, e *metadata.Entry, left
 	out := metadata.MergedEntry(uploader, number, batches, offsets, e.First, e.End)
 	out.Clean = e.Clean
 	return out
-}
-
-// put puts a segment. One that is there already is its own first try, whose answer was lost: nobody else has its name.
-func (w *keyWriter) put(ctx context.Context, object *segments.Object) error {
-	size := object.Directory.Size
-	if err := w.pace(ctx, size); err != nil {
-		return err
-	}
-	err := w.store.Put(ctx, object.Key(), object)
-	if errors.Is(err, segments.ErrExists) {
-		var there *segments.Directory
-		if there, err = segments.ReadDirectory(ctx, w.store, object.Key()); err == nil && !sameDirectory(there, &object.Directory) {
-			err = fmt.Errorf("%w: another object lies under the name of the compacted segment %s", segments.ErrCorrupt, object.Key())
-		}
-	}
-	if err == nil {
-		w.bytes += size
-	}
-	return err
-}
-
-func sameDirectory(a, b *segments.Directory) bool {
-	return a.Size == b.Size && slices.EqualFunc(a.Spans, b.Spans, func(x, y segments.Span) bool {
-		return x.SpanID == y.SpanID && slices.Equal(x.Batches, y.Batches)
-	})
 }
