@@ -2,6 +2,7 @@ package compactor
 
 import (
 	"math"
+	"slices"
 
 	"github.com/varvelog/varve/metadata"
 )
@@ -14,8 +15,8 @@ type KeyRules struct {
 	LagMillis int64
 	// DirtyRatio is the least share of bytes that are not clean for a pass to begin.
 	DirtyRatio float64
-	// TailBytes are the newest bytes, which are left alone; and the fewest that a pass is worth. The last entry is
-	// left alone whatever its size.
+	// TailBytes are the newest bytes, which are left alone; and the fewest that a pass is worth. The last record is
+	// left alone anyway.
 	TailBytes int64
 }
 
@@ -50,11 +51,10 @@ func (c cleaning) due(r KeyRules) bool {
 
 // keyPlanner finds out what is to be cleaned, from index entries that it is shown in offset order.
 type keyPlanner struct {
-	// The log goes from start to next, and the part that is left alone begins at tail; the entry that ends at next is
-	// left alone anyway.
-	start, tail, next int64
-	young             int64 // records dated after this (ms) are not touched yet
-	aside             func(*metadata.Entry) bool
+	start int64 // log start
+	tail  int64 // where the part begins that is left alone
+	young int64 // records dated after this (ms) are not touched yet
+	aside func(*metadata.Entry) bool
 	cleaning
 	// Once an entry is not clean all that follows is dirty; once a chunk is too young all that follows is left alone.
 	met, ended bool
@@ -62,7 +62,7 @@ type keyPlanner struct {
 
 // newKeyPlanner plans for a view; aside, if given, says which entries are damaged and stay as they are.
 func newKeyPlanner(v *metadata.View, r KeyRules, now int64, aside func(*metadata.Entry) bool) *keyPlanner {
-	p := &keyPlanner{start: v.Start, tail: activeTail(v, r.TailBytes), next: v.Next, young: math.MaxInt64, aside: aside}
+	p := &keyPlanner{start: v.Start, tail: activeTail(v, r.TailBytes), young: math.MaxInt64, aside: aside}
 	p.dirty, p.end = v.Start, v.Start
 	if r.LagMillis > 0 {
 		p.young = now - r.LagMillis
@@ -70,17 +70,22 @@ func newKeyPlanner(v *metadata.View, r KeyRules, now int64, aside func(*metadata
 	return p
 }
 
-// activeTail is where the newest entries begin that have so many bytes together, of those that lie in the tail of the
-// index. The last entry is among them.
+// activeTail is the offset from which on a log is left alone: its newest chunks that have so many bytes together, of
+// those that lie in the tail of the index, and its last record whatever bytes says. So readers need not look for the
+// record that is the last one.
 func activeTail(v *metadata.View, bytes int64) int64 {
-	if len(v.Tail) == 0 {
-		return v.Next
+	for i := len(v.Tail) - 1; i >= 0; i-- {
+		for _, c := range slices.Backward(v.Tail[i].Chunks()) {
+			if bytes <= 0 {
+				return min(c.End, v.Next-1)
+			}
+			bytes -= c.Length
+		}
 	}
-	i := len(v.Tail) - 1
-	for left := bytes - v.Tail[i].Length; left > 0 && i > 0; left -= v.Tail[i].Length {
-		i--
+	if len(v.Tail) > 0 {
+		return v.Tail[0].First
 	}
-	return v.Tail[i].First
+	return v.Next - 1
 }
 
 // add shows it the next entry; false: nothing that follows matters.
@@ -88,13 +93,16 @@ func (p *keyPlanner) add(e *metadata.Entry) bool {
 	switch {
 	case e.End <= p.start:
 		return true
-	case p.ended || e.First >= p.tail || e.End == p.next:
+	case p.ended || e.First >= p.tail:
 		return false
 	}
 	clean := !p.met && e.Clean || p.aside != nil && p.aside(e)
 	p.met = p.met || !clean
 	for _, c := range e.Chunks() {
 		switch {
+		case c.First >= p.tail:
+			p.ended = true
+			return false
 		case c.MaxTimestamp > p.young:
 			p.ended, p.waits = true, c.MaxTimestamp
 			return false
@@ -104,9 +112,9 @@ func (p *keyPlanner) add(e *metadata.Entry) bool {
 			p.todo += c.Length
 			p.records += min(e.Records, c.End-c.First)
 		}
-		p.reach(c.End)
+		p.reach(min(c.End, p.tail))
 	}
-	p.reach(e.End)
+	p.reach(min(e.End, p.tail))
 	return true
 }
 

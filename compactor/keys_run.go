@@ -55,7 +55,7 @@ func (c *Compactor) cleanPartition(ctx context.Context, p *pass, id metadata.Par
 	p.Dropped += report.Dropped + report.Tombstones
 	if report.Young != 0 {
 		age := time.Now().UnixMilli() - report.Young
-		lag := min(topic.Config.CompactionLagMillis, (100*365*24*time.Hour).Milliseconds())
+		lag := min(topic.Config.CompactionLagMillis, (100 * 365 * 24 * time.Hour).Milliseconds())
 		p.young[id] = max(time.Duration(lag-age)*time.Millisecond, time.Second)
 	}
 	c.meters.keyBytes.Add(uint64(report.BytesWritten))
