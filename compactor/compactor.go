@@ -33,7 +33,7 @@ type Config struct {
 	// keys); one with more is read more than once.
 	KeyMapBytes int64
 	// KeyTailBytes are the newest bytes of a partition, which key compaction leaves alone, and the least new ones that it
-	// begins for (default 1 MiB; negative: none but the last batches).
+	// begins for (default 1 MiB; negative: none but the last record). A pass that was asked for leaves the last record alone.
 	KeyTailBytes int64
 	// LooksPerSecond is how many partitions that nobody noted are looked at after a start, once (default 100; negative: none).
 	LooksPerSecond int

@@ -44,8 +44,12 @@ func (c *Compactor) cleanPartition(ctx context.Context, p *pass, id metadata.Par
 		Damaged: func(_ metadata.PartitionID, e *metadata.Entry, err error) { c.setKeysAside(ctx, p, topic, id, e, err) },
 	}
 	began, floor := time.Now(), c.numbers.last
+	tail := max(c.config.KeyTailBytes, 0)
+	if p.all { // somebody asked
+		tail = 0
+	}
 	report, err := CleanPartition(ctx, d, KeyConfig{MapBytes: c.config.KeyMapBytes, SegmentBytes: min(c.config.TargetBytes, 16<<20)}, id,
-		RulesOf(topic.Config, max(c.config.KeyTailBytes, 0)), p.all)
+		RulesOf(topic.Config, tail), p.all)
 	if errors.Is(err, metadata.ErrUnknown) || err != nil && ctx.Err() != nil {
 		c.numbers.stuck = true
 	}
