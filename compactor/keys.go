@@ -105,6 +105,8 @@ type keyPass struct {
 	report KeyReport
 	// from is the offset up to which this call has compared all records.
 	from int64
+	// start is the log start of the view that is worked on: what lies below it may be gone.
+	start int64
 	// bad has the entries that turned out to be damaged, by their first offset.
 	bad map[int64]metadata.Entry
 }
@@ -234,6 +236,7 @@ func (k *keyPass) clean(ctx context.Context, s *keySieve) (bool, error) {
 		if at = max(at, v.Start); at >= s.until {
 			break
 		}
+		k.start = v.Start
 		section, ok := k.section(v, at, s.until)
 		if !ok {
 			return false, fmt.Errorf("%w: no part of the index of %s holds offset %d", metadata.ErrCorrupt, k.id, at)
@@ -325,6 +328,10 @@ func sameEntry(a, b metadata.Entry) bool { return a.Clean == b.Clean && same(&a,
 // cleanEntry hands an entry to the writer, as it is or sifted.
 func (k *keyPass) cleanEntry(ctx context.Context, w *keyWriter, e *metadata.Entry, s *keySieve) error {
 	out := *e
+	if e.End <= k.start {
+		w.keep(out)
+		return nil
+	}
 	if k.aside(e) {
 		s.deletes = false
 		w.keep(out)

@@ -119,6 +119,28 @@ func (l *keyLog) trim(to int64) {
 	l.apply(change)
 }
 
+// collect deletes the objects that nothing readable names.
+func (l *keyLog) collect() {
+	l.t.Helper()
+	v, ctx := l.state.View(), context.Background()
+	named := make(map[string]bool)
+	for at := v.Start; at < v.Next; {
+		entries, err := v.Entries(ctx, l.index(), at)
+		l.must(err)
+		for _, e := range entries {
+			named[segments.ObjectKey(keyCluster, segments.GatewayID(e.Gateway), e.Number)] = true
+			at = e.End
+		}
+	}
+	objects, err := l.store.List(ctx, "", "", 1<<20)
+	l.must(err)
+	for _, o := range objects {
+		if !named[o.Key] {
+			l.must(l.store.Delete(ctx, o.Key))
+		}
+	}
+}
+
 func (l *keyLog) index() metadata.Index { return metadata.TableIndex{Table: l.table} }
 
 func (l *keyLog) deps() KeyDeps {
