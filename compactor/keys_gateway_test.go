@@ -17,6 +17,8 @@ import (
 	"connectrpc.com/connect/v2"
 
 	"github.com/varvelog/varve/client"
+	"github.com/varvelog/varve/metadata"
+	"github.com/varvelog/varve/segments"
 	"github.com/varvelog/varve/segments/batch"
 )
 
@@ -296,4 +298,48 @@ func TestKeysUnderAFollower(t *testing.T) {
 	if fmt.Sprint(values) != fmt.Sprint(want) {
 		t.Errorf("followed %v, want %v", values, want)
 	}
+}
+
+// TestKeysLeaveNothing: an index entry without records is passed by readers of every kind, and merges, restarts and
+// verify take it for what it is.
+func TestKeysLeaveNothing(t *testing.T) {
+	w := newWorld(t)
+	w.fillKeys("a", 1, 70, 1, map[string]string{"cleanup.policy": "compact"})
+	number := uint64(0)
+	d := KeyDeps{Store: w.store, Cluster: segments.ClusterID(w.g.ClusterID()), Table: w.table, Index: metadata.TableIndex{Table: w.table},
+		Uploader: metadata.MergerID(w.g.ID()), Number: func() uint64 { number++; return number }, View: w.g.MergeView, Swap: w.g.Swap, Now: time.Now}
+	p, err := w.c.NewProducer(client.ProducerConfig{Topic: "a", Partitioning: client.PartitionAsGiven})
+	w.must(err)
+	defer p.Close(t.Context())
+	r := client.Record{Timestamp: time.UnixMilli(500_000), Key: []byte("last"), Value: []byte("v"), Offset: int64(len(w.values["a"][0]))}
+	_, err = p.ProduceSync(t.Context(), r)
+	w.must(err)
+	w.values["a"][0] = append(w.values["a"][0], r)
+	if report, err := CleanPartition(t.Context(), d, KeyConfig{}, w.id("a", 0), KeyRules{}, true); err != nil || report.Dropped != r.Offset-1 {
+		t.Fatalf("%+v, %v", report, err)
+	}
+	empty := 0
+	for _, e := range w.entries("a", 0) {
+		if e.Length == 0 {
+			empty++
+		}
+	}
+	if empty == 0 {
+		t.Error("no entry is empty")
+	}
+	check := func() {
+		t.Helper()
+		read := w.checkKeys("a", 0)
+		if len(read) != 2 {
+			t.Errorf("%d records are left", len(read))
+		}
+		w.checkPlaces("a", 0, read)
+		w.verify()
+	}
+	check()
+	w.compact(w.compactor(func(c *Config, d *Dependencies) { d.Cluster = another(t, w, d.Cluster) }))
+	check()
+	w.stop()
+	w.start()
+	check()
 }
