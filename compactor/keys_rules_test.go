@@ -239,3 +239,14 @@ func TestHorizonDoesNotOverflow(t *testing.T) {
 		t.Errorf("%d", h)
 	}
 }
+
+// A merge of clean entries is clean, since otherwise all that follows would be compared again.
+func TestMergesKeepWhatIsClean(t *testing.T) {
+	for _, second := range []bool{true, false} {
+		p := pendingEntry{end: 2, batches: []placed{{info: segments.BatchInfo{Size: 61, Offsets: 2, Records: 2}}}}
+		p.was = []metadata.Entry{{Clean: true}, {Clean: second}}
+		if e, _ := p.index(keyUploader, 1, 16); e.Clean != second {
+			t.Errorf("of a clean entry and one that is %v: %v", second, e.Clean)
+		}
+	}
+}
