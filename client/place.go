@@ -33,7 +33,8 @@ func Latest() Place { return Place{kind: placeLatest} }
 // At is an offset, from 0.
 func At(offset int64) Place { return Place{kind: placeOffset, value: offset} }
 
-// BeforeEnd is n records before the end as of the request, but not before the earliest.
+// BeforeEnd is n offsets before the end as of the request, but not before the earliest: as many records,
+// or fewer where key compaction took some out.
 func BeforeEnd(n int64) Place { return Place{kind: placeBeforeEnd, value: n} }
 
 // AtTime is the first offset, in offset order, whose timestamp is at or after t. If there is none

@@ -37,7 +37,7 @@ type CreateTopicOptions struct {
 	// Partitions is 1 when 0.
 	Partitions int32
 	// Config: retention.ms, retention.bytes, cleanup.policy, timestamp.type, max.message.bytes,
-	// timestamp.after.max.ms.
+	// timestamp.after.max.ms, delete.retention.ms, min.compaction.lag.ms, min.cleanable.dirty.ratio.
 	Config map[string]string
 	// IfNotExists succeeds, changing nothing, when a topic of that name is there.
 	IfNotExists bool

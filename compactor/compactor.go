@@ -29,6 +29,12 @@ type Config struct {
 	BytesPerSecond int64
 	// MaxEntries bounds the index entries in memory (default 100,000).
 	MaxEntries int
+	// KeyMapBytes is how much memory key compaction may take for the keys of a partition (default 32 MiB, some 10⁶
+	// keys); one with more is read more than once.
+	KeyMapBytes int64
+	// KeyTailBytes are the newest bytes of a partition, which key compaction leaves alone, and the least new ones that it
+	// begins for (default 1 MiB; negative: none but the last record). A pass that was asked for leaves the last record alone.
+	KeyTailBytes int64
 	// LooksPerSecond is how many partitions that nobody noted are looked at after a start, once (default 100; negative: none).
 	LooksPerSecond int
 }
@@ -49,6 +55,12 @@ func (c Config) withDefaults() Config {
 	if c.MaxEntries == 0 {
 		c.MaxEntries = 100_000
 	}
+	if c.KeyMapBytes == 0 {
+		c.KeyMapBytes = 32 << 20
+	}
+	if c.KeyTailBytes == 0 {
+		c.KeyTailBytes = 1 << 20
+	}
 	if c.LooksPerSecond == 0 {
 		c.LooksPerSecond = 100
 	}
@@ -67,6 +79,7 @@ func (c Config) Validate() error {
 	check(c.TargetBytes >= 64<<10 && c.TargetBytes <= MaxTargetBytes, "merged segments of %d bytes: want 64 KiB to 64 MiB", c.TargetBytes)
 	check(c.Age >= time.Second, "small segments are merged after %s: want at least 1s", c.Age)
 	check(c.AgainAfter >= c.Age, "merged again after %s, which is before they are merged at all (%s)", c.AgainAfter, c.Age)
+	check(c.KeyMapBytes >= 64<<10, "%d bytes for the keys of a partition: want at least 64 KiB", c.KeyMapBytes)
 	check(c.MaxEntries >= 1000, "%d index entries in memory: want at least 1,000", c.MaxEntries)
 	return errors.Join(faults...)
 }

@@ -440,7 +440,9 @@ func (p *pendingEntry) index(uploader metadata.GatewayID, number uint64, positio
 			MinTimestamp: b.info.MinTimestamp, MaxTimestamp: b.info.MaxTimestamp, LastTimestamp: b.info.LastTimestamp, CRC: b.info.CRC}
 		position += int64(b.info.Size)
 	}
-	return metadata.MergedEntry(uploader, number, batches, offsets, p.first, p.end), position
+	e := metadata.MergedEntry(uploader, number, batches, offsets, p.first, p.end)
+	e.Clean = !slices.ContainsFunc(p.was, func(was metadata.Entry) bool { return !was.Clean })
+	return e, position
 }
 
 // balances compares the new entry with those that it stands for.

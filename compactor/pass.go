@@ -25,6 +25,8 @@ type Report struct {
 	Bytes    int64
 	// Entries are the index entries that were replaced, Into those that took their place.
 	Entries, Into int
+	// Dropped are records that key compaction took out.
+	Dropped int64
 	// Moved are entries that changed meanwhile and stay as they are, until the next pass.
 	Moved int
 	// Failed are partitions of which something could not be read or written; they are tried again.
@@ -58,6 +60,8 @@ type pass struct {
 	failed  map[metadata.PartitionID]struct{}
 	// raw and again are offsets up to which more will be merged when it is older: see stretch.waiting.
 	raw, again map[metadata.PartitionID]int64
+	// young is after how long key compaction may go on with what was too young for it.
+	young map[metadata.PartitionID]time.Duration
 }
 
 // pass runs one. What goes wrong with a partition is told and put off; the others go on.
@@ -81,6 +85,7 @@ func (c *Compactor) pass(ctx context.Context, p *pass) {
 		}
 	}
 	c.execute(ctx, p)
+	c.cleanKeys(ctx, p)
 	if ctx.Err() == nil {
 		c.conclude(p)
 	}
@@ -157,6 +162,11 @@ func (c *Compactor) conclude(p *pass) {
 				continue
 			}
 			if at := c.align(t.reach(wait.offset, wait.age)); at.After(now) && (t.due.IsZero() || at.Before(t.due)) {
+				t.due = at
+			}
+		}
+		if wait, ok := p.young[id]; ok {
+			if at := c.align(now.Add(wait)); t.due.IsZero() || at.Before(t.due) {
 				t.due = at
 			}
 		}

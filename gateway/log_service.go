@@ -311,6 +311,10 @@ func (g *Gateway) validate(t *metadata.Topic, data []byte) ([]byte, segments.Bat
 	if err != nil {
 		return nil, segments.BatchInfo{}, err
 	}
+	if info.Keyless && t.Config.Compacts() {
+		return nil, segments.BatchInfo{}, refuse(connect.CodeInvalidArgument, reasonInvalidBatch,
+			"a record has no key, but the topic keeps the last record of each key (cleanup.policy=%s): give every record a key", t.Config.Cleanup)
+	}
 	now := g.now().UnixMilli()
 	switch {
 	case t.Config.AppendTime:

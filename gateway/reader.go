@@ -156,8 +156,8 @@ func (r *reader) plan(ctx context.Context, v *metadata.View, f filter, until int
 			if e.First >= until {
 				return ranges, next, nil
 			}
-			if f.times != nil && !e.Overlaps(f.times.start, f.times.end) {
-				next = e.End
+			if e.Length == 0 || f.times != nil && !e.Overlaps(f.times.start, f.times.end) {
+				next = max(next, e.End)
 				continue
 			}
 			for _, c := range e.Chunks() {
@@ -297,7 +297,6 @@ func (r *reader) scan(ctx context.Context, c metadata.Chunk, from, t int64) (met
 		return metadata.Found{}, 0, false, err
 	}
 	found, ok, largest := metadata.Found{}, false, metadata.NoTimestamp
-	previous, previousKnown := int64(0), false
 	for b, err := range batch.Split(data) {
 		if err != nil {
 			return found, 0, false, r.damage(w, 0, from, err)
@@ -306,13 +305,17 @@ func (r *reader) scan(ctx context.Context, c metadata.Chunk, from, t int64) (met
 			if err != nil {
 				return found, 0, false, r.damage(w, 0, from, err)
 			}
-			if record.Offset >= from {
-				largest = max(largest, record.Timestamp)
-				if !ok && record.Timestamp >= t {
-					found, ok = metadata.Found{Offset: record.Offset, Timestamp: record.Timestamp, Previous: previous, PreviousKnown: previousKnown}, true
-				}
+			if record.Offset < from {
+				continue
 			}
-			previous, previousKnown = record.Timestamp, record.Offset >= from
+			largest = max(largest, record.Timestamp)
+			switch {
+			case ok:
+			case record.Timestamp >= t:
+				found.Offset, found.Timestamp, ok = record.Offset, record.Timestamp, true
+			default:
+				found.PreviousOffset, found.Previous, found.PreviousKnown = record.Offset, record.Timestamp, true
+			}
 		}
 	}
 	return found, largest, ok, nil

@@ -18,6 +18,15 @@ type Config struct {
 	RetentionBytes int64
 	// Cleanup is CleanupDelete, CleanupCompact or CleanupBoth.
 	Cleanup string
+	// DeleteRetentionMillis is how long key compaction keeps a record without a value after it
+	// has removed what that record deletes.
+	DeleteRetentionMillis int64
+	// CompactionLagMillis is how old a record is, by its timestamp, before key compaction
+	// touches it or what follows it.
+	CompactionLagMillis int64
+	// DirtyRatio is the least share of a partition's bytes that key compaction has not looked
+	// at yet for it to begin; from 0 to 1.
+	DirtyRatio float64
 	// AppendTime dates records by the gateway's clock, not the producer's.
 	AppendTime bool
 	// MaxMessageBytes bounds a record batch as it is sent, header included.
@@ -33,6 +42,9 @@ const (
 	CleanupBoth    = "compact,delete"
 )
 
+// Compacts says whether only the last record of each key is kept.
+func (c Config) Compacts() bool { return c.Cleanup != CleanupDelete }
+
 // MaxMaxMessageBytes is the highest max.message.bytes: a batch must fit a segment.
 const MaxMaxMessageBytes = 8 << 20
 
@@ -42,7 +54,7 @@ const minMaxMessageBytes = 128
 // DefaultConfig is that of a topic with nothing set.
 func DefaultConfig() Config {
 	return Config{RetentionMillis: -1, RetentionBytes: -1, Cleanup: CleanupDelete,
-		MaxMessageBytes: 1<<20 + 12, FutureMaxMillis: 3_600_000}
+		DeleteRetentionMillis: 86_400_000, DirtyRatio: 0.5, MaxMessageBytes: 1<<20 + 12, FutureMaxMillis: 3_600_000}
 }
 
 // ConfigEntry is one setting, for people.
@@ -80,6 +92,15 @@ var settings = []setting{
 		write: func(c *Config) string { return c.Cleanup },
 	},
 	{
+		name: "delete.retention.ms",
+		doc:  "how long key compaction keeps a record without a value, which deletes its key, in milliseconds",
+		read: func(c *Config, s string) (err error) {
+			c.DeleteRetentionMillis, err = readNumber(s, 0, math.MaxInt64)
+			return err
+		},
+		write: func(c *Config) string { return strconv.FormatInt(c.DeleteRetentionMillis, 10) },
+	},
+	{
 		name: "max.message.bytes",
 		doc:  "largest record batch as it is sent, in bytes",
 		read: func(c *Config, s string) error {
@@ -88,6 +109,28 @@ var settings = []setting{
 			return err
 		},
 		write: func(c *Config) string { return strconv.Itoa(int(c.MaxMessageBytes)) },
+	},
+	{
+		name: "min.cleanable.dirty.ratio",
+		doc:  "share of a partition's bytes that is new before key compaction begins, from 0 to 1",
+		read: func(c *Config, s string) error {
+			v, err := strconv.ParseFloat(s, 64)
+			if err != nil || !(v >= 0 && v <= 1) {
+				return errors.New("is not a number from 0 to 1")
+			}
+			c.DirtyRatio = v
+			return nil
+		},
+		write: func(c *Config) string { return strconv.FormatFloat(c.DirtyRatio, 'g', -1, 64) },
+	},
+	{
+		name: "min.compaction.lag.ms",
+		doc:  "how old a record is before key compaction touches it or what follows it, in milliseconds",
+		read: func(c *Config, s string) (err error) {
+			c.CompactionLagMillis, err = readNumber(s, 0, math.MaxInt64)
+			return err
+		},
+		write: func(c *Config) string { return strconv.FormatInt(c.CompactionLagMillis, 10) },
 	},
 	{
 		name: "retention.bytes",

@@ -413,7 +413,7 @@ func wide(rt *rapid.T, what string) int64 {
 }
 
 func drawEntry(rt *rapid.T, first int64) Entry {
-	e := Entry{First: first, Gateway: GatewayID(rapid.SampledFrom([]string{"a", "b", "c"}).Draw(rt, "gateway")),
+	e := Entry{Clean: rapid.Bool().Draw(rt, "clean"), First: first, Gateway: GatewayID(rapid.SampledFrom([]string{"a", "b", "c"}).Draw(rt, "gateway")),
 		Number: uint64(wide(rt, "number")), Position: wide(rt, "position"), Length: wide(rt, "length"), Sum: rapid.Uint64().Draw(rt, "sum"),
 		MinTimestamp: wide(rt, "min")}
 	e.End = first + wide(rt, "offsets")

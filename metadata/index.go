@@ -8,6 +8,8 @@ import (
 const (
 	// MaxPoints bounds the chunks that an index entry tells apart.
 	MaxPoints = 32
+	// flagClean in an entry's count of points says that the entry is clean.
+	flagClean = 0x40
 	// maxLevels bounds the tree's height: 256^5 entries are more than fit an int64 of bytes.
 	maxLevels = 5
 )
@@ -37,9 +39,15 @@ type Entry struct {
 	LastTimestamp int64
 	// Points divide the entry into chunks; empty: one chunk.
 	Points []Point
+	// Clean: key compaction has compared its records with all later ones up to the end of the
+	// entries that are clean, from the log start on.
+	Clean bool
 	// Sum is the content sum: the batches' hashes added up mod 2^64.
 	Sum uint64
 }
+
+// dense says that no offset of the entry is missing, so that its last record lies right before its end.
+func (e *Entry) dense() bool { return e.Records == e.End-e.First }
 
 // Point is where a chunk of an entry begins. MaxTimestamp and LastTimestamp are
 // those of the chunk alone. (A running maximum would do until the log start moves
@@ -63,9 +71,12 @@ type Chunk struct {
 	Sparse bool
 }
 
-// Chunks returns the entry's chunks in order.
+// Chunks returns the entry's chunks in order; none when no record is left.
 func (e *Entry) Chunks() []Chunk {
-	sparse := e.Records != e.End-e.First
+	if e.Length == 0 {
+		return nil
+	}
+	sparse := !e.dense()
 	if len(e.Points) == 0 {
 		return []Chunk{{e.Gateway, e.Number, e.Position, e.Length, e.First, e.End, e.MaxTimestamp, e.LastTimestamp, sparse}}
 	}
@@ -106,15 +117,31 @@ func (c *Child) place() RowPlace { return RowPlace{c.First, c.Row} }
 
 // summarize describes entries as one child.
 func summarize(entries []Entry) Child {
-	c := Child{First: entries[0].First, MinTimestamp: entries[0].MinTimestamp, MaxTimestamp: entries[0].MaxTimestamp,
-		LastTimestamp: entries[len(entries)-1].LastTimestamp, Entries: int64(len(entries))}
-	for i := range entries {
-		e := &entries[i]
-		c.MinTimestamp, c.MaxTimestamp = min(c.MinTimestamp, e.MinTimestamp), max(c.MaxTimestamp, e.MaxTimestamp)
-		c.Bytes += e.Length
-		c.Sum += e.Sum
+	c := child(&entries[0])
+	for i := range entries[1:] {
+		c.add(child(&entries[1+i]))
 	}
 	return c
+}
+
+// child describes one entry.
+func child(e *Entry) Child {
+	return Child{First: e.First, MinTimestamp: e.MinTimestamp, MaxTimestamp: e.MaxTimestamp, LastTimestamp: e.LastTimestamp,
+		Bytes: e.Length, Entries: 1, Sum: e.Sum}
+}
+
+// add takes what follows into the child. What has no bytes has no records, and no timestamps.
+func (c *Child) add(o Child) {
+	switch {
+	case o.Bytes == 0:
+	case c.Bytes == 0:
+		c.MinTimestamp, c.MaxTimestamp, c.LastTimestamp = o.MinTimestamp, o.MaxTimestamp, o.LastTimestamp
+	default:
+		c.MinTimestamp, c.MaxTimestamp, c.LastTimestamp = min(c.MinTimestamp, o.MinTimestamp), max(c.MaxTimestamp, o.MaxTimestamp), o.LastTimestamp
+	}
+	c.Bytes += o.Bytes
+	c.Entries += o.Entries
+	c.Sum += o.Sum
 }
 
 // merge describes children as one child of the level above.
@@ -122,11 +149,7 @@ func merge(children []Child) Child {
 	c := children[0]
 	c.Row = 0
 	for _, o := range children[1:] {
-		c.MinTimestamp, c.MaxTimestamp = min(c.MinTimestamp, o.MinTimestamp), max(c.MaxTimestamp, o.MaxTimestamp)
-		c.LastTimestamp = o.LastTimestamp
-		c.Bytes += o.Bytes
-		c.Entries += o.Entries
-		c.Sum += o.Sum
+		c.add(o)
 	}
 	return c
 }
@@ -201,7 +224,11 @@ func encodeEntries(e *encoder, y *dictionary, entries []Entry, seed Entry) {
 		e.uint(uint64(n.MaxTimestamp - n.MinTimestamp))
 		e.uint(uint64(n.MaxTimestamp - n.LastTimestamp))
 		e.fixed64(n.Sum)
-		e.uint(uint64(len(n.Points)))
+		points := uint64(len(n.Points))
+		if n.Clean {
+			points |= flagClean
+		}
+		e.uint(points)
 		offset, position := n.First, n.Position
 		for _, p := range n.Points {
 			e.uint(uint64(p.Offset - offset))
@@ -234,7 +261,9 @@ func decodeEntries(d *decoder, gateways []GatewayID, seed Entry) []Entry {
 		n.MaxTimestamp = n.MinTimestamp + int64(d.uint())
 		n.LastTimestamp = n.MaxTimestamp - int64(d.uint())
 		n.Sum = d.fixed64()
-		if points := d.count(4); points > MaxPoints {
+		points := d.uint()
+		n.Clean = points&flagClean != 0
+		if points &^= flagClean; points > MaxPoints || points > uint64(len(d.b)/4) {
 			d.fail("an index entry has too many points")
 		} else if points > 0 {
 			n.Points = make([]Point, points)

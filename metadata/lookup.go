@@ -55,6 +55,9 @@ type piece struct {
 	end   int64
 }
 
+// empty says that key compaction left no record there: nothing in it is dated.
+func (p *piece) empty() bool { return p.child.Bytes == 0 }
+
 func (v *View) pieces() []piece {
 	n := len(v.Tail)
 	for _, children := range v.Levels {
@@ -79,8 +82,7 @@ func appendChildren(list []piece, level int, children []Child) []piece {
 func appendEntries(list []piece, entries []Entry) []piece {
 	for i := range entries {
 		e := &entries[i]
-		list = append(list, piece{level: -1, entry: e, child: Child{First: e.First, MinTimestamp: e.MinTimestamp,
-			MaxTimestamp: e.MaxTimestamp, LastTimestamp: e.LastTimestamp, Bytes: e.Length, Entries: 1, Sum: e.Sum}})
+		list = append(list, piece{level: -1, entry: e, child: child(e)})
 	}
 	return list
 }

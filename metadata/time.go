@@ -2,6 +2,7 @@ package metadata
 
 import (
 	"context"
+	"slices"
 )
 
 // NoTimestamp stands where there is no record to be dated.
@@ -11,15 +12,18 @@ const NoTimestamp = int64(-1)
 type Found struct {
 	Offset    int64
 	Timestamp int64 // ms
-	// Previous is the timestamp of the record at Offset-1, when PreviousKnown.
-	Previous      int64
-	PreviousKnown bool
+	// PreviousOffset is that of the record before, which is not Offset-1 where key compaction
+	// took records out, and Previous its timestamp (ms); when PreviousKnown.
+	PreviousOffset int64
+	Previous       int64
+	PreviousKnown  bool
 }
 
 // ScanFunc reads one chunk (one bounded ranged GET) and returns its first record, in
 // offset order, at or after offset from whose timestamp is at least t; ok is false
-// when there is none. largest is the largest timestamp among the chunk's records
-// at or after from, NoTimestamp without one.
+// when there is none. The record before it is told when it lies in the chunk, at or
+// after from; without an answer that is the last one. largest is the largest timestamp
+// among the chunk's records at or after from, NoTimestamp without one.
 type ScanFunc func(ctx context.Context, chunk Chunk, from, t int64) (f Found, largest int64, ok bool, err error)
 
 // Answer is what a time lookup says of one partition.
@@ -37,9 +41,22 @@ type search struct {
 	index Index
 	scan  ScanFunc
 	// before is the timestamp of the last record in front of the place that the
-	// search has reached, and whether it is known (it is not below the log start).
-	before      int64
-	beforeKnown bool
+	// search has reached, and whether it is known (it is not below the log start);
+	// beforeOffset that record's offset, or NoOffset when the index does not tell.
+	before       int64
+	beforeOffset int64
+	beforeKnown  bool
+	// chunk is where the answer's chunk begins.
+	chunk int64
+}
+
+// pass notes that the last record before the place end has a timestamp; exact: and that it
+// lies right before it.
+func (s *search) pass(timestamp, end int64, exact bool) {
+	s.before, s.beforeOffset, s.beforeKnown = timestamp, NoOffset, true
+	if exact {
+		s.beforeOffset = end - 1
+	}
 }
 
 // FirstAtOrAfter finds the first record in offset order, at or after the log start,
@@ -47,13 +64,19 @@ type search struct {
 // page read, two when the log is long, and one scan. A part that straddles the log
 // start may promise what is no longer readable; that costs one more descent and scan.
 func (v *View) FirstAtOrAfter(ctx context.Context, index Index, scan ScanFunc, t int64) (Found, bool, error) {
+	f, ok, _, err := v.first(ctx, index, scan, t)
+	return f, ok, err
+}
+
+func (v *View) first(ctx context.Context, index Index, scan ScanFunc, t int64) (Found, bool, *search, error) {
 	s := &search{view: v, index: index, scan: scan}
-	return s.among(ctx, v.pieces(), t)
+	f, ok, err := s.among(ctx, v.pieces(), t)
+	return f, ok, s, err
 }
 
 func (s *search) among(ctx context.Context, list []piece, t int64) (Found, bool, error) {
 	for _, p := range list {
-		if p.end <= s.view.Start {
+		if p.end <= s.view.Start || p.empty() {
 			continue
 		}
 		if p.child.MaxTimestamp >= t {
@@ -62,7 +85,7 @@ func (s *search) among(ctx context.Context, list []piece, t int64) (Found, bool,
 				return f, ok, err
 			}
 		}
-		s.before, s.beforeKnown = p.child.LastTimestamp, true
+		s.pass(p.child.LastTimestamp, p.end, s.view.Swaps == 0 || p.level < 0 && p.entry.dense())
 	}
 	return Found{}, false, nil
 }
@@ -85,13 +108,13 @@ func (s *search) within(ctx context.Context, p piece, t int64) (Found, bool, err
 				return Found{}, false, err
 			}
 			if ok {
-				if !f.PreviousKnown && f.Offset == c.First && s.beforeKnown {
-					f.Previous, f.PreviousKnown = s.before, true
+				if s.chunk = c.First; !f.PreviousKnown && s.beforeKnown {
+					f.PreviousOffset, f.Previous, f.PreviousKnown = s.beforeOffset, s.before, true
 				}
 				return f, true, nil
 			}
 		}
-		s.before, s.beforeKnown = c.LastTimestamp, true
+		s.pass(c.LastTimestamp, c.End, p.entry.dense())
 	}
 	return Found{}, false, nil
 }
@@ -106,9 +129,10 @@ func (v *View) AtOrAfter(ctx context.Context, index Index, scan ScanFunc, t int6
 }
 
 // Before answers "the offset just before the first one at or after t, or the last
-// when there is none". Everything at or below it is older than t.
+// when there is none". Everything at or below it is older than t. Where key compaction took
+// records out it is that of the last one that is left before the first.
 func (v *View) Before(ctx context.Context, index Index, scan ScanFunc, t int64) (Answer, error) {
-	f, ok, err := v.FirstAtOrAfter(ctx, index, scan, t)
+	f, ok, s, err := v.first(ctx, index, scan, t)
 	switch {
 	case err != nil:
 		return none, err
@@ -116,23 +140,49 @@ func (v *View) Before(ctx context.Context, index Index, scan ScanFunc, t int64) 
 		return v.Last(), nil
 	case f.Offset <= v.Start || !f.PreviousKnown:
 		return none, nil
+	case f.PreviousOffset == NoOffset:
+		return s.lastBefore(ctx, t)
 	}
-	return Answer{true, f.Offset - 1, f.Previous}, nil
+	return Answer{true, f.PreviousOffset, f.Previous}, nil
 }
 
-// Last answers with the last record.
+// lastBefore finds the last record before the answer's chunk, all of which are older than t.
+// It reads the index row before that chunk, and scans one chunk more if it is sparse.
+func (s *search) lastBefore(ctx context.Context, t int64) (Answer, error) {
+	for at := s.chunk; at > s.view.Start; {
+		entries, err := s.view.Entries(ctx, s.index, at-1)
+		if err != nil {
+			return none, err
+		}
+		e := &entries[0]
+		for _, c := range slices.Backward(e.Chunks()) {
+			switch {
+			case c.First >= at:
+				continue
+			case c.End <= s.view.Start:
+				return none, nil
+			case e.dense():
+				return Answer{true, c.End - 1, c.LastTimestamp}, nil
+			}
+			f, _, _, err := s.scan(ctx, c, max(c.First, s.view.Start), t)
+			if err != nil || f.PreviousKnown {
+				return Answer{true, f.PreviousOffset, f.Previous}, err
+			}
+		}
+		at = e.First
+	}
+	return none, nil
+}
+
+// Last answers with the last record. Key compaction leaves that one alone.
 func (v *View) Last() Answer {
 	if v.Next <= v.Start {
 		return none
 	}
 	a := Answer{Found: true, Offset: v.Next - 1}
-	if n := len(v.Tail); n > 0 {
-		a.Timestamp = v.Tail[n-1].LastTimestamp
-		return a
-	}
-	for _, children := range v.Levels {
-		if n := len(children); n > 0 {
-			a.Timestamp = children[n-1].LastTimestamp
+	for _, p := range slices.Backward(v.pieces()) {
+		if !p.empty() {
+			a.Timestamp = p.child.LastTimestamp
 			return a
 		}
 	}
@@ -160,7 +210,7 @@ func (s *search) largest(ctx context.Context, list []piece, rest int64) (int64, 
 		list = list[1:]
 	}
 	for i, p := range list {
-		if i > 0 || p.child.First >= s.view.Start {
+		if (i > 0 || p.child.First >= s.view.Start) && !p.empty() {
 			rest = max(rest, p.child.MaxTimestamp)
 		}
 	}
@@ -195,5 +245,5 @@ func (s *search) largestWithin(ctx context.Context, p piece, rest int64) (int64,
 // Overlaps says whether records of the entry may lie in
 // start <= timestamp < end.
 func (e *Entry) Overlaps(start, end int64) bool {
-	return e.MaxTimestamp >= start && e.MinTimestamp < end
+	return e.Length > 0 && e.MaxTimestamp >= start && e.MinTimestamp < end
 }

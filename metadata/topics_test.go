@@ -89,7 +89,7 @@ func TestTopicFaultsAreListed(t *testing.T) {
 	if !errors.Is(err, metadata.ErrInvalid) {
 		t.Fatal(err)
 	}
-	for _, part := range []string{"bad/name", "not 0", `retention.ms: "soon"`, `"color" is not a setting`, "cleanup.policy, max.message.bytes", "is above 8388608", "differ"} {
+	for _, part := range []string{"bad/name", "not 0", `retention.ms: "soon"`, `"color" is not a setting`, "cleanup.policy, delete.retention.ms, max.message.bytes", "is above 8388608", "differ"} {
 		if !strings.Contains(err.Error(), part) {
 			t.Errorf("%q is not in: %v", part, err)
 		}
@@ -105,9 +105,10 @@ func TestTopicFaultsAreListed(t *testing.T) {
 
 func TestConfig(t *testing.T) {
 	set := map[string]string{"cleanup.policy": "delete,compact", "max.message.bytes": "2048", "retention.bytes": "7", "retention.ms": "8",
-		"timestamp.after.max.ms": "9", "timestamp.type": "append"}
+		"timestamp.after.max.ms": "9", "timestamp.type": "append", "delete.retention.ms": "10", "min.compaction.lag.ms": "11", "min.cleanable.dirty.ratio": "0.25"}
 	got, err := metadata.ParseConfig(set)
-	want := metadata.Config{RetentionMillis: 8, RetentionBytes: 7, Cleanup: metadata.CleanupBoth, AppendTime: true, MaxMessageBytes: 2048, FutureMaxMillis: 9}
+	want := metadata.Config{RetentionMillis: 8, RetentionBytes: 7, Cleanup: metadata.CleanupBoth, AppendTime: true, MaxMessageBytes: 2048, FutureMaxMillis: 9,
+		DeleteRetentionMillis: 10, CompactionLagMillis: 11, DirtyRatio: 0.25}
 	if diff := cmp.Diff(want, got); err != nil || diff != "" {
 		t.Fatalf("%v\n%s", err, diff)
 	}
@@ -127,7 +128,7 @@ func TestConfig(t *testing.T) {
 		}
 	}
 	for name, bad := range map[string]string{"retention.ms": "-2", "retention.bytes": "1.5", "max.message.bytes": "0", "timestamp.after.max.ms": "-1",
-		"timestamp.type": "now", "cleanup.policy": ""} {
+		"timestamp.type": "now", "cleanup.policy": "", "delete.retention.ms": "-1", "min.compaction.lag.ms": "1h", "min.cleanable.dirty.ratio": "NaN"} {
 		if _, err := metadata.ParseConfig(map[string]string{name: bad}); !errors.Is(err, metadata.ErrInvalid) || !strings.Contains(err.Error(), name) {
 			t.Errorf("%s=%s: %v", name, bad, err)
 		}

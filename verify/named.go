@@ -25,6 +25,9 @@ func (n *named) add(entries []metadata.Entry) {
 	defer n.mu.Unlock()
 	for i := range entries {
 		e := &entries[i]
+		if e.Length == 0 {
+			continue
+		}
 		blocks := n.gateways[e.Gateway]
 		if blocks == nil {
 			blocks = make(map[uint64]*[block / 64]uint64)

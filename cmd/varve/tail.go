@@ -115,19 +115,38 @@ func newestRecords(ctx context.Context, c *client.Client, cfg client.ConsumerCon
 	if n == 0 {
 		return cfg, nil, nil
 	}
-	k, err := c.NewConsumer(client.ConsumerConfig{
-		Topic: cfg.Topic, Partitions: cfg.Partitions,
-		Start: client.BeforeEnd(int64(n)), End: client.Latest(), Order: client.ByTimestamp,
-	})
-	if err != nil {
-		return cfg, nil, err
-	}
-	var ring []client.Record
-	seen := 0
-	next := make(map[int32]int64)
-	for r, err := range k.Records(ctx) {
+	// Where key compaction took records out, fewer than n lie among the last n offsets.
+	for back := int64(n); ; back *= 8 {
+		newest, next, err := newestAmong(ctx, c, cfg, n, back)
 		if err != nil {
 			return cfg, nil, err
+		}
+		all := true
+		for _, e := range ends {
+			cfg.Starts[e.Partition] = client.At(max(e.EndOffset, next[e.Partition]))
+			all = all && e.EndOffset-e.StartOffset <= back
+		}
+		if len(newest) == n || all {
+			return cfg, newest, nil
+		}
+	}
+}
+
+// newestAmong returns the n newest records of the last offsets of each partition, in the order of cat, and what
+// follows the last one in each.
+func newestAmong(ctx context.Context, c *client.Client, cfg client.ConsumerConfig, n int, offsets int64) (ring []client.Record, next map[int32]int64, err error) {
+	k, err := c.NewConsumer(client.ConsumerConfig{
+		Topic: cfg.Topic, Partitions: cfg.Partitions,
+		Start: client.BeforeEnd(offsets), End: client.Latest(), Order: client.ByTimestamp,
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	seen := 0
+	next = make(map[int32]int64)
+	for r, err := range k.Records(ctx) {
+		if err != nil {
+			return nil, nil, err
 		}
 		next[r.Partition] = r.Offset + 1
 		if len(ring) < n {
@@ -137,14 +156,11 @@ func newestRecords(ctx context.Context, c *client.Client, cfg client.ConsumerCon
 		}
 		seen++
 	}
-	for _, e := range ends {
-		cfg.Starts[e.Partition] = client.At(max(e.EndOffset, next[e.Partition]))
-	}
 	if len(ring) < n {
-		return cfg, ring, nil
+		return ring, next, nil
 	}
 	at := seen % n
-	return cfg, append(ring[at:len(ring):len(ring)], ring[:at]...), nil
+	return append(ring[at:len(ring):len(ring)], ring[:at]...), next, nil
 }
 
 // promptWriter writes as soon as it can, and what comes while it writes, at once: a lone record is

@@ -67,6 +67,7 @@ func parseConfig(settings []string) (map[string]string, error) {
 // settingNames completes --config and --unset.
 var settingNames = []string{
 	"retention.ms", "retention.bytes", "cleanup.policy", "timestamp.type", "max.message.bytes", "timestamp.after.max.ms",
+	"delete.retention.ms", "min.compaction.lag.ms", "min.cleanable.dirty.ratio",
 }
 
 func completeSettings(cmd *cobra.Command, flag, suffix string) {

@@ -2,6 +2,7 @@ package batch_test
 
 import (
 	"errors"
+	"slices"
 	"testing"
 	"testing/synctest"
 
@@ -48,6 +49,7 @@ func checkRoundTrip(t *rapid.T, builder *batch.Builder) {
 		t.Fatal(err)
 	}
 	want := infoOf(records, producer)
+	want.Keyless = slices.ContainsFunc(records, func(r batch.Record) bool { return r.Key == nil })
 	want.BaseOffset, want.LeaderEpoch = offset, epoch
 	want.Length, want.CRC, want.Attributes = int32(len(b)-12), info.CRC, info.Attributes
 	want.InflatedBytes = builder.UncompressedSize() - batch.HeaderSize

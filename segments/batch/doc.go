@@ -37,7 +37,9 @@
 //     dense from its base, and its MaxTimestamp is that of its records, so that
 //     offsets and time lookups can be computed from headers alone.
 //  3. Whatever [Builder] makes, Validate accepts within the same limits.
-//  4. No function keeps the bytes that it was given, nor starts a goroutine.
+//  4. What [Compact] makes keeps offsets and says the truth in its header, as [Inspect]
+//     checks; offsets may have gaps then.
+//  5. No function keeps the bytes that it was given, nor starts a goroutine.
 //
 // The format is specified at https://kafka.apache.org/documentation/#recordbatch.
 package batch

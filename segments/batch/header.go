@@ -39,7 +39,9 @@ const (
 	bitAppendTime     = 0x08
 	bitTransactional  = 0x10
 	bitControl        = 0x20
+	bitDeleteHorizon  = 0x40
 	maskFromProducers = maskCodec | bitAppendTime // what Validate lets pass
+	maskStored        = maskFromProducers | bitDeleteHorizon
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -76,6 +78,15 @@ func (h Header) Transactional() bool { return h.Attributes&bitTransactional != 0
 
 // Control reports whether the records are markers of transactions, not of a user.
 func (h Header) Control() bool { return h.Attributes&bitControl != 0 }
+
+// DeleteHorizon returns the time from which on the batch's tombstones may go, ms since
+// 1970, if [Compact] gave it one. It lies in BaseTimestamp.
+func (h Header) DeleteHorizon() (ms int64, ok bool) {
+	if h.Attributes&bitDeleteHorizon == 0 {
+		return 0, false
+	}
+	return h.BaseTimestamp, true
+}
 
 // EndOffset returns the offset after the last one that the batch takes up.
 func (h Header) EndOffset() int64 { return h.BaseOffset + int64(h.LastOffsetDelta) + 1 }

@@ -10,7 +10,9 @@ type Info struct {
 	LastTimestamp int64 // of the last record
 	// Untimed says that at least one record has no timestamp. [Rewrite] gives such
 	// records one.
-	Untimed       bool
+	Untimed bool
+	// Keyless says that at least one record has no key.
+	Keyless       bool
 	InflatedBytes int // size of the records before compression
 }
 
@@ -121,6 +123,7 @@ func inspect(h Header, records []byte, l Limits) (Info, error) {
 			max = t
 		}
 		info.LastTimestamp = t
+		info.Keyless = info.Keyless || r.key == nil
 	}
 	if n != h.Count {
 		return Info{}, fmt.Errorf("%w: %d records where the header says %d", ErrInvalid, n, h.Count)

@@ -762,7 +762,7 @@ type Place_Latest struct {
 }
 
 type Place_BeforeEnd struct {
-	// N before the end as of the request, at least the log start.
+	// N offsets before the end as of the request, at least the log start.
 	BeforeEnd int64 `protobuf:"varint,5,opt,name=before_end,json=beforeEnd,proto3,oneof"`
 }
 

@@ -116,7 +116,8 @@ type CreateTopicRequest struct {
 	// 0: 1.
 	Partitions int32 `protobuf:"varint,2,opt,name=partitions,proto3" json:"partitions,omitempty"`
 	// retention.ms, retention.bytes, cleanup.policy, message.timestamp.type (or timestamp.type),
-	// max.message.bytes, message.timestamp.after.max.ms (or timestamp.after.max.ms).
+	// max.message.bytes, message.timestamp.after.max.ms (or timestamp.after.max.ms), delete.retention.ms,
+	// min.compaction.lag.ms, min.cleanable.dirty.ratio.
 	Config map[string]string `protobuf:"bytes,3,rep,name=config,proto3" json:"config,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Succeed, changing nothing, if a topic of that name is there.
 	IfNotExists   bool `protobuf:"varint,4,opt,name=if_not_exists,json=ifNotExists,proto3" json:"if_not_exists,omitempty"`

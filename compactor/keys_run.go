@@ -1,0 +1,94 @@
+package compactor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/varvelog/varve/metadata"
+	"github.com/varvelog/varve/segments"
+)
+
+// cleanKeys compacts those of a pass's partitions by key whose topics are to be. Merges come first, so that small segments
+// are read once.
+func (c *Compactor) cleanKeys(ctx context.Context, p *pass) {
+	if p.dryRun {
+		return
+	}
+	p.young = make(map[metadata.PartitionID]time.Duration)
+	for _, id := range p.partitions {
+		topic := p.topics[id.Topic]
+		if topic == nil || !topic.Config.Compacts() || !c.cluster.Merges(id) {
+			continue
+		}
+		err := c.cleanPartition(ctx, p, id, topic)
+		if ctx.Err() != nil {
+			return
+		}
+		if err != nil {
+			c.fail(ctx, p, id, err)
+		}
+	}
+}
+
+// cleanPartition compacts one by key.
+func (c *Compactor) cleanPartition(ctx context.Context, p *pass, id metadata.PartitionID, topic *metadata.Topic) error {
+	cluster := segments.ClusterID(c.cluster.ClusterID())
+	d := KeyDeps{Store: c.store, Cluster: cluster, Table: c.table, Index: c.index, Uploader: c.numbers.begin(), Number: c.numbers.take,
+		View: c.cluster.View, Swap: c.cluster.Swap, Pace: c.pace.take, Now: time.Now,
+		Aside: func(e *metadata.Entry) bool {
+			_, damaged := c.damaged[spotOf(id, e)]
+			return damaged
+		},
+		Damaged: func(_ metadata.PartitionID, e *metadata.Entry, err error) { c.setKeysAside(ctx, p, topic, id, e, err) },
+	}
+	began, floor := time.Now(), c.numbers.last
+	tail := max(c.config.KeyTailBytes, 0)
+	if p.all { // somebody asked
+		tail = 0
+	}
+	report, err := CleanPartition(ctx, d, KeyConfig{MapBytes: c.config.KeyMapBytes, SegmentBytes: min(c.config.TargetBytes, 16<<20)}, id,
+		RulesOf(topic.Config, tail), p.all)
+	if errors.Is(err, metadata.ErrUnknown) || err != nil && ctx.Err() != nil {
+		c.numbers.stuck = true
+	}
+	if c.numbers.last != floor {
+		c.numbers.settle()
+	}
+	p.Dropped += report.Dropped + report.Tombstones
+	if report.Young != 0 {
+		age := time.Now().UnixMilli() - report.Young
+		lag := min(topic.Config.CompactionLagMillis, (100 * 365 * 24 * time.Hour).Milliseconds())
+		p.young[id] = max(time.Duration(lag-age)*time.Millisecond, time.Second)
+	}
+	c.meters.keyBytes.Add(uint64(report.BytesWritten))
+	c.meters.dropped.Add(uint64(report.Dropped))
+	c.meters.tombstones.Add(uint64(report.Tombstones))
+	c.meters.swapped.Add(uint64(report.Swaps))
+	c.meters.moved.Add(uint64(report.Moved))
+	if report.Swaps > 0 {
+		c.log.Info("compacted a partition by key", "topic", topic.Name, "partition", id.Number, "dropped", report.Dropped, "tombstones", report.Tombstones,
+			"read", report.BytesRead, "written", report.BytesWritten, "freed", report.BytesFreed, "clean_to", report.CleanTo, "took", time.Since(began))
+	}
+	if report.Keyless > 0 {
+		c.log.Warn("records without a key stay in a topic that is compacted by key", "topic", topic.Name, "partition", id.Number, "records", report.Keyless)
+	}
+	return err
+}
+
+// setKeysAside names an entry that was found damaged.
+func (c *Compactor) setKeysAside(ctx context.Context, p *pass, topic *metadata.Topic, id metadata.PartitionID, e *metadata.Entry, problem error) {
+	if still, err := c.stillNamed(ctx, id, e); err != nil || !still {
+		return // it moved, or was trimmed: no loss
+	}
+	if len(c.damaged) < mostDamaged {
+		c.damaged[spotOf(id, e)] = struct{}{}
+	}
+	c.meters.damagedEntries.Store(int64(len(c.damaged)))
+	c.meters.asides.Add(1)
+	object := segments.ObjectKey(segments.ClusterID(c.cluster.ClusterID()), segments.GatewayID(e.Gateway), e.Number)
+	p.SetAside = append(p.SetAside, Aside{Topic: topic.Name, Partition: id.Number, First: e.First, End: e.End, Object: object, Problem: problem.Error()})
+	c.log.Error("a span is damaged: key compaction leaves it as it is", "topic", topic.Name, "partition", id.Number,
+		"offsets", fmt.Sprintf("%d to %d", e.First, e.End-1), "object", object, "error", problem)
+}
