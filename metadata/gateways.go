@@ -184,6 +184,29 @@ func MarkClosed(ctx context.Context, t Table, id GatewayID) error {
 	return mark(ctx, t, id, GatewayClosed, time.Time{})
 }
 
+// RemoveGateway removes the row of a gateway that is closed, once every gateway knows of that and nothing of it is left to find.
+// Its journal keeps its opening row and its seal for ever: they alone keep out a process of that id that
+// was paused, and they say that the gateway has ended. ErrConflict when the row has changed since it was read. It
+// is no error when the row is gone.
+func RemoveGateway(ctx context.Context, t Table, g Gateway) error {
+	if g.State != GatewayClosed {
+		return fmt.Errorf("%w: gateway %s is %s, not closed", ErrInvalid, g.ID, g.State)
+	}
+	err := DeleteSettled(ctx, t, gatewayKey(g.ID), IfEqual(g.Stamp), nil)
+	if errors.Is(err, ErrConflict) {
+		if _, gone := t.Get(ctx, gatewayKey(g.ID), Strong); errors.Is(gone, ErrNotFound) {
+			return nil
+		}
+	}
+	return err
+}
+
+// Ended says that a gateway that has no row any more was closed, by what its journal keeps: a seal.
+func Ended(ctx context.Context, t Table, id GatewayID) (bool, error) {
+	last, err := lastRow(ctx, t, id)
+	return last.Seal, err
+}
+
 func mark(ctx context.Context, t Table, id GatewayID, state GatewayState, now time.Time) error {
 	_, err := update(ctx, t, gatewayKey(id), func(was Row) (any, error) {
 		if was.Stamp == (Stamp{}) {

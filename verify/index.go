@@ -297,7 +297,7 @@ func (w *walk) producers(ctx context.Context) error {
 
 // hold names the objects of entries and has those that are readable held against their objects.
 func (w *walk) hold(ctx context.Context, entries []metadata.Entry) error {
-	w.v.named.add(entries)
+	w.v.named.AddNamed(entries)
 	entries = readable(entries, w.state.Start())
 	w.entries, w.records = w.entries+int64(len(entries)), w.records+recordsOf(entries)
 	return w.v.hold(ctx, w.p, entries)

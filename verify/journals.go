@@ -271,7 +271,7 @@ func (v *verifier) confirmFold(ctx context.Context, id metadata.GatewayID, p *pa
 
 func (v *verifier) nameChanges(changes []change) {
 	for _, c := range changes {
-		v.named.add(c.Entries)
+		v.named.AddNamed(c.Entries)
 	}
 }
 

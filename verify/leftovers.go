@@ -69,7 +69,7 @@ func (s *sweep) object(ctx context.Context, o segments.ObjectInfo) error {
 	}
 	s.v.count(func(c *Summary) { c.Objects, c.ObjectBytes = c.Objects+1, c.ObjectBytes+o.Size })
 	id := metadata.GatewayID(gateway)
-	if s.v.named.has(id, number) || s.v.isYoung(id) {
+	if s.v.named.Has(id, number) || s.v.isYoung(id) {
 		return nil
 	}
 	if lost, _ := s.v.broken(); lost {

@@ -88,7 +88,7 @@ func Run(ctx context.Context, config Config, report func(Finding)) (Summary, err
 		Config: config.withDefaults(), tell: report,
 		gateways: make(map[metadata.GatewayID]metadata.Gateway), topics: make(map[metadata.TopicID]*metadata.Topic),
 		journals: make(map[metadata.GatewayID]*journal), epochs: make(map[epochKey]metadata.GatewayID),
-		named: newNamed(), needed: make(map[metadata.GatewayID]bool),
+		needed: make(map[metadata.GatewayID]bool),
 	}
 	err := v.run(ctx)
 	v.mu.Lock()
@@ -114,7 +114,7 @@ type verifier struct {
 	gateways map[metadata.GatewayID]metadata.Gateway // as they were before anything else was read
 	topics   map[metadata.TopicID]*metadata.Topic
 	epochs   map[epochKey]metadata.GatewayID
-	named    *named
+	named    metadata.SegmentSet
 	group    group
 }
 
