@@ -39,6 +39,8 @@ type Gateway struct {
 	mirrors    *mirrors
 	latest     *latest
 	generation *generation
+	litter     *litter
+	collect    CollectFunc // nil: nobody collects garbage here
 	resting    *resting
 	recovered  []segments.RecoveredFile // what predecessors left in the buffer
 	// predecessors are ids that ended without closing, on this data folder or table.
@@ -109,6 +111,7 @@ func New(config Config, d Dependencies) (*Gateway, error) {
 	g.producerIDs.turn = make(chan struct{}, 1)
 	g.partitions = newPartitions(g)
 	g.reader = newReader(g)
+	g.litter = newLitter()
 	g.members = newMembers(g)
 	g.peers = newPeers(g, d.Dial)
 	g.router = newRouter(g)

@@ -142,8 +142,10 @@ func (m *members) read(ctx context.Context) error {
 		watched = 0 // the table takes no heartbeat of ours: theirs may fare no better
 	}
 	own := m.g.ID()
+	m.forgetRemoved(rows)
 	for _, row := range rows {
 		was, known := m.seen[row.ID]
+		m.g.litter.heard(&was.row, &row, own)
 		switch {
 		case !known || was.row.Stamp != row.Stamp:
 			m.seen[row.ID] = sighting{row: row, open: was.open || row.State != metadata.GatewayClosed}
@@ -157,6 +159,20 @@ func (m *members) read(ctx context.Context) error {
 	}
 	m.judge()
 	return nil
+}
+
+// forgetRemoved forgets gateways whose rows are gone: a collector removes those that are closed. They must not be taken
+// for what they were when they were seen last. The caller holds mu.
+func (m *members) forgetRemoved(rows []metadata.Gateway) {
+	there := make(map[metadata.GatewayID]bool, len(rows))
+	for i := range rows {
+		there[rows[i].ID] = true
+	}
+	for id := range m.seen {
+		if !there[id] {
+			delete(m.seen, id)
+		}
+	}
 }
 
 // sighted is a row as it was seen last.
@@ -196,6 +212,7 @@ func (m *members) judge() {
 		m.gone = gone
 		close(m.changed)
 		m.changed = make(chan struct{})
+		m.g.litter.poke() // it may be another gateway that comes first
 	}
 }
 

@@ -100,6 +100,10 @@ func (i *impostor) Take(context.Context, *peerv1.TakeRequest) (*peerv1.TakeRespo
 	return &peerv1.TakeResponse{}, nil
 }
 
+func (i *impostor) Acknowledge(context.Context, *peerv1.AcknowledgeRequest) (*peerv1.AcknowledgeResponse, error) {
+	return &peerv1.AcknowledgeResponse{}, nil
+}
+
 func (i *impostor) Watch(ctx context.Context, stream peerv1connect.PeerServiceWatchServerStream) error {
 	i.calls.Add(1)
 	return i.tell(stream)
@@ -159,6 +163,10 @@ func TestStrangersAreRefused(t *testing.T) {
 			},
 			"Take": func(call *peerv1.Call) error {
 				_, err := client.Take(t.Context(), &peerv1.TakeRequest{Call: call})
+				return err
+			},
+			"Acknowledge": func(call *peerv1.Call) error {
+				_, err := client.Acknowledge(t.Context(), &peerv1.AcknowledgeRequest{Call: call})
 				return err
 			},
 			"Watch": func(call *peerv1.Call) error {

@@ -259,6 +259,7 @@ func (o *ownRow) write(ctx context.Context, state metadata.GatewayState) error {
 		o.row.State = state
 	}
 	o.row.Floor, o.row.Buffered = o.t.intake.floor()
+	o.row.Garbage = o.t.g.litter.ofOwn()
 	o.row.Partitions = uint64(o.t.sequencer.holding.Load())
 	return o.row.Write(ctx, o.t.g.table)
 }

@@ -50,6 +50,8 @@ type Gateway struct {
 	// buffered and has not committed, both as of the beat.
 	Partitions uint64
 	Buffered   uint64
+	// Garbage counts what it decided so far that may have left garbage.
+	Garbage uint64
 	// SealedAt is when it was marked sealed (ms, wall clock of who did it), or 0: for people,
 	// and for closing it after days.
 	SealedAt int64
@@ -68,6 +70,7 @@ type gatewayRow struct {
 	MergeFloor uint64       `json:"merge_floor,omitempty"`
 	Partitions uint64       `json:"partitions"`
 	Buffered   uint64       `json:"buffered"`
+	Garbage    uint64       `json:"garbage,omitempty"`
 	State      GatewayState `json:"state"`
 	SealedAt   int64        `json:"sealed_at"`
 }
@@ -76,7 +79,7 @@ func gatewayKey(id GatewayID) Key { return Key{gatewaysPartition, string(id)} }
 
 func (g *Gateway) row() gatewayRow {
 	return gatewayRow{Format: formatV1, Address: g.Address, Peer: g.Peer, Protocol: g.Protocol, Zone: g.Zone, Version: g.Version,
-		Beat: g.Beat, Floor: g.Floor, MergeFloor: g.MergeFloor, Partitions: g.Partitions, Buffered: g.Buffered, State: g.State, SealedAt: g.SealedAt}
+		Beat: g.Beat, Floor: g.Floor, MergeFloor: g.MergeFloor, Partitions: g.Partitions, Buffered: g.Buffered, Garbage: g.Garbage, State: g.State, SealedAt: g.SealedAt}
 }
 
 func decodeGateway(row Row) (Gateway, error) {
@@ -88,7 +91,7 @@ func decodeGateway(row Row) (Gateway, error) {
 		return Gateway{}, fmt.Errorf("%w: row %s: unknown state %q", ErrCorrupt, row.Key, r.State)
 	}
 	return Gateway{ID: GatewayID(row.Sort), Address: r.Address, Peer: r.Peer, Protocol: r.Protocol, Zone: r.Zone, Version: r.Version,
-		Beat: r.Beat, Floor: r.Floor, MergeFloor: r.MergeFloor, Partitions: r.Partitions, Buffered: r.Buffered, State: r.State, SealedAt: r.SealedAt, Stamp: row.Stamp}, nil
+		Beat: r.Beat, Floor: r.Floor, MergeFloor: r.MergeFloor, Partitions: r.Partitions, Buffered: r.Buffered, Garbage: r.Garbage, State: r.State, SealedAt: r.SealedAt, Stamp: row.Stamp}, nil
 }
 
 // RegisterGateway makes the row of a gateway that just minted its id, live and with

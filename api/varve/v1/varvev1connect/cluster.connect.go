@@ -33,6 +33,8 @@ const (
 	ClusterServiceUsageProcedure = "/varve.v1.ClusterService/Usage"
 	// ClusterServiceVerifyProcedure is the procedure name of the ClusterService's Verify RPC.
 	ClusterServiceVerifyProcedure = "/varve.v1.ClusterService/Verify"
+	// ClusterServiceCollectProcedure is the procedure name of the ClusterService's Collect RPC.
+	ClusterServiceCollectProcedure = "/varve.v1.ClusterService/Collect"
 )
 
 var (
@@ -64,6 +66,13 @@ var (
 			Procedure:  ClusterServiceVerifyProcedure,
 		}
 	})
+	clusterServiceCollectSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeServer,
+			Schema:     v1.File_varve_v1_cluster_proto.Services().ByName("ClusterService").Methods().ByName("Collect"),
+			Procedure:  ClusterServiceCollectProcedure,
+		}
+	})
 )
 
 // ClusterServiceClient is a client for the varve.v1.ClusterService service.
@@ -75,6 +84,9 @@ type ClusterServiceClient interface {
 	Usage(context.Context, *v1.UsageRequest) (*v1.UsageResponse, error)
 	// Verify checks bucket and table against the invariants, while gateways work on them.
 	Verify(context.Context, *v1.VerifyRequest) (ClusterServiceVerifyClientStream, error)
+	// Collect deletes objects and rows that nothing names and nothing ever will, and says what it did. It answers when that is
+	// done: headers come at once.
+	Collect(context.Context, *v1.CollectRequest) (ClusterServiceCollectClientStream, error)
 }
 
 // NewClusterServiceClient constructs a client for the varve.v1.ClusterService service. Multiple
@@ -123,6 +135,26 @@ func (s ClusterServiceVerifyClientStream) Close() error {
 	return s.stream.Close()
 }
 
+// ClusterServiceCollectClientStream is the client stream for the ClusterService's Collect RPC.
+type ClusterServiceCollectClientStream struct {
+	stream connect.ClientStream
+}
+
+// Receive returns the next response message from the server.
+func (s ClusterServiceCollectClientStream) Receive() (*v1.CollectResponse, error) {
+	var res v1.CollectResponse
+	if err := s.stream.Receive(&res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+// Close releases the stream's resources. It is idempotent and is typically deferred to clean up a
+// stream abandoned before io.EOF.
+func (s ClusterServiceCollectClientStream) Close() error {
+	return s.stream.Close()
+}
+
 // ClusterServiceHandler is an implementation of the varve.v1.ClusterService service.
 type ClusterServiceHandler interface {
 	ListGateways(context.Context, *v1.ListGatewaysRequest) (*v1.ListGatewaysResponse, error)
@@ -132,6 +164,9 @@ type ClusterServiceHandler interface {
 	Usage(context.Context, *v1.UsageRequest) (*v1.UsageResponse, error)
 	// Verify checks bucket and table against the invariants, while gateways work on them.
 	Verify(context.Context, *v1.VerifyRequest, ClusterServiceVerifyServerStream) error
+	// Collect deletes objects and rows that nothing names and nothing ever will, and says what it did. It answers when that is
+	// done: headers come at once.
+	Collect(context.Context, *v1.CollectRequest, ClusterServiceCollectServerStream) error
 }
 
 // RegisterClusterServiceHandler registers svc as the varve.v1.ClusterService implementation on
@@ -143,6 +178,7 @@ func RegisterClusterServiceHandler(server *connect.Server, svc ClusterServiceHan
 		connect.Method{Spec: clusterServiceDumpSpec(), Handler: adapter.dump},
 		connect.Method{Spec: clusterServiceUsageSpec(), Handler: adapter.usage},
 		connect.Method{Spec: clusterServiceVerifySpec(), Handler: adapter.verify},
+		connect.Method{Spec: clusterServiceCollectSpec(), Handler: adapter.collect},
 	)
 }
 
@@ -176,6 +212,21 @@ func (s ClusterServiceVerifyServerStream) Send(res *v1.VerifyResponse) error {
 	return s.stream.Send(res)
 }
 
+// ClusterServiceCollectServerStream is the server stream for the ClusterService's Collect RPC.
+type ClusterServiceCollectServerStream struct {
+	stream connect.ServerStream
+}
+
+// SendHeaders flushes the response headers without a message. The first Send does this implicitly.
+func (s ClusterServiceCollectServerStream) SendHeaders() error {
+	return s.stream.SendHeaders()
+}
+
+// Send sends a response message to the client.
+func (s ClusterServiceCollectServerStream) Send(res *v1.CollectResponse) error {
+	return s.stream.Send(res)
+}
+
 // UnimplementedClusterServiceHandler returns CodeUnimplemented from all methods.
 type UnimplementedClusterServiceHandler struct{}
 
@@ -193,6 +244,10 @@ func (UnimplementedClusterServiceHandler) Usage(context.Context, *v1.UsageReques
 
 func (UnimplementedClusterServiceHandler) Verify(context.Context, *v1.VerifyRequest, ClusterServiceVerifyServerStream) error {
 	return connect.NewError(connect.CodeUnimplemented, "varve.v1.ClusterService.Verify is not implemented")
+}
+
+func (UnimplementedClusterServiceHandler) Collect(context.Context, *v1.CollectRequest, ClusterServiceCollectServerStream) error {
+	return connect.NewError(connect.CodeUnimplemented, "varve.v1.ClusterService.Collect is not implemented")
 }
 
 type clusterServiceClient struct {
@@ -229,6 +284,14 @@ func (c *clusterServiceClient) Verify(ctx context.Context, req *v1.VerifyRequest
 		return ClusterServiceVerifyClientStream{}, err
 	}
 	return ClusterServiceVerifyClientStream{stream: stream}, nil
+}
+
+func (c *clusterServiceClient) Collect(ctx context.Context, req *v1.CollectRequest) (ClusterServiceCollectClientStream, error) {
+	stream, err := c.client.CallServerStream(ctx, clusterServiceCollectSpec(), req)
+	if err != nil {
+		return ClusterServiceCollectClientStream{}, err
+	}
+	return ClusterServiceCollectClientStream{stream: stream}, nil
 }
 
 type clusterServiceHandler struct{ svc ClusterServiceHandler }
@@ -271,4 +334,12 @@ func (h clusterServiceHandler) verify(ctx context.Context, _ connect.Spec, strea
 		return err
 	}
 	return h.svc.Verify(ctx, &req, ClusterServiceVerifyServerStream{stream: stream})
+}
+
+func (h clusterServiceHandler) collect(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.CollectRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	return h.svc.Collect(ctx, &req, ClusterServiceCollectServerStream{stream: stream})
 }
