@@ -39,6 +39,11 @@ type Gateways interface {
 	Acknowledge(ctx context.Context, id metadata.GatewayID) error
 }
 
+// Beating is a Gateways that can say anew what is settled, by the row of the gateway beside which the collector runs.
+type Beating interface {
+	Beat(ctx context.Context) error
+}
+
 // Host is the gateway beside which a collector runs.
 type Host interface {
 	Gateways

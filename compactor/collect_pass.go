@@ -59,7 +59,7 @@ func (p *pass) run(ctx context.Context) error {
 
 // prepare reads what the judgement rests on.
 func (p *pass) prepare(ctx context.Context) error {
-	for _, step := range []func(context.Context) error{p.checkGeneration, p.readGateways, p.ask, p.readTopics} {
+	for _, step := range []func(context.Context) error{p.checkGeneration, p.beat, p.readGateways, p.ask, p.readTopics} {
 		if err := step(ctx); err != nil {
 			return err
 		}
@@ -139,6 +139,14 @@ func (p *pass) raise(ctx context.Context) error {
 	p.raised = true
 	if err := p.Store.Delete(ctx, key(number-1)); err != nil {
 		p.Log.Warn("an older generation stays in the bucket", "error", err)
+	}
+	return nil
+}
+
+// beat has the gateway say what it has settled, if there is one here: a collection that follows a commit at once knows of it.
+func (p *pass) beat(ctx context.Context) error {
+	if b, ok := p.Gateways.(Beating); ok {
+		return b.Beat(ctx)
 	}
 	return nil
 }

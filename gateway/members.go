@@ -295,13 +295,6 @@ func (m *members) departed() []metadata.GatewayID {
 	return list
 }
 
-// isClosed says whether a gateway is gone for ever, with all of its numbers settled.
-func (m *members) isClosed(id metadata.GatewayID) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.seen[id].row.State == metadata.GatewayClosed
-}
-
 // knows says whether a gateway has a row that was seen.
 func (m *members) knows(id metadata.GatewayID) bool {
 	m.mu.Lock()

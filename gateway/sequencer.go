@@ -104,8 +104,8 @@ type sequencer struct {
 	uneven bool // who lives has changed: see which partitions should be elsewhere
 	// barriers are told once every cycle is settled that began before they came.
 	barriers []chan error
-	wake   chan struct{}
-	quit   chan leaveRequest
+	wake     chan struct{}
+	quit     chan leaveRequest
 
 	sealedMu sync.Mutex
 	sealed   map[metadata.GatewayID]*sealing

@@ -13,12 +13,14 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"sync"
 	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/varvelog/varve/compactor"
 	"github.com/varvelog/varve/gateway"
 	"github.com/varvelog/varve/metadata"
 	"github.com/varvelog/varve/segments"
@@ -46,6 +48,8 @@ type serveOptions struct {
 	uploadBytes                    int64
 	drainTimeout, leaseTime        time.Duration
 	startTimeout                   time.Duration
+	gcInterval, gcGrace            time.Duration
+	gcShare                        float64
 }
 
 func newServeCommand() *cobra.Command {
@@ -91,6 +95,9 @@ func (o *serveOptions) register(f *pflag.FlagSet) {
 	f.DurationVar(&o.startTimeout, "start-timeout", time.Minute, "how long a start waits for a bucket or table that does not answer; what refuses it ends it at once")
 	f.DurationVar(&o.drainTimeout, "drain-timeout", 25*time.Second, "how long a clean shutdown may take")
 	f.DurationVar(&o.leaseTime, "lease-time", 5*time.Second, "silence after which a gateway counts as dead")
+	f.DurationVar(&o.gcInterval, "gc-interval", compactor.DefaultInterval, "space between collections of garbage; there are none while nothing becomes garbage")
+	f.DurationVar(&o.gcGrace, "gc-grace", compactor.DefaultGrace, "how long readers may go by an index that names an object after nothing names it any more")
+	f.Float64Var(&o.gcShare, "gc-share", compactor.DefaultMaxShare, "share of the bucket's bytes that one collection may delete unless it is forced")
 	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&o.debugListen, "debug-listen", "", "loopback address for /debug/pprof (default: none)")
@@ -143,6 +150,7 @@ func (o *serveOptions) plan(logs io.Writer) (*plan, error) {
 	note(err)
 	p.config = o.config(p)
 	note(p.config.Validate())
+	note(o.checkCollect())
 	if len(faults) > 0 {
 		return nil, usagef("%v", errors.Join(faults...))
 	}
@@ -292,6 +300,10 @@ func serve(ctx context.Context, o *serveOptions, logs io.Writer, started func(ne
 	if err != nil {
 		return err
 	}
+	collector, err := o.newCollector(g, p.log)
+	if err != nil {
+		return err
+	}
 	if o.debugListen != "" {
 		stop, err := serveDebug(o.debugListen, p.log)
 		if err != nil {
@@ -300,12 +312,17 @@ func serve(ctx context.Context, o *serveOptions, logs io.Writer, started func(ne
 		defer stop()
 	}
 	defer context.AfterFunc(ctx, func() { p.log.Info("draining: what was accepted is being finished") })()
+	beside, stop := context.WithCancel(ctx)
+	var collecting sync.WaitGroup
 	err = run(ctx, g, listener, peers, func() {
+		collecting.Go(func() { _ = collector.Run(beside, g) }) // until it is told to end
 		p.announce(g, b, listener.Addr())
 		if started != nil {
 			started(listener.Addr())
 		}
 	})
+	stop()
+	collecting.Wait()
 	if err == nil {
 		p.log.Info("stopped; nothing is left undone")
 	}

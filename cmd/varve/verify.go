@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -122,21 +123,9 @@ func (a *app) verifyByGateway(ctx context.Context, f verifyFlags, report func(cl
 }
 
 func (a *app) verifyLocally(ctx context.Context, f verifyFlags, report func(client.VerifyFinding)) (s client.VerifySummary, err error) {
-	places, err := f.places()
+	store, table, closer, err := f.open(ctx)
 	if err != nil {
 		return s, err
-	}
-	store, err := openStore(ctx, places.segments)
-	if err != nil {
-		return s, unusable(err, places.segments.scheme+"://"+places.segments.host, storeAdvice(err, places.segments))
-	}
-	table, closer, err := openTable(ctx, places.metadata)
-	if err != nil {
-		advice := tableAdvice(err, places.metadata)
-		if places.metadata.scheme == schemeBolt && errors.Is(err, metadata.ErrUnavailable) {
-			advice = "ask the gateway that runs on it: leave --data, --segments and --metadata away"
-		}
-		return s, unusable(err, "the table", advice)
 	}
 	defer func() { err = errors.Join(err, closer.Close()) }()
 	told := a.now()
@@ -157,6 +146,27 @@ func (a *app) verifyLocally(ctx context.Context, f verifyFlags, report func(clie
 		err = errors.New("no gateway has served on this table yet: there is nothing to verify")
 	}
 	return client.VerifySummary(summary), err
+}
+
+// open opens store and table of a cluster whose gateway is stopped, or shares them.
+func (f *verifyFlags) open(ctx context.Context) (segments.Store, metadata.Table, io.Closer, error) {
+	places, err := f.places()
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	store, err := openStore(ctx, places.segments)
+	if err != nil {
+		return nil, nil, nil, unusable(err, places.segments.scheme+"://"+places.segments.host, storeAdvice(err, places.segments))
+	}
+	table, closer, err := openTable(ctx, places.metadata)
+	if err != nil {
+		advice := tableAdvice(err, places.metadata)
+		if places.metadata.scheme == schemeBolt && errors.Is(err, metadata.ErrUnavailable) {
+			advice = "ask the gateway that runs on it: leave --data, --segments and --metadata away"
+		}
+		return nil, nil, nil, unusable(err, "the table", advice)
+	}
+	return store, table, closer, nil
 }
 
 // verifyPlaces are store and table of a cluster.
