@@ -54,12 +54,6 @@ type Host interface {
 	Litter() (count uint64, changed <-chan struct{})
 }
 
-// Removed are topics that were deleted and whose rows are still there.
-type Removed interface {
-	// Sweep deletes rows of theirs that nobody needs any more and returns how many there were. As a dry run it only counts.
-	Sweep(ctx context.Context, dryRun bool) (rows int64, err error)
-}
-
 // NobodyLives is the Gateways of a table that no other process can reach, and on which no gateway runs.
 type NobodyLives struct{}
 
@@ -80,8 +74,6 @@ type CollectConfig struct {
 	Store    segments.Store
 	Table    metadata.Table
 	Gateways Gateways
-	// Removed may be nil: no topic leaves rows.
-	Removed Removed
 	// Grace is for how long, on this process's own clock, a collector must have known that nothing names an object before
 	// it goes (default 10 minutes; negative: none). Readers may go by an index for so long.
 	Grace time.Duration
@@ -217,14 +209,14 @@ func (c *Collector) collectOnce(ctx context.Context, o CollectOptions) (*Collect
 		return nil, err
 	}
 	defer func() { <-c.turn }()
-	p := newPass(c, o)
+	p := newCollecting(c, o)
 	err := p.run(ctx)
 	c.ended(p, err)
 	return p.report, err
 }
 
 // ended counts and tells what a pass came to.
-func (c *Collector) ended(p *pass, err error) {
+func (c *Collector) ended(p *collecting, err error) {
 	r := p.report
 	if err != nil {
 		c.meters.failed.Add(1)
@@ -306,7 +298,7 @@ func (c *Collector) reapWaiting(ctx context.Context) error {
 		return err
 	}
 	defer func() { <-c.turn }()
-	p := newPass(c, CollectOptions{})
+	p := newCollecting(c, CollectOptions{})
 	err := p.prepare(ctx)
 	if err == nil {
 		err = p.reap(ctx)

@@ -15,8 +15,8 @@ import (
 	"github.com/varvelog/varve/segments"
 )
 
-// pass is one collection under way.
-type pass struct {
+// collecting is one collection under way.
+type collecting struct {
 	c *Collector
 	CollectConfig
 	CollectOptions
@@ -40,15 +40,15 @@ type pass struct {
 	found []candidate // by this pass
 }
 
-func newPass(c *Collector, o CollectOptions) *pass {
-	return &pass{c: c, CollectConfig: c.config, CollectOptions: o, report: &Collection{DryRun: o.DryRun},
+func newCollecting(c *Collector, o CollectOptions) *collecting {
+	return &collecting{c: c, CollectConfig: c.config, CollectOptions: o, report: &Collection{DryRun: o.DryRun},
 		standings: make(map[metadata.GatewayID]standing), unclearJournals: make(map[metadata.GatewayID]error), unclear: make(map[metadata.PartitionID]bool),
 		needed: make(map[metadata.GatewayID]bool), objects: make(map[metadata.GatewayID]int64), leftover: make(map[metadata.Key]metadata.Stamp)}
 }
 
 // run is a whole collection. The order of what it reads is what it rests on: who has settled what, then what is named,
 // journals before lease rows before pages, then what there is.
-func (p *pass) run(ctx context.Context) error {
+func (p *collecting) run(ctx context.Context) error {
 	for _, step := range []func(context.Context) error{p.prepare, p.mark, p.list, p.reap, p.sweep} {
 		if err := step(ctx); err != nil {
 			return err
@@ -58,7 +58,7 @@ func (p *pass) run(ctx context.Context) error {
 }
 
 // prepare reads what the judgement rests on.
-func (p *pass) prepare(ctx context.Context) error {
+func (p *collecting) prepare(ctx context.Context) error {
 	for _, step := range []func(context.Context) error{p.checkGeneration, p.beat, p.readGateways, p.ask, p.readTopics} {
 		if err := step(ctx); err != nil {
 			return err
@@ -74,7 +74,7 @@ const (
 )
 
 // each lists what is below a prefix.
-func (p *pass) each(ctx context.Context, prefix string, visit func(segments.ObjectInfo)) error {
+func (p *collecting) each(ctx context.Context, prefix string, visit func(segments.ObjectInfo)) error {
 	after := ""
 	for {
 		page, err := p.Store.List(ctx, prefix, after, listPage)
@@ -95,7 +95,7 @@ func (p *pass) each(ctx context.Context, prefix string, visit func(segments.Obje
 var ErrRolledBack = errors.New("compactor: the table was rolled back")
 
 // checkGeneration refuses a table that is older than the bucket. First the bucket is listed, then the table read.
-func (p *pass) checkGeneration(ctx context.Context) error {
+func (p *collecting) checkGeneration(ctx context.Context) error {
 	var err error
 	if p.cluster, err = metadata.ReadCluster(ctx, p.Table); err != nil {
 		return fmt.Errorf("cluster of %s: %w", p.Table, err)
@@ -123,7 +123,7 @@ func (p *pass) checkGeneration(ctx context.Context) error {
 
 // raise raises the generation before the first delete of a collection: should the table be restored from a copy that is
 // older than it, and names what went, that is noticed.
-func (p *pass) raise(ctx context.Context) error {
+func (p *collecting) raise(ctx context.Context) error {
 	if p.raised {
 		return nil
 	}
@@ -144,7 +144,7 @@ func (p *pass) raise(ctx context.Context) error {
 }
 
 // beat has the gateway say what it has settled, if there is one here: a collection that follows a commit at once knows of it.
-func (p *pass) beat(ctx context.Context) error {
+func (p *collecting) beat(ctx context.Context) error {
 	if b, ok := p.Gateways.(Beating); ok {
 		return b.Beat(ctx)
 	}
@@ -153,7 +153,7 @@ func (p *pass) beat(ctx context.Context) error {
 
 // readGateways takes the gateways as they are before anything that they name is read: what lies below their floors is
 // decided by now.
-func (p *pass) readGateways(ctx context.Context) error {
+func (p *collecting) readGateways(ctx context.Context) error {
 	var err error
 	if p.gateways, err = metadata.ListGateways(ctx, p.Table, metadata.Strong, nil); err != nil {
 		return err
@@ -166,7 +166,7 @@ func (p *pass) readGateways(ctx context.Context) error {
 
 // ask asks the gateways that live whether they know of those that are closed. Only what was closed before they were asked
 // counts: the rows are read already. One that starts later reads the rows before it judges anything.
-func (p *pass) ask(ctx context.Context) error {
+func (p *collecting) ask(ctx context.Context) error {
 	var closed, living []metadata.GatewayID
 	for _, g := range p.gateways {
 		switch g.State {
@@ -216,7 +216,7 @@ func (p *pass) ask(ctx context.Context) error {
 }
 
 // forgetHeard drops what was heard about ids whose rows are gone.
-func (p *pass) forgetHeard(closed []metadata.GatewayID) {
+func (p *collecting) forgetHeard(closed []metadata.GatewayID) {
 	for id := range p.c.heard {
 		if !slices.Contains(closed, id) {
 			delete(p.c.heard, id)
@@ -225,7 +225,7 @@ func (p *pass) forgetHeard(closed []metadata.GatewayID) {
 }
 
 // standing is what is known of an uploader. One without a row in the list began later, or its row was removed.
-func (p *pass) standing(ctx context.Context, uploader metadata.GatewayID) (standing, error) {
+func (p *collecting) standing(ctx context.Context, uploader metadata.GatewayID) (standing, error) {
 	owner := uploader.Owner()
 	if s, known := p.standings[owner]; known {
 		return s, nil
@@ -247,7 +247,7 @@ func (p *pass) standing(ctx context.Context, uploader metadata.GatewayID) (stand
 }
 
 // mark finds out what is named.
-func (p *pass) mark(ctx context.Context) error {
+func (p *collecting) mark(ctx context.Context) error {
 	err := p.survey(ctx, p.markPartition)
 	for id := range p.unclear {
 		p.report.Unclear = append(p.report.Unclear, id)
@@ -262,7 +262,7 @@ func (p *pass) mark(ctx context.Context) error {
 }
 
 // markPartition marks what a partition names. One that moves meanwhile is read again.
-func (p *pass) markPartition(ctx context.Context, g *glimpse) error {
+func (p *collecting) markPartition(ctx context.Context, g *glimpse) error {
 	for attempt := 0; ; attempt++ {
 		if p.deleted(g) || g.lease == nil && g.fault == nil {
 			return nil
@@ -289,14 +289,14 @@ func (p *pass) markPartition(ctx context.Context, g *glimpse) error {
 		if err := rest(ctx, min(attempt, attempts-1)); err != nil {
 			return err
 		}
-		if g, err = look(ctx, p.Table, g.id, &journals{}); err != nil {
+		if g, err = lookAfresh(ctx, p.Table, g.id, &journals{}); err != nil {
 			return err
 		}
 	}
 }
 
 // note notes what a partition needs of gateways, and rows of it that nothing names and never will.
-func (p *pass) note(ctx context.Context, g *glimpse, rows []metadata.Row) error {
+func (p *collecting) note(ctx context.Context, g *glimpse, rows []metadata.Row) error {
 	folded := metadata.Stamp{Epoch: g.stored.Epoch, Sequence: g.lease.Through}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -327,7 +327,7 @@ func (p *pass) note(ctx context.Context, g *glimpse, rows []metadata.Row) error 
 
 // list lists the bucket and finds the candidates. It comes last: what was settled when the gateways' rows were read has been
 // seen by now, if anything names it.
-func (p *pass) list(ctx context.Context) error {
+func (p *collecting) list(ctx context.Context) error {
 	since := make(map[candidate]time.Time, len(p.c.candidates))
 	for _, c := range p.c.candidates {
 		since[candidate{uploader: c.uploader, number: c.number}] = c.since

@@ -13,7 +13,7 @@ import (
 	"github.com/varvelog/varve/segments"
 )
 
-// steppingStore and steppingTable have the world move before the collector's calls.
+// steppingStore and steppingTable have the forgery move before the collector's calls.
 type steppingStore struct {
 	segments.Store
 	step   func()
@@ -73,7 +73,7 @@ func TestCollectBetweenReads(t *testing.T) {
 }
 
 func collectBetweenReads(r *rapid.T, did map[string]int) {
-	w := newWorld(r)
+	w := newForgery(r)
 	w.did = did
 	draw := func(n int) int { return rapid.IntRange(0, n-1).Draw(r, "n") }
 	w.begin()
@@ -172,7 +172,7 @@ func collectBetweenReads(r *rapid.T, did map[string]int) {
 }
 
 // quiet lets everything come to its end: what is on its way arrives, who is dead is closed, who lives has beaten.
-func (w *world) quiet() {
+func (w *forgery) quiet() {
 	g := w.begin()
 	for len(w.swaps) > 0 {
 		w.swaps[0].decide()

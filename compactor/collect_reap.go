@@ -23,7 +23,7 @@ const (
 )
 
 // reap deletes the candidates whose grace is over, after a last look at the partitions that are in them.
-func (p *pass) reap(ctx context.Context) error {
+func (p *collecting) reap(ctx context.Context) error {
 	list := p.c.candidates
 	if p.DryRun {
 		list = slices.Clone(p.found)
@@ -53,7 +53,7 @@ func (p *pass) reap(ctx context.Context) error {
 
 // tooMany says which of the candidates must be left since more would go at once than may. What the partitions in it have
 // judged, or what was deleted with its topic, is accounted for and may always go.
-func (p *pass) tooMany(ctx context.Context, due []candidate) (map[candidate]bool, error) {
+func (p *collecting) tooMany(ctx context.Context, due []candidate) (map[candidate]bool, error) {
 	bytes := int64(0)
 	for i := range due {
 		bytes += due[i].size
@@ -82,7 +82,7 @@ func (p *pass) tooMany(ctx context.Context, due []candidate) (map[candidate]bool
 }
 
 // dryListed is what a dry run listed, which the collector does not remember.
-func (p *pass) dryListed() int64 {
+func (p *collecting) dryListed() int64 {
 	if p.DryRun {
 		return p.report.ObjectBytes - p.c.listed
 	}
@@ -117,7 +117,7 @@ func (f *failing) text() string {
 }
 
 // reapBatch deletes what it can and returns the rest.
-func (p *pass) reapBatch(ctx context.Context, batch []candidate, spared map[candidate]bool, failures *failing) ([]candidate, error) {
+func (p *collecting) reapBatch(ctx context.Context, batch []candidate, spared map[candidate]bool, failures *failing) ([]candidate, error) {
 	looks, err := p.lookOnce(ctx, batch)
 	if err != nil {
 		return batch, err
@@ -167,7 +167,7 @@ func (p *pass) reapBatch(ctx context.Context, batch []candidate, spared map[cand
 	return left, nil
 }
 
-func (p *pass) key(c candidate) string {
+func (p *collecting) key(c candidate) string {
 	return segments.ObjectKey(segments.ClusterID(p.cluster.ID), segments.GatewayID(c.uploader), c.number)
 }
 
@@ -186,7 +186,7 @@ type held struct {
 
 // lookOnce looks at candidates once more: who wrote them, what is in them, and whether any of the partitions in them, as they
 // are now, names them.
-func (p *pass) lookOnce(ctx context.Context, batch []candidate) ([]lastLook, error) {
+func (p *collecting) lookOnce(ctx context.Context, batch []candidate) ([]lastLook, error) {
 	looks := make([]lastLook, len(batch))
 	for i, c := range batch {
 		s, err := p.standing(ctx, c.uploader)
@@ -225,7 +225,7 @@ func (p *pass) lookOnce(ctx context.Context, batch []candidate) ([]lastLook, err
 }
 
 // openAll reads the candidates' directories and lists the spans in them by partition.
-func (p *pass) openAll(ctx context.Context, batch []candidate, looks []lastLook) (map[metadata.PartitionID][]held, error) {
+func (p *collecting) openAll(ctx context.Context, batch []candidate, looks []lastLook) (map[metadata.PartitionID][]held, error) {
 	within := make(map[metadata.PartitionID][]held)
 	var mu sync.Mutex
 	group, working := errgroup.WithContext(ctx)
@@ -270,7 +270,7 @@ func spanOf(candidate int, span *segments.Span) held {
 }
 
 // lookAt looks for candidates in one partition's index as it is now.
-func (p *pass) lookAt(ctx context.Context, id metadata.PartitionID, batch []candidate, spans []held, shared *journals) ([]lastLook, error) {
+func (p *collecting) lookAt(ctx context.Context, id metadata.PartitionID, batch []candidate, spans []held, shared *journals) ([]lastLook, error) {
 	found := make([]lastLook, len(spans))
 	all := func(l lastLook) []lastLook {
 		for i := range found {
@@ -282,7 +282,7 @@ func (p *pass) lookAt(ctx context.Context, id metadata.PartitionID, batch []cand
 		return all(lastLook{why: KeptUnclear}), nil
 	}
 	for attempt := 0; ; attempt++ {
-		g, err := look(ctx, p.Table, id, shared)
+		g, err := lookAfresh(ctx, p.Table, id, shared)
 		switch {
 		case err != nil:
 			return nil, err
@@ -342,7 +342,7 @@ func periods(spans []held) []period {
 
 // namedWithin reads those parts of an index whose timestamps meet those of the spans: an entry has the timestamps of the
 // batches that it names. So a look costs a page or two, however long the log is.
-func (p *pass) namedWithin(ctx context.Context, v *metadata.View, spans []held) (*metadata.SegmentSet, error) {
+func (p *collecting) namedWithin(ctx context.Context, v *metadata.View, spans []held) (*metadata.SegmentSet, error) {
 	s := &search{v: v, index: metadata.TableIndex{Table: p.Table}, periods: periods(spans)}
 	end := v.Next
 	if len(v.Tail) > 0 {

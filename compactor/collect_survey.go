@@ -69,7 +69,7 @@ func (g *glimpse) fold(journal *metadata.SealedJournal) {
 // at a time, before the lease rows of the partitions in them; partitions that are in none are shown as their lease
 // rows have them. A change goes from the journal to the lease row only, so none that was there at the begin is missed.
 // visit is called by several goroutines.
-func (p *pass) survey(ctx context.Context, visit func(context.Context, *glimpse) error) error {
+func (p *collecting) survey(ctx context.Context, visit func(context.Context, *glimpse) error) error {
 	shown := make(map[metadata.PartitionID]bool)
 	for i := range p.gateways {
 		if err := p.surveyJournal(ctx, p.gateways[i].ID, shown, visit); err != nil {
@@ -98,7 +98,7 @@ func (p *pass) survey(ctx context.Context, visit func(context.Context, *glimpse)
 
 // readTopics reads the catalog: what lies in a topic that is not there by now is of one that was deleted, or of one that
 // came later, of whose segments none was settled before.
-func (p *pass) readTopics(ctx context.Context) error {
+func (p *collecting) readTopics(ctx context.Context) error {
 	p.topics = make(map[metadata.TopicID]*metadata.Topic)
 	for row, err := range metadata.Rows(ctx, p.Table, metadata.TopicRange()) {
 		if err != nil {
@@ -117,12 +117,12 @@ func (p *pass) readTopics(ctx context.Context) error {
 
 // deleted says that a partition's records went with its topic. The catalog alone is not enough for that: the partition
 // must say so, too.
-func (p *pass) deleted(g *glimpse) bool {
+func (p *collecting) deleted(g *glimpse) bool {
 	return g.view != nil && g.view.Closed && p.topics[g.id.Topic] == nil
 }
 
 // surveyJournal shows the partitions that go on in a journal.
-func (p *pass) surveyJournal(ctx context.Context, id metadata.GatewayID, shown map[metadata.PartitionID]bool, visit func(context.Context, *glimpse) error) error {
+func (p *collecting) surveyJournal(ctx context.Context, id metadata.GatewayID, shown map[metadata.PartitionID]bool, visit func(context.Context, *glimpse) error) error {
 	journal, err := metadata.ReadJournal(ctx, p.Table, id)
 	if errors.Is(err, metadata.ErrHole) || errors.Is(err, metadata.ErrCorrupt) {
 		p.unclearJournals[id] = err
@@ -175,7 +175,7 @@ func byPartition(journal *metadata.SealedJournal) map[metadata.PartitionID]*meta
 }
 
 // surveyAlone shows a partition that no journal had changes of.
-func (p *pass) surveyAlone(ctx context.Context, id metadata.PartitionID, visit func(context.Context, *glimpse) error) error {
+func (p *collecting) surveyAlone(ctx context.Context, id metadata.PartitionID, visit func(context.Context, *glimpse) error) error {
 	g, err := head(ctx, p.Table, id)
 	if err != nil {
 		return err
@@ -219,9 +219,9 @@ func (js *journals) of(ctx context.Context, t metadata.Table, id metadata.Gatewa
 	return j.parts, j.err
 }
 
-// look reads one partition by strong reads, as of a moment after the journals were begun to be read: its lease row, the
+// lookAfresh reads one partition by strong reads, as of a moment after the journals were begun to be read: its lease row, the
 // journal on which it goes on, and the lease row again, which must name that journal still.
-func look(ctx context.Context, t metadata.Table, id metadata.PartitionID, js *journals) (*glimpse, error) {
+func lookAfresh(ctx context.Context, t metadata.Table, id metadata.PartitionID, js *journals) (*glimpse, error) {
 	for attempt := range attempts {
 		g, err := head(ctx, t, id)
 		if err != nil || g.fault != nil || g.lease == nil || g.lease.Released {

@@ -13,24 +13,16 @@ import (
 const rowsKept = 100_000
 
 // sweep deletes rows that nothing needs.
-func (p *pass) sweep(ctx context.Context) error {
+func (p *collecting) sweep(ctx context.Context) error {
 	if err := p.sweepIndex(ctx); err != nil {
 		return err
 	}
-	if err := p.sweepGateways(ctx); err != nil {
-		return err
-	}
-	if p.Removed == nil {
-		return nil
-	}
-	rows, err := p.Removed.Sweep(ctx, p.DryRun)
-	p.report.Rows += rows
-	return err
+	return p.sweepGateways(ctx)
 }
 
 // sweepIndex deletes pages and nodes that two collections, a grace apart, found named by nothing. Who puts a row of that key
 // again puts it with a higher stamp, which the condition spares.
-func (p *pass) sweepIndex(ctx context.Context) error {
+func (p *collecting) sweepIndex(ctx context.Context) error {
 	now := time.Now()
 	kept := make(map[metadata.Key]unnamedRow)
 	for key, stamp := range p.leftover {
@@ -60,7 +52,7 @@ func (p *pass) sweepIndex(ctx context.Context) error {
 	return nil
 }
 
-func (p *pass) deleteRow(ctx context.Context, key metadata.Key, stamp metadata.Stamp) (int64, error) {
+func (p *collecting) deleteRow(ctx context.Context, key metadata.Key, stamp metadata.Stamp) (int64, error) {
 	if err := p.raise(ctx); err != nil {
 		return 0, err
 	}
@@ -76,7 +68,7 @@ func (p *pass) deleteRow(ctx context.Context, key metadata.Key, stamp metadata.S
 
 // sweepGateways ends what is left of gateways that are closed: first what their journals still hold, and when there is no
 // object of theirs any more, their rows. A journal keeps its opening row and its seal for ever.
-func (p *pass) sweepGateways(ctx context.Context) error {
+func (p *collecting) sweepGateways(ctx context.Context) error {
 	if len(p.unclear) > 0 {
 		return nil // their leases may rest on anybody's journal
 	}
@@ -113,7 +105,7 @@ func (p *pass) sweepGateways(ctx context.Context) error {
 	return nil
 }
 
-func (p *pass) removeGateway(ctx context.Context, g metadata.Gateway) error {
+func (p *collecting) removeGateway(ctx context.Context, g metadata.Gateway) error {
 	if err := p.raise(ctx); err != nil {
 		return err
 	}
@@ -127,7 +119,7 @@ func (p *pass) removeGateway(ctx context.Context, g metadata.Gateway) error {
 }
 
 // trim removes what the journal of a gateway that is closed still holds, or says that a partition rests on it.
-func (p *pass) trim(ctx context.Context, id metadata.GatewayID) (rests bool, err error) {
+func (p *collecting) trim(ctx context.Context, id metadata.GatewayID) (rests bool, err error) {
 	journal, err := metadata.ReadJournal(ctx, p.Table, id)
 	switch {
 	case errors.Is(err, metadata.ErrHole), errors.Is(err, metadata.ErrCorrupt):

@@ -29,7 +29,7 @@ func wantKept(t *testing.T, got *compactor.Collection, deleted int64, kept map[c
 	}
 }
 
-func (w *world) wantObjects(keys ...string) {
+func (w *forgery) wantObjects(keys ...string) {
 	w.t.Helper()
 	slices.Sort(keys)
 	if diff := cmp.Diff(keys, w.objects()); diff != "" {
@@ -40,7 +40,7 @@ func (w *world) wantObjects(keys ...string) {
 // An upload that is not committed yet stays, also when its gateway died and its disk may come back with what was acked as
 // buffered; it goes when its number is settled, or its id closed.
 func TestUnsettledStays(t *testing.T) {
-	w := newWorld(t)
+	w := newForgery(t)
 	a, b := w.begin(), w.begin()
 	c := w.collector(nil)
 	a.upload(1, 0)
@@ -67,7 +67,7 @@ func TestUnsettledStays(t *testing.T) {
 
 // What only a journal names stays, on whatever view the look is based.
 func TestStaleView(t *testing.T) {
-	w := newWorld(t)
+	w := newForgery(t)
 	a := w.begin()
 	a.upload(1, 0)
 	a.settle(true)
@@ -80,7 +80,7 @@ func TestStaleView(t *testing.T) {
 
 // A closed uploader's late reference: before its objects go, every gateway knows of the closing, and refuses it then.
 func TestClosedUploadersLateReference(t *testing.T) {
-	w := newWorld(t)
+	w := newForgery(t)
 	a, b := w.begin(), w.begin()
 	a.look() // at b, while it lives
 	if a.hold(0) == nil {
@@ -97,7 +97,7 @@ func TestClosedUploadersLateReference(t *testing.T) {
 
 // A gateway that cannot be asked holds up what was closed since it was asked last, and nothing else, until it is sealed.
 func TestUnaskedGateway(t *testing.T) {
-	w := newWorld(t)
+	w := newForgery(t)
 	a, b, first := w.begin(), w.begin(), w.begin()
 	first.upload(1, 0)
 	first.end(a.id)
@@ -123,9 +123,9 @@ func TestUnaskedGateway(t *testing.T) {
 	wantKept(t, w.collect(c, compactor.CollectOptions{}), 1, nil)
 }
 
-// asked is a world in which some gateways do not answer.
+// asked is a forgery in which some gateways do not answer.
 type asked struct {
-	*world
+	*forgery
 	silent map[metadata.GatewayID]bool
 }
 
@@ -133,7 +133,7 @@ func (a asked) Acknowledge(ctx context.Context, id metadata.GatewayID) error {
 	if a.silent[id] {
 		return errors.New("no answer")
 	}
-	return a.world.Acknowledge(ctx, id)
+	return a.forgery.Acknowledge(ctx, id)
 }
 
 // pages gives partition 0 an index with pages.
@@ -151,7 +151,7 @@ func (g *forged) pages() {
 func TestMergeInFlight(t *testing.T) {
 	for _, late := range []bool{false, true} {
 		t.Run(fmt.Sprint("late ", late), func(t *testing.T) {
-			w := newWorld(t)
+			w := newForgery(t)
 			a, b := w.begin(), w.begin()
 			a.pages()
 			c := w.collector(nil)
@@ -194,7 +194,7 @@ func TestMergeInFlight(t *testing.T) {
 // Rows that a checkpoint left when it was cut short go; those of one that is being written stay.
 func TestLeftoverRows(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
+		w := newForgery(t)
 		a := w.begin()
 		a.pages()
 		row, err := w.table.Get(t.Context(), w.id(0).PageKey(metadata.RowPlace{}), metadata.Strong)
@@ -221,7 +221,7 @@ func TestLeftoverRows(t *testing.T) {
 // A gateway that is closed leaves nothing but the ends of its journal, once nothing of it is named. An upload of its that
 // lands after that is known for garbage by the seal.
 func TestDepartedGateway(t *testing.T) {
-	w := newWorld(t)
+	w := newForgery(t)
 	a, b := w.begin(), w.begin()
 	b.upload(1, 0)
 	b.settle(true)
@@ -253,7 +253,7 @@ func TestDepartedGateway(t *testing.T) {
 
 // The journal of a closed gateway stays while a partition rests on it.
 func TestJournalThatIsNeeded(t *testing.T) {
-	w := newWorld(t)
+	w := newForgery(t)
 	a, b := w.begin(), w.begin()
 	b.hold(0)
 	b.upload(1, 0)
@@ -273,7 +273,7 @@ func TestJournalThatIsNeeded(t *testing.T) {
 // catalog merely lost.
 func TestRemovedTopic(t *testing.T) {
 	for _, closed := range []bool{true, false} {
-		w := newWorld(t)
+		w := newForgery(t)
 		a := w.begin()
 		a.upload(1, 0)
 		a.settle(true)
@@ -296,7 +296,7 @@ func TestRemovedTopic(t *testing.T) {
 // Until the grace is over nothing goes; a collector that begins anew begins to wait anew.
 func TestGrace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
+		w := newForgery(t)
 		a := w.begin()
 		a.upload(1, 0)
 		a.flying = nil
@@ -320,7 +320,7 @@ func TestGrace(t *testing.T) {
 
 // More than a share of the bytes goes only by force, unless the partitions can account for it.
 func TestShare(t *testing.T) {
-	w := newWorld(t)
+	w := newForgery(t)
 	a := w.begin()
 	const many = 120
 	for range many {
@@ -360,7 +360,7 @@ func (s bigStore) List(ctx context.Context, prefix, after string, limit int) ([]
 
 // A bucket that refuses deletes is told about, and holds up nothing else.
 func TestDeletesRefused(t *testing.T) {
-	w := newWorld(t)
+	w := newForgery(t)
 	a, b := w.begin(), w.begin()
 	const many = 40
 	for range many {
@@ -401,7 +401,7 @@ func TestDeletesRefused(t *testing.T) {
 
 // An older copy of the table is not collected by.
 func TestRolledBack(t *testing.T) {
-	w := newWorld(t)
+	w := newForgery(t)
 	w.begin()
 	w.must(w.store.Put(t.Context(), fmt.Sprintf("%s/generation/%020d", w.cluster.ID, 7), segments.NewBody([]byte("x"))))
 	if _, err := w.collector(nil).Collect(t.Context(), compactor.CollectOptions{}); !errors.Is(err, compactor.ErrRolledBack) {
@@ -409,9 +409,9 @@ func TestRolledBack(t *testing.T) {
 	}
 }
 
-// messy is a world with garbage of each kind.
-func messy(t *testing.T) *world {
-	w := newWorld(t)
+// messy is a forgery with garbage of each kind.
+func messy(t *testing.T) *forgery {
+	w := newForgery(t)
 	a, b := w.begin(), w.begin()
 	a.pages()
 	m := b.merge(0, func(int) int { return 0 })
@@ -432,7 +432,7 @@ func messy(t *testing.T) *world {
 func TestCollectorKilled(t *testing.T) {
 	whole := messy(t)
 	calls := 0
-	counting := func(w *world, each func() error) func(*compactor.CollectConfig) {
+	counting := func(w *forgery, each func() error) func(*compactor.CollectConfig) {
 		return func(config *compactor.CollectConfig) {
 			config.Parallel = 1
 			config.Store, config.Table = mortalStore{w.store, each}, mortalTable{w.table, each}
@@ -448,7 +448,7 @@ func TestCollectorKilled(t *testing.T) {
 		left := at
 		_, err := w.collector(counting(w, func() error {
 			if left--; left < 0 {
-				return errKilled
+				return errCollectorKilled
 			}
 			return nil
 		})).Collect(t.Context(), compactor.CollectOptions{Force: true})
@@ -477,7 +477,7 @@ func TestCollectorKilled(t *testing.T) {
 	}
 }
 
-var errKilled = errors.New("killed")
+var errCollectorKilled = errors.New("killed")
 
 type mortalStore struct {
 	segments.Store
@@ -547,7 +547,7 @@ func (m mortalTable) Delete(ctx context.Context, key metadata.Key, c metadata.Co
 
 // host is a gateway that says when there is something to collect.
 type host struct {
-	*world
+	*forgery
 	mu      sync.Mutex
 	first   bool
 	count   uint64
@@ -578,10 +578,10 @@ func (h *host) note(first bool) {
 // Beside a gateway a collection comes when there is garbage, and not while nothing happens: no LIST, no read.
 func TestCollectWhenThereIsGarbage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
+		w := newForgery(t)
 		a := w.begin()
 		store := storetest.NewFaulty(w.store)
-		h := &host{world: w, changed: make(chan struct{})}
+		h := &host{forgery: w, changed: make(chan struct{})}
 		reads := 0
 		c := w.collector(func(config *compactor.CollectConfig) {
 			config.Store, config.Gateways, config.Grace, config.Parallel = store, h, 10*time.Minute, 1

@@ -22,8 +22,8 @@ type tb interface {
 	Context() context.Context
 }
 
-// world is a cluster whose gateways do what gateways do, one step at a time.
-type world struct {
+// forgery is a cluster whose gateways do what gateways do, one step at a time.
+type forgery struct {
 	t       tb
 	store   *memstore.Store
 	table   *memtable.Table
@@ -37,7 +37,7 @@ type world struct {
 
 // forged is one of its gateways.
 type forged struct {
-	w       *world
+	w       *forgery
 	id      metadata.GatewayID
 	row     *metadata.Gateway
 	journal *metadata.Journal
@@ -59,9 +59,9 @@ type part struct {
 
 const partitions = 3
 
-func newWorld(t tb) *world {
+func newForgery(t tb) *forgery {
 	t.Helper()
-	w := &world{t: t, store: memstore.New(), table: memtable.New(), did: make(map[string]int)}
+	w := &forgery{t: t, store: memstore.New(), table: memtable.New(), did: make(map[string]int)}
 	var err error
 	w.cluster, err = metadata.OpenCluster(t.Context(), w.table)
 	w.must(err)
@@ -72,22 +72,22 @@ func newWorld(t tb) *world {
 	return w
 }
 
-func (w *world) must(err error) {
+func (w *forgery) must(err error) {
 	w.t.Helper()
 	if err != nil {
 		w.t.Fatalf("%v", err)
 	}
 }
 
-func (w *world) id(partition int32) metadata.PartitionID {
+func (w *forgery) id(partition int32) metadata.PartitionID {
 	return metadata.PartitionID{Topic: w.topic.ID, Number: partition}
 }
 
-func (w *world) key(uploader metadata.GatewayID, number uint64) string {
+func (w *forgery) key(uploader metadata.GatewayID, number uint64) string {
 	return segments.ObjectKey(segments.ClusterID(w.cluster.ID), segments.GatewayID(uploader), number)
 }
 
-func (w *world) has(key string) bool {
+func (w *forgery) has(key string) bool {
 	_, _, err := w.store.Get(w.t.Context(), key, 0, 1)
 	if err != nil && !errors.Is(err, segments.ErrNotFound) {
 		w.t.Fatalf("%v", err)
@@ -96,7 +96,7 @@ func (w *world) has(key string) bool {
 }
 
 // begin starts a gateway.
-func (w *world) begin() *forged {
+func (w *forgery) begin() *forged {
 	w.t.Helper()
 	g := &forged{w: w, id: metadata.NewGatewayID(time.Now()), parts: make(map[int32]*part)}
 	var err error
@@ -129,7 +129,7 @@ func (g *forged) takes(uploader metadata.GatewayID) bool {
 }
 
 // Acknowledge implements compactor.Gateways.
-func (w *world) Acknowledge(_ context.Context, id metadata.GatewayID) error {
+func (w *forgery) Acknowledge(_ context.Context, id metadata.GatewayID) error {
 	for _, g := range w.all {
 		if g.id == id && !g.dead {
 			g.look()
@@ -140,7 +140,7 @@ func (w *world) Acknowledge(_ context.Context, id metadata.GatewayID) error {
 }
 
 // build makes a segment with one batch of so many records for each of the partitions.
-func (w *world) build(uploader metadata.GatewayID, number uint64, records int, partitions ...int32) *segments.Object {
+func (w *forgery) build(uploader metadata.GatewayID, number uint64, records int, partitions ...int32) *segments.Object {
 	w.t.Helper()
 	b := segments.NewBuilder(segments.ClusterID(w.cluster.ID), segments.GatewayID(uploader), number)
 	for _, partition := range partitions {
@@ -425,7 +425,7 @@ func (m *swap) decide() {
 }
 
 // named lists what partitions name now, by key.
-func (w *world) named() []string {
+func (w *forgery) named() []string {
 	w.t.Helper()
 	var keys []string
 	if topic, err := w.topics.Refresh(w.t.Context(), "a"); err != nil || topic.ID != w.topic.ID {
@@ -441,7 +441,7 @@ func (w *world) named() []string {
 }
 
 // entries are those that readers of a partition can reach.
-func (w *world) entries(partition int32) []metadata.Entry {
+func (w *forgery) entries(partition int32) []metadata.Entry {
 	w.t.Helper()
 	view, err := metadata.ReadView(w.t.Context(), w.table, w.id(partition))
 	w.must(err)
@@ -456,7 +456,7 @@ func (w *world) entries(partition int32) []metadata.Entry {
 }
 
 // objects lists the segments in the bucket.
-func (w *world) objects() []string {
+func (w *forgery) objects() []string {
 	w.t.Helper()
 	list, err := w.store.List(w.t.Context(), w.cluster.ID+"/", "", 100_000)
 	w.must(err)
@@ -470,7 +470,7 @@ func (w *world) objects() []string {
 }
 
 // collector makes one with no grace.
-func (w *world) collector(change func(*compactor.CollectConfig)) *compactor.Collector {
+func (w *forgery) collector(change func(*compactor.CollectConfig)) *compactor.Collector {
 	w.t.Helper()
 	config := compactor.CollectConfig{Store: w.store, Table: w.table, Gateways: w, Grace: -1}
 	if change != nil {
@@ -481,7 +481,7 @@ func (w *world) collector(change func(*compactor.CollectConfig)) *compactor.Coll
 	return c
 }
 
-func (w *world) collect(c *compactor.Collector, o compactor.CollectOptions) *compactor.Collection {
+func (w *forgery) collect(c *compactor.Collector, o compactor.CollectOptions) *compactor.Collection {
 	w.t.Helper()
 	report, err := c.Collect(w.t.Context(), o)
 	w.must(err)

@@ -8,7 +8,6 @@ import (
 	varvev1 "github.com/varvelog/varve/api/varve/v1"
 	"github.com/varvelog/varve/api/varve/v1/varvev1connect"
 	"github.com/varvelog/varve/metadata"
-	"github.com/varvelog/varve/segments"
 )
 
 // A collector of garbage runs beside a gateway and asks it what it needs: it is no part of it.
@@ -18,15 +17,6 @@ type CollectFunc func(context.Context, *varvev1.CollectRequest) (*varvev1.Collec
 
 // CollectBy says who collects when ClusterService.Collect is called. Call it before Run.
 func (g *Gateway) CollectBy(collect CollectFunc) { g.collect = collect }
-
-// Meters has the gateway's metrics.
-func (g *Gateway) Meters() *Meters { return g.meters }
-
-// Store and Table are those of the gateway, with its retries and its counts.
-func (g *Gateway) Store() segments.Store { return g.store }
-
-// Table is the gateway's table.
-func (g *Gateway) Table() metadata.Table { return g.table }
 
 // Beat writes this gateway's row, with its floors as they are: one that has its table for itself writes it for nobody else.
 func (g *Gateway) Beat(ctx context.Context) error { return g.tenure.Load().own.write(ctx, "") }

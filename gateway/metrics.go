@@ -152,9 +152,6 @@ func (m *Meters) gauge(name, help string, f func() float64) {
 		prometheus.GaugeOpts{Namespace: namespace, Name: name, Help: help}, f))
 }
 
-// Registerer takes metrics of what runs beside the gateway: /metrics shows them, too.
-func (m *Meters) Registerer() prometheus.Registerer { return m.registry }
-
 // handler serves /metrics.
 func (m *Meters) handler() http.Handler {
 	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError})

@@ -250,7 +250,7 @@ func (o *serveOptions) newCollector(g *gateway.Gateway, log *slog.Logger) (*comp
 	if err != nil {
 		return nil, err
 	}
-	c.Register(g.Meters().Registerer())
+	c.Register(g.Registry())
 	g.CollectBy(func(ctx context.Context, r *varvev1.CollectRequest) (*varvev1.CollectResponse, error) {
 		report, err := c.Collect(ctx, compactor.CollectOptions{DryRun: r.GetDryRun(), Force: r.GetForce(), Wait: r.GetWait()})
 		if err != nil {
