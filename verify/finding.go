@@ -82,6 +82,8 @@ const ItStays = "; it stays: "
 // Why garbage stays that nothing can speak for.
 const (
 	staysForLateWriters = "it keeps late writers out"
+	staysForCollector   = "the collector of garbage removes it (varve gc)"
+	staysUnheard        = "not every gateway has said that it knows"
 	staysAsForeign      = "it is not Varve's"
 	staysOfOpenGateway  = "that gateway is not closed"
 	staysOfNobody       = "nothing says whether that gateway has ended"

@@ -270,7 +270,8 @@ func (w *walk) sums(view *metadata.View) {
 func (w *walk) leave(row metadata.Row) {
 	if writer, number, err := metadata.RowWriter(row.Value); err != nil || writer != "" {
 		// Written for a swap, which may still be asked for while its number is not settled.
-		if owner, known := w.v.gateways[writer.Owner()]; err != nil || !known || number >= owner.MergeFloor {
+		owner, known := w.v.gateways[writer.Owner()]
+		if closed := owner.State == metadata.GatewayClosed && !w.v.unheard; err != nil || !known || number >= owner.MergeFloor && !closed {
 			return
 		}
 		w.leftover = append(w.leftover, row)

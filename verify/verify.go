@@ -34,6 +34,9 @@ type Config struct {
 	Deep bool
 	// Repair removes what is provably garbage. Nothing else is ever written.
 	Repair bool
+	// Acknowledge asks a gateway that lives whether it knows of all that are closed: see gateway.Gateway.Acknowledge. Only Repair
+	// asks. Nil: nobody can be asked, and while a gateway lives nothing goes of those that are closed.
+	Acknowledge func(context.Context, metadata.GatewayID) error
 	// Grace is extra caution against clocks and people: objects of an uploader that was minted later than
 	// this long ago are no orphans yet (default: DefaultGrace).
 	Grace time.Duration
@@ -106,6 +109,8 @@ type verifier struct {
 	progress time.Time
 	// lost: breaks were found for which what the index names may not all be known.
 	lost bool
+	// unheard: not every gateway that lives has said that it knows which are closed.
+	unheard bool
 	// needed are gateways whose journal a lease names.
 	needed map[metadata.GatewayID]bool
 	// journals as far as they are known.

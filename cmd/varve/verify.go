@@ -15,7 +15,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/varvelog/varve/client"
+	"github.com/varvelog/varve/compactor"
 	"github.com/varvelog/varve/metadata"
+	"github.com/varvelog/varve/metadata/bolttable"
 	"github.com/varvelog/varve/segments"
 	"github.com/varvelog/varve/verify"
 )
@@ -129,7 +131,12 @@ func (a *app) verifyLocally(ctx context.Context, f verifyFlags, report func(clie
 	}
 	defer func() { err = errors.Join(err, closer.Close()) }()
 	told := a.now()
+	var acknowledge func(context.Context, metadata.GatewayID) error // nobody can be asked from here
+	if _, exclusive := table.(*bolttable.Table); exclusive {
+		acknowledge = compactor.NobodyLives{}.Acknowledge // its lock is ours
+	}
 	summary, err := verify.Run(ctx, verify.Config{
+		Acknowledge: acknowledge,
 		Store: segments.Retry(store, segments.DefaultRetry()), Table: metadata.Retry(table, fewPauses),
 		Deep: f.Deep, Repair: f.Repair, Grace: f.Grace, Now: a.now,
 		Progress: func(s verify.Summary) {
