@@ -171,18 +171,19 @@ func NewCollector(config CollectConfig) (*Collector, error) {
 // Collect makes a collection now. What an error leaves behind the next one finds.
 func (c *Collector) Collect(ctx context.Context, o CollectOptions) (*Collection, error) {
 	report, err := c.collectOnce(ctx, o)
-	for err == nil && o.Wait && !o.DryRun && report.waits() {
-		if err := sleep(ctx, c.config.Grace); err != nil {
-			return report, err
-		}
-		var more *Collection
-		if more, err = c.collectOnce(ctx, o); err == nil {
-			more.Deleted, more.DeletedBytes = more.Deleted+report.Deleted, more.DeletedBytes+report.DeletedBytes
-			more.Rows, more.Gateways = more.Rows+report.Rows, more.Gateways+report.Gateways
-			report = more
-		}
+	if err != nil || !o.Wait || o.DryRun || !report.waits() {
+		return report, err
 	}
-	return report, err
+	if err := sleep(ctx, c.config.Grace); err != nil {
+		return nil, err
+	}
+	more, err := c.collectOnce(ctx, o) // what became garbage since is for the next one
+	if err != nil {
+		return nil, err
+	}
+	more.Deleted, more.DeletedBytes = more.Deleted+report.Deleted, more.DeletedBytes+report.DeletedBytes
+	more.Rows, more.Gateways = more.Rows+report.Rows, more.Gateways+report.Gateways
+	return more, nil
 }
 
 func sleep(ctx context.Context, d time.Duration) error {

@@ -156,7 +156,9 @@ func (p *collecting) reapBatch(ctx context.Context, batch []candidate, spared ma
 	for i, l := range looks {
 		switch {
 		case l.gone:
+			p.objects[batch[i].uploader.Owner()]--
 		case l.why == "":
+			p.objects[batch[i].uploader.Owner()]--
 			p.report.Deleted, p.report.DeletedBytes = p.report.Deleted+1, p.report.DeletedBytes+batch[i].size
 		default:
 			p.report.keep(l.why, 1)
