@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -96,7 +97,12 @@ func TestHeard(t *testing.T) {
 		must(err)
 		state := make(map[metadata.GatewayID]metadata.GatewayState)
 		clock, closedAt, answeredAt := 0, make(map[metadata.GatewayID]int), make(map[metadata.GatewayID]int)
-		gateways.asked = func(id metadata.GatewayID) { answeredAt[id] = clock }
+		var mu sync.Mutex
+		gateways.asked = func(id metadata.GatewayID) {
+			mu.Lock()
+			defer mu.Unlock()
+			answeredAt[id] = clock
+		}
 		var ids []metadata.GatewayID
 		for range rapid.IntRange(1, 6).Draw(r, "collections") {
 			for range rapid.IntRange(0, 5).Draw(r, "events") {

@@ -182,10 +182,10 @@ func (p *collecting) ask(ctx context.Context) error {
 	}
 	var all sync.WaitGroup
 	var mu sync.Mutex
-	for _, id := range living {
-		if !slices.ContainsFunc(closed, func(other metadata.GatewayID) bool { return !p.c.heard[other][id] }) {
-			continue
-		}
+	asked := slices.DeleteFunc(slices.Clone(living), func(id metadata.GatewayID) bool { // whoever has told all there is
+		return !slices.ContainsFunc(closed, func(other metadata.GatewayID) bool { return !p.c.heard[other][id] })
+	})
+	for _, id := range asked {
 		all.Go(func() {
 			limit, cancel := context.WithTimeout(ctx, askTime)
 			defer cancel()

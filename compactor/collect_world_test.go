@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/varvelog/varve/compactor"
@@ -33,6 +34,7 @@ type forgery struct {
 	all     []*forged
 	swaps   []*swap // that were prepared and not decided
 	did     map[string]int
+	asking  sync.Mutex // several may be asked at once
 }
 
 // forged is one of its gateways.
@@ -130,6 +132,8 @@ func (g *forged) takes(uploader metadata.GatewayID) bool {
 
 // Acknowledge implements compactor.Gateways.
 func (w *forgery) Acknowledge(_ context.Context, id metadata.GatewayID) error {
+	w.asking.Lock()
+	defer w.asking.Unlock()
 	for _, g := range w.all {
 		if g.id == id && !g.dead {
 			g.look()
