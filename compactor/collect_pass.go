@@ -33,7 +33,7 @@ type collecting struct {
 
 	mu       sync.Mutex
 	unclear  map[metadata.PartitionID]bool
-	needed   map[metadata.GatewayID]bool // by a lease
+	needed   map[metadata.GatewayID]bool  // by a lease
 	objects  map[metadata.GatewayID]int64 // that are left, by the gateway that wrote them
 	leftover map[metadata.Key]metadata.Stamp
 
