@@ -27,6 +27,8 @@ const (
 	dutyFactor = 30
 	// firstWait is how long after a start nothing is collected, unless the interval is shorter.
 	firstWait = 10 * time.Minute
+	// reapPause follows candidates that could not be looked at once more.
+	reapPause = time.Minute
 	// askTime bounds the wait for a gateway's acknowledgement.
 	askTime = 15 * time.Second
 )
@@ -245,6 +247,7 @@ func (c *Collector) Run(ctx context.Context, host Host) error {
 	var covered uint64 // litter that a collection has seen
 	var earliest = c.began.Add(min(firstWait, c.config.Interval))
 	var again bool // something could not go yet
+	var reapAfter time.Time
 	for {
 		count, changed := host.Litter()
 		var due, over <-chan time.Time
@@ -252,7 +255,7 @@ func (c *Collector) Run(ctx context.Context, host Host) error {
 			due = time.After(time.Until(earliest))
 		}
 		if next, waits := c.nextGrace(); waits {
-			over = time.After(time.Until(next))
+			over = time.After(max(time.Until(next), time.Until(reapAfter)))
 		}
 		select {
 		case <-ctx.Done():
@@ -261,7 +264,7 @@ func (c *Collector) Run(ctx context.Context, host Host) error {
 		case <-over:
 			if err := c.reapWaiting(ctx); err != nil && ctx.Err() == nil {
 				c.config.Log.Warn("garbage could not all be deleted; it is tried again", "error", err)
-				earliest, again = time.Now().Add(c.config.Interval), true
+				reapAfter = time.Now().Add(min(reapPause, c.config.Interval))
 			}
 		case <-due:
 			began := time.Now()

@@ -611,6 +611,28 @@ func TestCollectWhenThereIsGarbage(t *testing.T) {
 		time.Sleep(3 * time.Hour)
 		quiet("all is collected")
 
+		// Candidates that cannot be looked at once more are tried again, now and then.
+		a.upload(1, 0)
+		a.flying = nil
+		a.beat()
+		h.note(true)
+		time.Sleep(time.Minute)
+		store.Decide(func(call storetest.Call) storetest.Fault {
+			if call.Op == storetest.List {
+				return storetest.Fault{Before: segments.ErrUnavailable}
+			}
+			return storetest.Fault{}
+		})
+		lists = store.Calls(storetest.List)
+		time.Sleep(20 * time.Minute)
+		if got := store.Calls(storetest.List) - lists; got < 5 || got > 15 {
+			t.Errorf("%d tries in the eleven minutes after the grace", got)
+		}
+		store.Decide(nil)
+		time.Sleep(2 * time.Minute)
+		w.wantObjects()
+		time.Sleep(3 * time.Hour)
+
 		// One an hour, whatever happens.
 		lists = store.Calls(storetest.List)
 		for range 300 {
