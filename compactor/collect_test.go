@@ -154,6 +154,9 @@ func TestMergeInFlight(t *testing.T) {
 			w := newForgery(t)
 			a, b := w.begin(), w.begin()
 			a.pages()
+			a.upload(1, 0)
+			a.settle(false)
+			a.checkpoint(0, false) // newer than the page
 			c := w.collector(nil)
 			m := b.merge(0, func(int) int { return 0 })
 			a.beat()
@@ -179,12 +182,12 @@ func TestMergeInFlight(t *testing.T) {
 			if got.Rows != 0 {
 				t.Errorf("%d rows were removed: the lease row names the page still", got.Rows)
 			}
-			w.wantObjects(w.key(metadata.MergerID(b.id), 1))
+			w.wantObjects(w.key(metadata.MergerID(b.id), 1), w.key(a.id, 71))
 			a.checkpoint(0, false)
 			if got := w.collect(c, compactor.CollectOptions{}); got.Rows != 1 {
 				t.Errorf("%d rows were removed, want the page that was replaced", got.Rows)
 			}
-			if entries := w.entries(0); len(entries) != 1 {
+			if entries := w.entries(0); len(entries) != 2 {
 				t.Errorf("%d entries", len(entries))
 			}
 		})
@@ -393,6 +396,50 @@ func TestDeletesRefused(t *testing.T) {
 	if tried := store.Calls(storetest.Delete) - before; tried > many/2+1 {
 		t.Errorf("%d deletes were tried", tried)
 	}
+}
+
+// The last look spares what a partition names, wherever in its index and however the candidate came about; also when a
+// partition in it cannot be read, and when its own directory cannot.
+func TestLastLook(t *testing.T) {
+	w := newForgery(t)
+	a := w.begin()
+	a.pages() // in a page, at the offsets from 0 on
+	a.upload(1, 0, 1)
+	a.settle(false) // in the journal
+	a.upload(1, 2)
+	a.settle(false)
+	a.checkpoint(2, false) // in the lease row
+	a.upload(1, 0)
+	a.flying = nil
+	a.beat()
+	c := w.collector(nil)
+	there := w.objects()
+	for number := uint64(1); number <= a.number; number++ {
+		c.Suspect(a.id, number)
+	}
+	w.must(c.Reap(t.Context()))
+	w.wantObjects(slices.DeleteFunc(there, func(key string) bool { return key == w.key(a.id, a.number) })...)
+
+	// A partition that cannot be read keeps what is in it.
+	object := w.build(a.id, 500, 1, 1, 2)
+	w.must(w.store.Put(t.Context(), object.Key(), object))
+	lease, err := w.table.Get(t.Context(), w.id(2).LeaseKey(), metadata.Strong)
+	w.must(err)
+	broken := lease
+	broken.Nonce, broken.Value = metadata.NewNonce(), []byte{1}
+	w.must(w.table.Put(t.Context(), broken, metadata.Condition{}))
+	a.number = 500
+	a.beat()
+	c.Suspect(a.id, 500)
+	w.must(c.Reap(t.Context()))
+	if !w.has(object.Key()) {
+		t.Error("an object is gone that a partition may name which cannot be read")
+	}
+	lease.Nonce = metadata.NewNonce()
+	w.must(w.table.Put(t.Context(), lease, metadata.Condition{}))
+
+	w.must(w.store.Put(t.Context(), w.key(a.id, 499), segments.NewBody([]byte("no segment"))))
+	wantKept(t, w.collect(c, compactor.CollectOptions{}), 1, map[compactor.Reason]int64{compactor.KeptUnreadable: 1})
 }
 
 // An older copy of the table is not collected by.
