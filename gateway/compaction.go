@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"connectrpc.com/connect/v2"
-	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/protobuf/proto"
 
 	peerv1 "github.com/varvelog/varve/api/varve/peer/v1"
@@ -19,7 +18,6 @@ import (
 	varvev1 "github.com/varvelog/varve/api/varve/v1"
 	"github.com/varvelog/varve/api/varve/v1/varvev1connect"
 	"github.com/varvelog/varve/metadata"
-	"github.com/varvelog/varve/segments"
 )
 
 const (
@@ -71,11 +69,6 @@ func newCompaction(g *Gateway) *compaction {
 
 // UseCompactor says what merges beside this gateway. Call it before Run.
 func (g *Gateway) UseCompactor(c Compactor) { g.compaction.compactor = c }
-
-// Store and Table are those that the gateway works on, with its tries and its counting. Registry has its metrics.
-func (g *Gateway) Store() segments.Store           { return g.store }
-func (g *Gateway) Table() metadata.Table           { return g.table }
-func (g *Gateway) Registry() prometheus.Registerer { return g.meters.registry }
 
 // Topics lists the topics that are not being deleted.
 func (g *Gateway) Topics(ctx context.Context) ([]*metadata.Topic, error) {

@@ -39,6 +39,8 @@ type Gateway struct {
 	mirrors    *mirrors
 	latest     *latest
 	generation *generation
+	litter     *litter
+	collect    CollectFunc // nil: nobody collects garbage here
 	resting    *resting
 	compaction *compaction
 	upkeep     *Upkeep
@@ -112,6 +114,7 @@ func New(config Config, d Dependencies) (*Gateway, error) {
 	g.upkeep = newUpkeep(g)
 	g.partitions = newPartitions(g)
 	g.reader = newReader(g)
+	g.litter = newLitter()
 	g.members = newMembers(g)
 	g.peers = newPeers(g, d.Dial)
 	g.router = newRouter(g)

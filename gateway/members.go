@@ -151,8 +151,10 @@ func (m *members) read(ctx context.Context) error {
 		watched = 0 // the table takes no heartbeat of ours: theirs may fare no better
 	}
 	own := m.g.ID()
+	m.forgetRemoved(rows)
 	for _, row := range rows {
 		was, known := m.seen[row.ID]
+		m.g.litter.heard(&was.row, &row, own)
 		switch {
 		case !known || was.row.Stamp != row.Stamp:
 			m.seen[row.ID] = sighting{row: row, open: was.open || row.State != metadata.GatewayClosed, at: now}
@@ -167,6 +169,20 @@ func (m *members) read(ctx context.Context) error {
 	}
 	m.judge()
 	return nil
+}
+
+// forgetRemoved forgets gateways whose rows are gone: a collector removes those that are closed. They must not be taken
+// for what they were when they were seen last. The caller holds mu.
+func (m *members) forgetRemoved(rows []metadata.Gateway) {
+	there := make(map[metadata.GatewayID]bool, len(rows))
+	for i := range rows {
+		there[rows[i].ID] = true
+	}
+	for id := range m.seen {
+		if !there[id] {
+			delete(m.seen, id)
+		}
+	}
 }
 
 // sighted is a row as it was seen last.
@@ -210,6 +226,7 @@ func (m *members) judge() {
 		m.gone = gone
 		close(m.changed)
 		m.changed = make(chan struct{})
+		m.g.litter.poke() // it may be another gateway that comes first
 	}
 }
 
@@ -301,13 +318,6 @@ func (m *members) departed() []metadata.GatewayID {
 	}
 	slices.Sort(list)
 	return list
-}
-
-// isClosed says whether a gateway is gone for ever, with all of its numbers settled.
-func (m *members) isClosed(id metadata.GatewayID) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.seen[id].row.State == metadata.GatewayClosed
 }
 
 // knows says whether a gateway has a row that was seen.

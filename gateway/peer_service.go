@@ -112,6 +112,17 @@ func (s *peerService) meet(ctx context.Context, references []*metadata.Reference
 	return nil
 }
 
+// Acknowledge implements peerv1connect.PeerServiceHandler.
+func (s *peerService) Acknowledge(ctx context.Context, r *peerv1.AcknowledgeRequest) (*peerv1.AcknowledgeResponse, error) {
+	if err := s.check(r.GetCall()); err != nil {
+		return nil, err
+	}
+	if err := s.g.tenure.Load().acknowledge(ctx); err != nil {
+		return nil, err
+	}
+	return &peerv1.AcknowledgeResponse{}, nil
+}
+
 // Decide implements peerv1connect.PeerServiceHandler.
 func (s *peerService) Decide(ctx context.Context, r *peerv1.DecideRequest) (*peerv1.DecideResponse, error) {
 	if err := s.check(r.GetCall()); err != nil {

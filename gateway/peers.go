@@ -274,6 +274,14 @@ func (s *peers) take(ctx context.Context, to metadata.GatewayID, ids []metadata.
 	}
 }
 
+// acknowledge has another gateway read the gateways' rows and settle what it judged before.
+func (s *peers) acknowledge(ctx context.Context, to metadata.GatewayID) error {
+	return s.call(ctx, to, func(ctx context.Context, client peerv1connect.PeerServiceClient, call *peerv1.Call) error {
+		_, err := client.Acknowledge(ctx, &peerv1.AcknowledgeRequest{Call: call})
+		return err
+	})
+}
+
 func partitionMessage(id metadata.PartitionID) *peerv1.Partition {
 	return &peerv1.Partition{Topic: id.Topic[:], Number: id.Number}
 }

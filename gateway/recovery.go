@@ -83,7 +83,7 @@ func (g *Gateway) recoverOnce(ctx context.Context, kept map[metadata.GatewayID]b
 	}
 	for len(g.predecessors) > 0 {
 		id := g.predecessors[0]
-		if err := g.members.seal(ctx, id); err != nil {
+		if err := g.members.seal(ctx, id); err != nil && !errors.Is(err, metadata.ErrNotFound) {
 			return err
 		}
 		if !kept[id] { // else what it had appended must be known when the file comes again
@@ -118,7 +118,7 @@ func (g *Gateway) tidyBuffer() error {
 // recoverFile uploads what a buffer file holds under its old name and has it judged,
 // by its number alone.
 func (g *Gateway) recoverFile(ctx context.Context, file *segments.RecoveredFile) error {
-	if id := metadata.GatewayID(file.Gateway); g.members.isClosed(id) {
+	if id := metadata.GatewayID(file.Gateway); !g.members.takesFrom(id) { // or its row is gone since
 		return &uploaderClosed{id}
 	}
 	name := fmt.Sprintf("segment %d of %s", file.Number, file.Gateway)
@@ -195,7 +195,7 @@ func (g *Gateway) closePredecessor(ctx context.Context, id metadata.GatewayID) e
 			return err
 		}
 	}
-	if err := metadata.MarkClosed(ctx, g.table, id); err != nil {
+	if err := metadata.MarkClosed(ctx, g.table, id); err != nil && !errors.Is(err, metadata.ErrNotFound) { // closed by somebody else, and collected
 		return err
 	}
 	if g.buffers != nil {

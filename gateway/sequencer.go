@@ -104,8 +104,10 @@ type sequencer struct {
 	queue  []*ticket
 	closed error
 	uneven bool // who lives has changed: see which partitions should be elsewhere
-	wake   chan struct{}
-	quit   chan leaveRequest
+	// barriers are told once every cycle is settled that began before they came.
+	barriers []chan error
+	wake     chan struct{}
+	quit     chan leaveRequest
 
 	sealedMu sync.Mutex
 	sealed   map[metadata.GatewayID]*sealing
@@ -217,6 +219,40 @@ func (s *sequencer) rebalance() {
 	}
 }
 
+// settled returns once every cycle is settled that began before the call. What is judged later knows all that this gateway
+// knew then.
+func (s *sequencer) settled(ctx context.Context) error {
+	passed := make(chan error, 1)
+	s.mu.Lock()
+	closed := s.closed
+	s.barriers = append(s.barriers, passed)
+	s.mu.Unlock()
+	if closed != nil {
+		return closed
+	}
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+	select {
+	case err := <-passed:
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// passBarriers answers those who wait for cycles to be settled: between two of them none is under way.
+func (s *sequencer) passBarriers(err error) {
+	s.mu.Lock()
+	barriers := s.barriers
+	s.barriers = nil
+	s.mu.Unlock()
+	for _, passed := range barriers {
+		passed <- err
+	}
+}
+
 // run is the owner. It returns metadata.ErrFenced when the journal was sealed, or
 // the context's error.
 func (s *sequencer) run(ctx context.Context) (err error) {
@@ -231,6 +267,7 @@ func (s *sequencer) run(ctx context.Context) (err error) {
 		if err := s.await(ctx, due); err != nil {
 			return err
 		}
+		s.passBarriers(nil)
 		due = nil
 		if wait := s.pace(); wait > 0 {
 			due = time.After(wait)
@@ -318,6 +355,7 @@ type cycle struct {
 	answers []pendingAnswer
 	dirty   []*held
 	closed  []*held // those that somebody asked about
+	litter  uint64  // changes that may leave garbage
 }
 
 // cycle judges what waits, commits it, and answers.
@@ -400,6 +438,7 @@ func (s *sequencer) cycle(ctx context.Context) error {
 		s.forget(h)
 	}
 	s.g.meters.cycled(len(c.answers), len(c.rows), int64(size))
+	s.g.litter.note(c.litter)
 	if len(c.rows) > 0 {
 		s.g.generation.committed(ctx)
 	}
@@ -476,6 +515,9 @@ func (c *cycle) decide(h *held, t *ticket) error {
 			return fmt.Errorf("sequencer: %w", err)
 		}
 		c.rows[n-1].Add(change)
+		if litters(change) {
+			c.litter++
+		}
 		if !h.dirty {
 			h.dirty = true
 			c.dirty = append(c.dirty, h)
@@ -646,7 +688,7 @@ func (s *sequencer) take(a acquisition) {
 // forgetClosed drops what a partition remembers of uploaders that are gone for ever.
 func (s *sequencer) forgetClosed(h *held) {
 	for _, id := range h.state.Uploaders() {
-		if s.g.members.isClosed(id.Owner()) {
+		if !s.g.members.takesFrom(id) { // it had a row when it was judged
 			h.state.Forget(id)
 		}
 	}
@@ -735,6 +777,7 @@ func (s *sequencer) fail(err error) {
 		}
 	}
 	s.holding.Store(0)
+	s.passBarriers(err)
 	for _, t := range queue {
 		t.done(metadata.Verdict{}, err)
 	}

@@ -108,6 +108,10 @@ func (i *impostor) Compact(context.Context, *peerv1.CompactRequest, peerv1connec
 	return nil
 }
 
+func (i *impostor) Acknowledge(context.Context, *peerv1.AcknowledgeRequest) (*peerv1.AcknowledgeResponse, error) {
+	return &peerv1.AcknowledgeResponse{}, nil
+}
+
 func (i *impostor) Watch(ctx context.Context, stream peerv1connect.PeerServiceWatchServerStream) error {
 	i.calls.Add(1)
 	return i.tell(stream)
@@ -181,6 +185,10 @@ func TestStrangersAreRefused(t *testing.T) {
 				}
 				defer stream.Close()
 				_, err = stream.Receive()
+				return err
+			},
+			"Acknowledge": func(call *peerv1.Call) error {
+				_, err := client.Acknowledge(t.Context(), &peerv1.AcknowledgeRequest{Call: call})
 				return err
 			},
 			"Watch": func(call *peerv1.Call) error {

@@ -261,6 +261,7 @@ func (o *ownRow) write(ctx context.Context, state metadata.GatewayState) error {
 	o.row.Floor, o.row.Buffered = o.t.intake.floor()
 	o.row.MergeFloor = o.t.mergeFloor()
 	o.row.Clock, o.row.TopicChanges = o.t.g.now().UnixMilli(), o.t.g.upkeep.changes.Load()
+	o.row.Garbage = o.t.g.litter.ofOwn()
 	o.row.Partitions = uint64(o.t.sequencer.holding.Load())
 	return o.row.Write(ctx, o.t.g.table)
 }

@@ -27,7 +27,7 @@ func (s *clusterService) Verify(ctx context.Context, r *varvev1.VerifyRequest, s
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	config := verify.Config{Store: s.g.store, Table: s.g.table, Deep: r.GetDeep(), Repair: r.GetRepair(),
-		Grace: time.Duration(r.GetGraceSeconds()) * time.Second, Now: s.g.now}
+		Grace: time.Duration(r.GetGraceSeconds()) * time.Second, Now: s.g.now, Acknowledge: s.g.Acknowledge}
 	summary, err := verify.Run(ctx, config, func(f verify.Finding) {
 		if err := stream.Send(&varvev1.VerifyResponse{Finding: findingMessage(&f)}); err != nil {
 			cancel(err) // nobody listens any more

@@ -62,6 +62,8 @@ type Gateway struct {
 	// buffered and has not committed, both as of the beat.
 	Partitions uint64
 	Buffered   uint64
+	// Garbage counts what it decided so far that may have left garbage.
+	Garbage uint64
 	// SealedAt is when it was marked sealed (ms, wall clock of who did it), or 0: for people,
 	// and for closing it after days.
 	SealedAt int64
@@ -86,6 +88,7 @@ type gatewayRow struct {
 	Role       string       `json:"role,omitempty"`
 	Partitions uint64       `json:"partitions"`
 	Buffered   uint64       `json:"buffered"`
+	Garbage    uint64       `json:"garbage,omitempty"`
 	State      GatewayState `json:"state"`
 	SealedAt   int64        `json:"sealed_at"`
 
@@ -97,7 +100,7 @@ func gatewayKey(id GatewayID) Key { return Key{gatewaysPartition, string(id)} }
 
 func (g *Gateway) row() gatewayRow {
 	return gatewayRow{Format: formatV1, Address: g.Address, Peer: g.Peer, Protocol: g.Protocol, Zone: g.Zone, Version: g.Version,
-		Beat: g.Beat, Floor: g.Floor, MergeFloor: g.MergeFloor, Role: g.Role, Partitions: g.Partitions, Buffered: g.Buffered, Clock: g.Clock, TopicChanges: g.TopicChanges, State: g.State, SealedAt: g.SealedAt}
+		Beat: g.Beat, Floor: g.Floor, MergeFloor: g.MergeFloor, Role: g.Role, Partitions: g.Partitions, Buffered: g.Buffered, Clock: g.Clock, TopicChanges: g.TopicChanges, Garbage: g.Garbage, State: g.State, SealedAt: g.SealedAt}
 }
 
 func decodeGateway(row Row) (Gateway, error) {
@@ -109,7 +112,7 @@ func decodeGateway(row Row) (Gateway, error) {
 		return Gateway{}, fmt.Errorf("%w: row %s: unknown state %q", ErrCorrupt, row.Key, r.State)
 	}
 	return Gateway{ID: GatewayID(row.Sort), Address: r.Address, Peer: r.Peer, Protocol: r.Protocol, Zone: r.Zone, Version: r.Version,
-		Beat: r.Beat, Floor: r.Floor, MergeFloor: r.MergeFloor, Role: r.Role, Partitions: r.Partitions, Buffered: r.Buffered, Clock: r.Clock, TopicChanges: r.TopicChanges, State: r.State, SealedAt: r.SealedAt, Stamp: row.Stamp}, nil
+		Beat: r.Beat, Floor: r.Floor, MergeFloor: r.MergeFloor, Role: r.Role, Partitions: r.Partitions, Buffered: r.Buffered, Clock: r.Clock, TopicChanges: r.TopicChanges, Garbage: r.Garbage, State: r.State, SealedAt: r.SealedAt, Stamp: row.Stamp}, nil
 }
 
 // RegisterGateway makes the row of a gateway that just minted its id, live and with
@@ -203,6 +206,29 @@ func MarkSealed(ctx context.Context, t Table, id GatewayID, now time.Time) error
 // it was closed before. ErrNotFound without a row.
 func MarkClosed(ctx context.Context, t Table, id GatewayID) error {
 	return mark(ctx, t, id, GatewayClosed, time.Time{})
+}
+
+// RemoveGateway removes the row of a gateway that is closed, once every gateway knows of that and nothing of it is left to find.
+// Its journal keeps its opening row and its seal for ever: they alone keep out a process of that id that
+// was paused, and they say that the gateway has ended. ErrConflict when the row has changed since it was read. It
+// is no error when the row is gone.
+func RemoveGateway(ctx context.Context, t Table, g Gateway) error {
+	if g.State != GatewayClosed {
+		return fmt.Errorf("%w: gateway %s is %s, not closed", ErrInvalid, g.ID, g.State)
+	}
+	err := DeleteSettled(ctx, t, gatewayKey(g.ID), IfEqual(g.Stamp), nil)
+	if errors.Is(err, ErrConflict) {
+		if _, gone := t.Get(ctx, gatewayKey(g.ID), Strong); errors.Is(gone, ErrNotFound) {
+			return nil
+		}
+	}
+	return err
+}
+
+// Ended says that a gateway that has no row any more was closed, by what its journal keeps: a seal.
+func Ended(ctx context.Context, t Table, id GatewayID) (bool, error) {
+	last, err := lastRow(ctx, t, id)
+	return last.Seal, err
 }
 
 func mark(ctx context.Context, t Table, id GatewayID, state GatewayState, now time.Time) error {

@@ -174,10 +174,20 @@ type SealedJournal struct {
 // ReadSealed reads a sealed journal. ErrHole when a row is missing: then the table
 // lost something, and nothing may be folded.
 func ReadSealed(ctx context.Context, t Table, id GatewayID) (*SealedJournal, error) {
+	return readJournal(ctx, t, id, readSealedFrom)
+}
+
+// ReadJournal reads what a journal holds as of a moment after the call, sealed or not: Seal is 0 where no seal ends
+// it. It writes nothing. ErrHole when a row is missing.
+func ReadJournal(ctx context.Context, t Table, id GatewayID) (*SealedJournal, error) {
+	return readJournal(ctx, t, id, readUnsealedFrom)
+}
+
+func readJournal(ctx context.Context, t Table, id GatewayID, read func(context.Context, Table, GatewayID, uint64) (*SealedJournal, error)) (*SealedJournal, error) {
 	trimmedTo, err := readTrimmedTo(ctx, t, id)
 	for err == nil {
 		var s *SealedJournal
-		if s, err = readSealedFrom(ctx, t, id, trimmedTo); !errors.Is(err, ErrHole) {
+		if s, err = read(ctx, t, id, trimmedTo); !errors.Is(err, ErrHole) {
 			return s, err
 		}
 		// Somebody may just have trimmed it: trimmed-to says so then.
@@ -214,6 +224,14 @@ func readSealedFrom(ctx context.Context, t Table, id GatewayID, trimmedTo uint64
 		return nil, fmt.Errorf("%w: journal of %s ends before number %d without a seal", ErrHole, id, trimmedTo+1+uint64(len(s.Rows)))
 	}
 	return s, nil
+}
+
+func readUnsealedFrom(ctx context.Context, t Table, id GatewayID, trimmedTo uint64) (*SealedJournal, error) {
+	s, err := readJournalFrom(ctx, t, id, trimmedTo+1)
+	if err == nil {
+		s.TrimmedTo = trimmedTo
+	}
+	return s, err
 }
 
 // readJournalFrom reads the rows of a journal from a number on, up to its seal, or to

@@ -76,6 +76,9 @@ var catches = []caught{
 	{bug: seeded.RefusalInMemory, breaks: "after a takeover refused references are judged again, and their successors wait for ever", seeds: []uint64{1, 2, 3, 4}, anomalies: []string{NotLive, AbortedRead}},
 	{bug: seeded.PublishBeforeCommit, breaks: "readers see what may never be", seeds: []uint64{1, 5, 13, 15}, anomalies: []string{PrecommittedRead, InconsistentOffset, NonmonotonicPoll, FallenWatermark},
 		pkg: "gateway", test: "TestReadersSeeNothingUncommitted"},
+	{bug: seeded.CollectStaleView, breaks: "what only a journal names is deleted", pkg: "compactor", test: "TestStaleView"},
+	{bug: seeded.CollectAboveFloor, breaks: "an upload that is not committed yet is deleted", pkg: "compactor", test: "TestUnsettledStays"},
+	{bug: seeded.ForgetClosedEarly, breaks: "a late reference names what was deleted", pkg: "compactor", test: "TestClosedUploadersLateReference"},
 	{bug: seeded.SwapAnyway, breaks: "a swap that comes late puts back what another one replaced", pkg: "metadata", test: "TestSwapOfWhatMoved"},
 }
 

@@ -91,7 +91,21 @@ func (v *verifier) readGateways(ctx context.Context) error {
 		}
 		v.gateways[g.ID] = g
 	}
-	return nil
+	return v.ask(ctx)
+}
+
+// ask asks the gateways that live whether they know of those that are closed: a late reference may still be taken where that
+// is not known.
+func (v *verifier) ask(ctx context.Context) error {
+	for _, id := range sortedKeys(v.gateways) {
+		if g := v.gateways[id]; !v.Repair || g.State != metadata.GatewayLive && g.State != metadata.GatewayDraining {
+			continue
+		}
+		if v.Acknowledge == nil || v.Acknowledge(ctx, id) != nil {
+			v.unheard = true
+		}
+	}
+	return context.Cause(ctx)
 }
 
 func (v *verifier) reportRow(key metadata.Key, err error) {

@@ -83,6 +83,8 @@ const ItStays = "; it stays: "
 const (
 	staysForLateWriters = "it keeps late writers out"
 	staysForSweep       = "the gateways remove it"
+	staysForCollector   = "the collector of garbage removes it (varve gc)"
+	staysUnheard        = "not every gateway has said that it knows"
 	staysAsForeign      = "it is not Varve's"
 	staysOfOpenGateway  = "that gateway is not closed"
 	staysOfNobody       = "nothing says whether that gateway has ended"

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/varvelog/varve/client"
+	"github.com/varvelog/varve/compactor"
 	"github.com/varvelog/varve/gateway"
 	"github.com/varvelog/varve/metadata"
 	"github.com/varvelog/varve/metadata/memtable"
@@ -88,13 +89,26 @@ func (f *fleet) start() *member {
 	address := fmt.Sprintf("peer-%d:1", f.count)
 	dead := &atomic.Bool{}
 	d := gateway.Dependencies{Store: mortalStore{f.store, mortal{dead}}, Table: mortalTable{f.table, mortal{dead}}, Dial: f.dial}
+	collecting, stopCollecting := context.WithCancel(context.Background())
+	var collectors sync.WaitGroup
 	r, err := startWith(gateway.Config{PeerAddress: address, LeaseTime: 500 * time.Millisecond, DrainTime: 2 * time.Second}, d, func(g *gateway.Gateway) {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		f.peers[address] = g.PeerServer()
+		c, err := compactor.NewCollector(compactor.CollectConfig{Store: d.Store, Table: d.Table, Gateways: g, Grace: 20 * time.Millisecond, Interval: 100 * time.Millisecond})
+		if err != nil {
+			f.t.Fatal(err)
+		}
+		collectors.Go(func() { _ = c.Run(collecting, g) })
 	})
 	if err != nil {
 		f.t.Fatal(err)
+	}
+	stop := r.stop
+	r.stop = func() error {
+		stopCollecting()
+		collectors.Wait()
+		return stop()
 	}
 	return &member{r, dead}
 }
@@ -124,7 +138,7 @@ func (f *fleet) cutOff(m *member) {
 }
 
 // TestFleet verifies in a loop while gateways join, leave in good order and die, with appends to
-// partitions that move between them.
+// partitions that move between them, trims, and a collector of garbage beside each gateway.
 func TestFleet(t *testing.T) {
 	t.Parallel()
 	f := &fleet{t: t, store: memstore.New(), table: memtable.New(), peers: make(map[string]*connect.Server)}
@@ -196,4 +210,21 @@ func TestFleet(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Logf("%d appends, %d rounds; at the end %+v", appended.Load(), rounds, summary)
+	if summary.Objects > appended.Load()/2 {
+		t.Errorf("%d objects are there after %d appends of which most were trimmed: nobody collected", summary.Objects, appended.Load())
+	}
+	// The one that died is not closed: what it had not settled may yet come.
+	collector, err := compactor.NewCollector(compactor.CollectConfig{Store: f.store, Table: f.table, Gateways: compactor.NobodyLives{}, Grace: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if _, err := collector.Collect(t.Context(), compactor.CollectOptions{Force: true}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	after, err := check(t.Context(), verify.Config{Store: f.store, Table: f.table, Deep: true, Grace: time.Nanosecond})
+	if err != nil || after.Garbage > 0 || after.Records != summary.Records {
+		t.Errorf("after a collection %+v %v", after, err)
+	}
 }

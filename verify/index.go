@@ -270,7 +270,8 @@ func (w *walk) sums(view *metadata.View) {
 func (w *walk) leave(row metadata.Row) {
 	if writer, number, err := metadata.RowWriter(row.Value); err != nil || writer != "" {
 		// Written for a swap, which may still be asked for while its number is not settled.
-		if owner, known := w.v.gateways[writer.Owner()]; err != nil || !known || number >= owner.MergeFloor {
+		owner, known := w.v.gateways[writer.Owner()]
+		if closed := owner.State == metadata.GatewayClosed && !w.v.unheard; err != nil || !known || number >= owner.MergeFloor && !closed {
 			return
 		}
 		w.leftover = append(w.leftover, row)
@@ -297,7 +298,7 @@ func (w *walk) producers(ctx context.Context) error {
 
 // hold names the objects of entries and has those that are readable held against their objects.
 func (w *walk) hold(ctx context.Context, entries []metadata.Entry) error {
-	w.v.named.add(entries)
+	w.v.named.AddNamed(entries)
 	entries = readable(entries, w.state.Start())
 	w.entries, w.records = w.entries+int64(len(entries)), w.records+recordsOf(entries)
 	return w.v.hold(ctx, w.p, entries)

@@ -13,8 +13,9 @@ import (
 
 // journal is what is known of a gateway's journal.
 type journal struct {
-	rows bool   // it has any
-	last uint64 // sequence of the newest row that was seen
+	rows    bool   // it has any
+	entries int    // how many of them are entries
+	last    uint64 // sequence of the newest row that was seen
 }
 
 // epochKey is a time in which one journal, and no other, commits to a partition.
@@ -37,7 +38,7 @@ func (v *verifier) checkJournals(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		v.setJournal(id, journal{p.rows, p.last})
+		v.setJournal(id, journal{rows: p.rows, entries: p.entries, last: p.last})
 		if p.rows {
 			v.count(func(s *Summary) { s.Journals++ })
 		}
@@ -61,6 +62,7 @@ type picture struct {
 	opened    bool
 	trimmedTo uint64
 	rows      bool
+	entries   int
 	last      uint64
 	sealed    uint64 // sequence of the first seal, or 0
 	sealOnly  bool   // the seal is all there is
@@ -127,7 +129,9 @@ func (p *picture) take(sequence uint64, row metadata.Row) {
 		p.v.reportRow(row.Key, err)
 		return
 	}
-	if decoded.Seal && p.sealed == 0 {
+	if !decoded.Seal {
+		p.entries++
+	} else if p.sealed == 0 {
 		p.sealed = sequence
 	}
 	p.sealOnly = p.sealOnly && decoded.Seal
@@ -271,7 +275,7 @@ func (v *verifier) confirmFold(ctx context.Context, id metadata.GatewayID, p *pa
 
 func (v *verifier) nameChanges(changes []change) {
 	for _, c := range changes {
-		v.named.add(c.Entries)
+		v.named.AddNamed(c.Entries)
 	}
 }
 

@@ -11,18 +11,18 @@ import (
 )
 
 // checkLeftovers looks for journals that nobody needs: of gateways that are closed and that no lease
-// names.
+// names. Their opening row and their seal stay for ever, and are no garbage.
 func (v *verifier) checkLeftovers(context.Context) error {
 	if lost, _ := v.broken(); lost {
 		return nil
 	}
 	for _, id := range sortedKeys(v.gateways) {
 		j := v.journals[id]
-		if v.gateways[id].State != metadata.GatewayClosed || v.needed[id] || j == nil || !j.rows {
+		if v.gateways[id].State != metadata.GatewayClosed || v.needed[id] || j == nil || j.entries == 0 {
 			continue
 		}
-		v.report(Finding{Kind: OrphanRow, Partition: NoPartition, Row: "journal/" + string(id), Stays: staysForLateWriters,
-			Message: fmt.Sprintf("gateway %s is closed, and no lease names its journal, which ends at number %d", id, j.last)})
+		v.report(Finding{Kind: OrphanRow, Partition: NoPartition, Row: "journal/" + string(id), Stays: staysForCollector,
+			Message: fmt.Sprintf("gateway %s is closed, and no lease names its journal, which has entries still and ends at number %d", id, j.last)})
 	}
 	return nil
 }
@@ -69,7 +69,7 @@ func (s *sweep) object(ctx context.Context, o segments.ObjectInfo) error {
 	}
 	s.v.count(func(c *Summary) { c.Objects, c.ObjectBytes = c.Objects+1, c.ObjectBytes+o.Size })
 	id := metadata.GatewayID(gateway)
-	if s.v.named.has(id, number) || s.v.isYoung(id) {
+	if s.v.named.Has(id, number) || s.v.isYoung(id) {
 		return nil
 	}
 	if lost, _ := s.v.broken(); lost {
@@ -107,21 +107,34 @@ func (v *verifier) isYoung(id metadata.GatewayID) bool {
 
 // settled says why no partition will ever name a segment that none names now; empty: one may. It stays unless
 // its uploader has ended in good order, or was ended.
-func (v *verifier) settled(ctx context.Context, id metadata.GatewayID, number uint64) (why, stays string, err error) {
+func (v *verifier) settled(ctx context.Context, uploader metadata.GatewayID, number uint64) (why, stays string, err error) {
+	id := uploader.Owner()
 	row, known := v.gateways[id]
+	floor := row.Floor
+	if uploader.IsMerger() {
+		floor = row.MergeFloor
+	}
 	switch {
+	case known && row.State == metadata.GatewayClosed && v.unheard:
+		return fmt.Sprintf("gateway %s, which wrote it, is closed", id), staysUnheard, nil
 	case known && row.State == metadata.GatewayClosed:
 		return fmt.Sprintf("gateway %s, which wrote it, is closed", id), "", nil
-	case known && number < row.Floor:
-		return fmt.Sprintf("gateway %s, which wrote it, has settled all numbers below %d", id, row.Floor), staysOfOpenGateway, nil
+	case known && number < floor:
+		return fmt.Sprintf("gateway %s, which wrote it, has settled all numbers below %d", id, floor), staysOfOpenGateway, nil
 	case known:
 		return "", "", nil
 	}
-	_, err = v.Table.Get(ctx, id.RowKey(), metadata.Strong)
-	if errors.Is(err, metadata.ErrNotFound) {
-		return fmt.Sprintf("gateway %s, which wrote it, has no row", id), staysOfNobody, nil
+	if _, err = v.Table.Get(ctx, id.RowKey(), metadata.Strong); !errors.Is(err, metadata.ErrNotFound) {
+		return "", "", err // nil: it began after us
 	}
-	return "", "", err // nil: it began after us
+	ended, err := metadata.Ended(ctx, v.Table, id)
+	switch {
+	case errors.Is(err, metadata.ErrCorrupt), err == nil && !ended:
+		return fmt.Sprintf("gateway %s, which wrote it, has no row", id), staysOfNobody, nil
+	case err != nil:
+		return "", "", err
+	}
+	return fmt.Sprintf("gateway %s, which wrote it, has ended, as the seal of its journal says", id), "", nil
 }
 
 // flush removes what was gathered, if a last look finds it unnamed still.

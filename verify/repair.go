@@ -47,17 +47,16 @@ func (v *verifier) remove(ctx context.Context, list []*orphan) error {
 
 // partitionsOf lists the partitions in an object of a closed uploader; none: it must stay, and the orphan says why.
 func (v *verifier) partitionsOf(ctx context.Context, o *orphan) ([]metadata.PartitionID, error) {
-	row, err := v.Table.Get(ctx, o.gateway.RowKey(), metadata.Strong)
-	if errors.Is(err, metadata.ErrNotFound) {
-		o.keep(staysOfNobody)
-		return nil, nil
-	}
-	if err != nil {
+	row, err := v.Table.Get(ctx, o.gateway.Owner().RowKey(), metadata.Strong)
+	switch {
+	case errors.Is(err, metadata.ErrNotFound): // it ended, by the seal of its journal
+	case err != nil:
 		return nil, fmt.Errorf("gateway %s: %w", o.gateway, err)
-	}
-	if g, err := metadata.DecodeGateway(row); err != nil || g.State != metadata.GatewayClosed {
-		o.keep(staysOfOpenGateway)
-		return nil, nil
+	default:
+		if g, err := metadata.DecodeGateway(row); err != nil || g.State != metadata.GatewayClosed {
+			o.keep(staysOfOpenGateway)
+			return nil, nil
+		}
 	}
 	directory, err := segments.ReadDirectory(ctx, v.Store, o.Object)
 	if errors.Is(err, segments.ErrNotFound) || errors.Is(err, segments.ErrCorrupt) || errors.Is(err, segments.ErrVersion) {

@@ -34,6 +34,9 @@ type Config struct {
 	Deep bool
 	// Repair removes what is provably garbage. Nothing else is ever written.
 	Repair bool
+	// Acknowledge asks a gateway that lives whether it knows of all that are closed: see gateway.Gateway.Acknowledge. Only Repair
+	// asks. Nil: nobody can be asked, and while a gateway lives nothing goes of those that are closed.
+	Acknowledge func(context.Context, metadata.GatewayID) error
 	// Grace is extra caution against clocks and people: objects of an uploader that was minted later than
 	// this long ago are no orphans yet (default: DefaultGrace).
 	Grace time.Duration
@@ -88,7 +91,7 @@ func Run(ctx context.Context, config Config, report func(Finding)) (Summary, err
 		Config: config.withDefaults(), tell: report,
 		gateways: make(map[metadata.GatewayID]metadata.Gateway), topics: make(map[metadata.TopicID]*metadata.Topic), swept: make(map[metadata.TopicID]bool),
 		journals: make(map[metadata.GatewayID]*journal), epochs: make(map[epochKey]metadata.GatewayID),
-		named: newNamed(), needed: make(map[metadata.GatewayID]bool),
+		needed: make(map[metadata.GatewayID]bool),
 	}
 	err := v.run(ctx)
 	v.mu.Lock()
@@ -106,6 +109,8 @@ type verifier struct {
 	progress time.Time
 	// lost: breaks were found for which what the index names may not all be known.
 	lost bool
+	// unheard: not every gateway that lives has said that it knows which are closed.
+	unheard bool
 	// needed are gateways whose journal a lease names.
 	needed map[metadata.GatewayID]bool
 	// journals as far as they are known.
@@ -115,7 +120,7 @@ type verifier struct {
 	topics   map[metadata.TopicID]*metadata.Topic
 	swept    map[metadata.TopicID]bool // removed, and the gateways remove what is left
 	epochs   map[epochKey]metadata.GatewayID
-	named    *named
+	named    metadata.SegmentSet
 	group    group
 }
 

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"sync"
 	"syscall"
 	"time"
 
@@ -50,6 +51,8 @@ type serveOptions struct {
 	mergeBytes                     int64
 	mergeAge                       time.Duration
 	startTimeout                   time.Duration
+	gcInterval, gcGrace            time.Duration
+	gcShare                        float64
 }
 
 func newServeCommand() *cobra.Command {
@@ -98,6 +101,9 @@ func (o *serveOptions) register(f *pflag.FlagSet) {
 	f.StringVar(&o.role, "role", roleAll, "all, gateway (others merge small segments) or compactor (merges, and takes no appends)")
 	f.Int64Var(&o.mergeBytes, "merge-bytes", compactor.MaxTargetBytes, "size of merged segments")
 	f.DurationVar(&o.mergeAge, "merge-age", time.Hour, "age at which small segments are merged although they fill no segment of that size")
+	f.DurationVar(&o.gcInterval, "gc-interval", compactor.DefaultInterval, "space between collections of garbage; there are none while nothing becomes garbage")
+	f.DurationVar(&o.gcGrace, "gc-grace", compactor.DefaultGrace, "how long readers may go by an index that names an object after nothing names it any more")
+	f.Float64Var(&o.gcShare, "gc-share", compactor.DefaultMaxShare, "share of the bucket's bytes that one collection may delete unless it is forced")
 	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&o.debugListen, "debug-listen", "", "loopback address for /debug/pprof (default: none)")
@@ -153,6 +159,7 @@ func (o *serveOptions) plan(logs io.Writer) (*plan, error) {
 	note(p.config.Validate())
 	p.merging = compactor.Config{TargetBytes: o.mergeBytes, Age: o.mergeAge}
 	note(p.merging.Validate())
+	note(o.checkCollect())
 	if len(faults) > 0 {
 		return nil, usagef("%v", errors.Join(faults...))
 	}
@@ -306,6 +313,10 @@ func serve(ctx context.Context, o *serveOptions, logs io.Writer, started func(ne
 	if err != nil {
 		return err
 	}
+	collector, err := o.newCollector(g, p.log)
+	if err != nil {
+		return err
+	}
 	if o.debugListen != "" {
 		stop, err := serveDebug(o.debugListen, p.log)
 		if err != nil {
@@ -316,8 +327,11 @@ func serve(ctx context.Context, o *serveOptions, logs io.Writer, started func(ne
 	defer context.AfterFunc(ctx, func() { p.log.Info("draining: what was accepted is being finished") })()
 	care := newUpkeep(g, p.log)
 	defer care.stop()
+	beside, stop := context.WithCancel(ctx)
+	var collecting sync.WaitGroup
 	err = run(ctx, g, listener, peers, func() {
 		care.start(ctx)
+		collecting.Go(func() { _ = collector.Run(beside, g) }) // until it is told to end
 		p.announce(g, b, listener.Addr())
 		merging.start()
 		if started != nil {
@@ -325,6 +339,8 @@ func serve(ctx context.Context, o *serveOptions, logs io.Writer, started func(ne
 		}
 	})
 	merging.stop()
+	stop()
+	collecting.Wait()
 	if err == nil {
 		p.log.Info("stopped; nothing is left undone")
 	}

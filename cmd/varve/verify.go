@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -14,7 +15,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/varvelog/varve/client"
+	"github.com/varvelog/varve/compactor"
 	"github.com/varvelog/varve/metadata"
+	"github.com/varvelog/varve/metadata/bolttable"
 	"github.com/varvelog/varve/segments"
 	"github.com/varvelog/varve/verify"
 )
@@ -122,26 +125,19 @@ func (a *app) verifyByGateway(ctx context.Context, f verifyFlags, report func(cl
 }
 
 func (a *app) verifyLocally(ctx context.Context, f verifyFlags, report func(client.VerifyFinding)) (s client.VerifySummary, err error) {
-	places, err := f.places()
+	store, table, closer, err := f.open(ctx)
 	if err != nil {
 		return s, err
 	}
-	store, err := openStore(ctx, places.segments)
-	if err != nil {
-		return s, unusable(err, places.segments.scheme+"://"+places.segments.host, storeAdvice(err, places.segments))
-	}
-	table, closer, err := openTable(ctx, places.metadata)
-	if err != nil {
-		advice := tableAdvice(err, places.metadata)
-		if places.metadata.scheme == schemeBolt && errors.Is(err, metadata.ErrUnavailable) {
-			advice = "ask the gateway that runs on it: leave --data, --segments and --metadata away"
-		}
-		return s, unusable(err, "the table", advice)
-	}
 	defer func() { err = errors.Join(err, closer.Close()) }()
 	told := a.now()
+	var acknowledge func(context.Context, metadata.GatewayID) error // nobody can be asked from here
+	if _, exclusive := table.(*bolttable.Table); exclusive {
+		acknowledge = compactor.NobodyLives{}.Acknowledge // its lock is ours
+	}
 	summary, err := verify.Run(ctx, verify.Config{
-		Store: segments.Retry(store, segments.DefaultRetry()), Table: metadata.Retry(table, fewPauses),
+		Acknowledge: acknowledge,
+		Store:       segments.Retry(store, segments.DefaultRetry()), Table: metadata.Retry(table, fewPauses),
 		Deep: f.Deep, Repair: f.Repair, Grace: f.Grace, Now: a.now,
 		Progress: func(s verify.Summary) {
 			if now := a.now(); now.Sub(told) >= verifyProgress {
@@ -157,6 +153,27 @@ func (a *app) verifyLocally(ctx context.Context, f verifyFlags, report func(clie
 		err = errors.New("no gateway has served on this table yet: there is nothing to verify")
 	}
 	return client.VerifySummary(summary), err
+}
+
+// open opens store and table of a cluster whose gateway is stopped, or shares them.
+func (f *verifyFlags) open(ctx context.Context) (segments.Store, metadata.Table, io.Closer, error) {
+	places, err := f.places()
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	store, err := openStore(ctx, places.segments)
+	if err != nil {
+		return nil, nil, nil, unusable(err, places.segments.scheme+"://"+places.segments.host, storeAdvice(err, places.segments))
+	}
+	table, closer, err := openTable(ctx, places.metadata)
+	if err != nil {
+		advice := tableAdvice(err, places.metadata)
+		if places.metadata.scheme == schemeBolt && errors.Is(err, metadata.ErrUnavailable) {
+			advice = "ask the gateway that runs on it: leave --data, --segments and --metadata away"
+		}
+		return nil, nil, nil, unusable(err, "the table", advice)
+	}
+	return store, table, closer, nil
 }
 
 // verifyPlaces are store and table of a cluster.

@@ -70,10 +70,17 @@ const (
 	TrimEarly Bug = "trim-early"
 	// SwapAnyway replaces index entries whatever is there by now.
 	SwapAnyway Bug = "swap-anyway"
+	// CollectStaleView takes for named what lease rows name, whatever journals say.
+	CollectStaleView Bug = "collect-stale-view"
+	// CollectAboveFloor collects segments that their uploader has not settled.
+	CollectAboveFloor Bug = "collect-above-floor"
+	// ForgetClosedEarly collects segments of a closed gateway before every other one knows that it is closed.
+	ForgetClosedEarly Bug = "forget-closed-early"
 )
 
 // All lists the bugs.
 var All = []Bug{SkipEpochCheck, DeleteSeal, UnsettledDuplicate, AckBeforeCommit, ReuseNumber, MissingIsEmpty, ForgetUploader,
 	ForgetProducers, ForgetFence, AdoptAnyPage, SkipFolderSync, RetrySync, ClockDecides, SkipFold, ReleaseEarly, AcceptClosedUploader,
 	StaleConfirm, OlderView, IgnoreChain, TrimEarly, LatePage, ForgetDoubt, JudgeAfterRelease, SkipRefresh, RecoverAgain, ReadOnce,
-	TrimRowsFirst, IgnoreNonce, RefusalInMemory, PublishBeforeCommit, SwapAnyway}
+	TrimRowsFirst, IgnoreNonce, RefusalInMemory, PublishBeforeCommit, SwapAnyway,
+	CollectStaleView, CollectAboveFloor, ForgetClosedEarly}

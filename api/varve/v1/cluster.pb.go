@@ -1289,6 +1289,226 @@ func (x *DamagedSpan) GetProblem() string {
 	return ""
 }
 
+type CollectRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Delete nothing, and say what would go if there were no grace.
+	DryRun bool `protobuf:"varint,1,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	// Delete more than the share that may go at once.
+	Force bool `protobuf:"varint,2,opt,name=force,proto3" json:"force,omitempty"`
+	// Wait until the grace of what was found is over, and answer when it is gone.
+	Wait          bool `protobuf:"varint,3,opt,name=wait,proto3" json:"wait,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CollectRequest) Reset() {
+	*x = CollectRequest{}
+	mi := &file_varve_v1_cluster_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CollectRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CollectRequest) ProtoMessage() {}
+
+func (x *CollectRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_varve_v1_cluster_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CollectRequest.ProtoReflect.Descriptor instead.
+func (*CollectRequest) Descriptor() ([]byte, []int) {
+	return file_varve_v1_cluster_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *CollectRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *CollectRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+func (x *CollectRequest) GetWait() bool {
+	if x != nil {
+		return x.Wait
+	}
+	return false
+}
+
+// CollectResponse comes once.
+type CollectResponse struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	ClusterId string                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	DryRun    bool                   `protobuf:"varint,2,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	// Segments in the bucket, their bytes, and how many of them something names.
+	Objects     int64 `protobuf:"varint,3,opt,name=objects,proto3" json:"objects,omitempty"`
+	ObjectBytes int64 `protobuf:"varint,4,opt,name=object_bytes,json=objectBytes,proto3" json:"object_bytes,omitempty"`
+	Named       int64 `protobuf:"varint,5,opt,name=named,proto3" json:"named,omitempty"`
+	// Objects that nothing names and that stay, by why: unsettled, unheard, unknown, grace, named, unclear, unreadable,
+	// too_many, refused.
+	Kept map[string]int64 `protobuf:"bytes,6,rep,name=kept,proto3" json:"kept,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// Objects that were deleted, and their bytes.
+	Deleted      int64 `protobuf:"varint,7,opt,name=deleted,proto3" json:"deleted,omitempty"`
+	DeletedBytes int64 `protobuf:"varint,8,opt,name=deleted_bytes,json=deletedBytes,proto3" json:"deleted_bytes,omitempty"`
+	// Rows that were deleted, those that wait for the grace, and gateways whose rows were deleted.
+	Rows        int64 `protobuf:"varint,9,opt,name=rows,proto3" json:"rows,omitempty"`
+	RowsWaiting int64 `protobuf:"varint,10,opt,name=rows_waiting,json=rowsWaiting,proto3" json:"rows_waiting,omitempty"`
+	Gateways    int64 `protobuf:"varint,11,opt,name=gateways,proto3" json:"gateways,omitempty"`
+	// Gateways that did not say what they know: nothing goes of gateways that were closed since they did last.
+	Unasked []string `protobuf:"bytes,12,rep,name=unasked,proto3" json:"unasked,omitempty"`
+	// Partitions that cannot be read, topic id/number: objects with records of theirs stay.
+	Unclear []string `protobuf:"bytes,13,rep,name=unclear,proto3" json:"unclear,omitempty"`
+	// Why the bucket did not delete an object; empty: it did.
+	Refusal       string `protobuf:"bytes,14,opt,name=refusal,proto3" json:"refusal,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CollectResponse) Reset() {
+	*x = CollectResponse{}
+	mi := &file_varve_v1_cluster_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CollectResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CollectResponse) ProtoMessage() {}
+
+func (x *CollectResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_varve_v1_cluster_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CollectResponse.ProtoReflect.Descriptor instead.
+func (*CollectResponse) Descriptor() ([]byte, []int) {
+	return file_varve_v1_cluster_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *CollectResponse) GetClusterId() string {
+	if x != nil {
+		return x.ClusterId
+	}
+	return ""
+}
+
+func (x *CollectResponse) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *CollectResponse) GetObjects() int64 {
+	if x != nil {
+		return x.Objects
+	}
+	return 0
+}
+
+func (x *CollectResponse) GetObjectBytes() int64 {
+	if x != nil {
+		return x.ObjectBytes
+	}
+	return 0
+}
+
+func (x *CollectResponse) GetNamed() int64 {
+	if x != nil {
+		return x.Named
+	}
+	return 0
+}
+
+func (x *CollectResponse) GetKept() map[string]int64 {
+	if x != nil {
+		return x.Kept
+	}
+	return nil
+}
+
+func (x *CollectResponse) GetDeleted() int64 {
+	if x != nil {
+		return x.Deleted
+	}
+	return 0
+}
+
+func (x *CollectResponse) GetDeletedBytes() int64 {
+	if x != nil {
+		return x.DeletedBytes
+	}
+	return 0
+}
+
+func (x *CollectResponse) GetRows() int64 {
+	if x != nil {
+		return x.Rows
+	}
+	return 0
+}
+
+func (x *CollectResponse) GetRowsWaiting() int64 {
+	if x != nil {
+		return x.RowsWaiting
+	}
+	return 0
+}
+
+func (x *CollectResponse) GetGateways() int64 {
+	if x != nil {
+		return x.Gateways
+	}
+	return 0
+}
+
+func (x *CollectResponse) GetUnasked() []string {
+	if x != nil {
+		return x.Unasked
+	}
+	return nil
+}
+
+func (x *CollectResponse) GetUnclear() []string {
+	if x != nil {
+		return x.Unclear
+	}
+	return nil
+}
+
+func (x *CollectResponse) GetRefusal() string {
+	if x != nil {
+		return x.Refusal
+	}
+	return ""
+}
+
 var File_varve_v1_cluster_proto protoreflect.FileDescriptor
 
 const file_varve_v1_cluster_proto_rawDesc = "" +
@@ -1416,13 +1636,38 @@ const file_varve_v1_cluster_proto_rawDesc = "" +
 	"\n" +
 	"end_offset\x18\x04 \x01(\x03R\tendOffset\x12\x16\n" +
 	"\x06object\x18\x05 \x01(\tR\x06object\x12\x18\n" +
-	"\aproblem\x18\x06 \x01(\tR\aproblem2\xdd\x02\n" +
+	"\aproblem\x18\x06 \x01(\tR\aproblem\"S\n" +
+	"\x0eCollectRequest\x12\x17\n" +
+	"\adry_run\x18\x01 \x01(\bR\x06dryRun\x12\x14\n" +
+	"\x05force\x18\x02 \x01(\bR\x05force\x12\x12\n" +
+	"\x04wait\x18\x03 \x01(\bR\x04wait\"\xee\x03\n" +
+	"\x0fCollectResponse\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12\x17\n" +
+	"\adry_run\x18\x02 \x01(\bR\x06dryRun\x12\x18\n" +
+	"\aobjects\x18\x03 \x01(\x03R\aobjects\x12!\n" +
+	"\fobject_bytes\x18\x04 \x01(\x03R\vobjectBytes\x12\x14\n" +
+	"\x05named\x18\x05 \x01(\x03R\x05named\x127\n" +
+	"\x04kept\x18\x06 \x03(\v2#.varve.v1.CollectResponse.KeptEntryR\x04kept\x12\x18\n" +
+	"\adeleted\x18\a \x01(\x03R\adeleted\x12#\n" +
+	"\rdeleted_bytes\x18\b \x01(\x03R\fdeletedBytes\x12\x12\n" +
+	"\x04rows\x18\t \x01(\x03R\x04rows\x12!\n" +
+	"\frows_waiting\x18\n" +
+	" \x01(\x03R\vrowsWaiting\x12\x1a\n" +
+	"\bgateways\x18\v \x01(\x03R\bgateways\x12\x18\n" +
+	"\aunasked\x18\f \x03(\tR\aunasked\x12\x18\n" +
+	"\aunclear\x18\r \x03(\tR\aunclear\x12\x18\n" +
+	"\arefusal\x18\x0e \x01(\tR\arefusal\x1a7\n" +
+	"\tKeptEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x012\xa1\x03\n" +
 	"\x0eClusterService\x12O\n" +
 	"\fListGateways\x12\x1d.varve.v1.ListGatewaysRequest\x1a\x1e.varve.v1.ListGatewaysResponse\"\x00\x129\n" +
 	"\x04Dump\x12\x15.varve.v1.DumpRequest\x1a\x16.varve.v1.DumpResponse\"\x000\x01\x12:\n" +
 	"\x05Usage\x12\x16.varve.v1.UsageRequest\x1a\x17.varve.v1.UsageResponse\"\x00\x12?\n" +
 	"\x06Verify\x12\x17.varve.v1.VerifyRequest\x1a\x18.varve.v1.VerifyResponse\"\x000\x01\x12B\n" +
-	"\aCompact\x12\x18.varve.v1.CompactRequest\x1a\x19.varve.v1.CompactResponse\"\x000\x01B0Z.github.com/varvelog/varve/api/varve/v1;varvev1b\x06proto3"
+	"\aCompact\x12\x18.varve.v1.CompactRequest\x1a\x19.varve.v1.CompactResponse\"\x000\x01\x12B\n" +
+	"\aCollect\x12\x18.varve.v1.CollectRequest\x1a\x19.varve.v1.CollectResponse\"\x000\x01B0Z.github.com/varvelog/varve/api/varve/v1;varvev1b\x06proto3"
 
 var (
 	file_varve_v1_cluster_proto_rawDescOnce sync.Once
@@ -1436,7 +1681,7 @@ func file_varve_v1_cluster_proto_rawDescGZIP() []byte {
 	return file_varve_v1_cluster_proto_rawDescData
 }
 
-var file_varve_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_varve_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_varve_v1_cluster_proto_goTypes = []any{
 	(*Gateway)(nil),              // 0: varve.v1.Gateway
 	(*ListGatewaysRequest)(nil),  // 1: varve.v1.ListGatewaysRequest
@@ -1453,6 +1698,9 @@ var file_varve_v1_cluster_proto_goTypes = []any{
 	(*CompactResponse)(nil),      // 12: varve.v1.CompactResponse
 	(*CompactReport)(nil),        // 13: varve.v1.CompactReport
 	(*DamagedSpan)(nil),          // 14: varve.v1.DamagedSpan
+	(*CollectRequest)(nil),       // 15: varve.v1.CollectRequest
+	(*CollectResponse)(nil),      // 16: varve.v1.CollectResponse
+	nil,                          // 17: varve.v1.CollectResponse.KeptEntry
 }
 var file_varve_v1_cluster_proto_depIdxs = []int32{
 	0,  // 0: varve.v1.ListGatewaysResponse.gateways:type_name -> varve.v1.Gateway
@@ -1460,21 +1708,24 @@ var file_varve_v1_cluster_proto_depIdxs = []int32{
 	10, // 2: varve.v1.VerifyResponse.summary:type_name -> varve.v1.VerifySummary
 	13, // 3: varve.v1.CompactResponse.report:type_name -> varve.v1.CompactReport
 	14, // 4: varve.v1.CompactReport.set_aside:type_name -> varve.v1.DamagedSpan
-	1,  // 5: varve.v1.ClusterService.ListGateways:input_type -> varve.v1.ListGatewaysRequest
-	3,  // 6: varve.v1.ClusterService.Dump:input_type -> varve.v1.DumpRequest
-	5,  // 7: varve.v1.ClusterService.Usage:input_type -> varve.v1.UsageRequest
-	7,  // 8: varve.v1.ClusterService.Verify:input_type -> varve.v1.VerifyRequest
-	11, // 9: varve.v1.ClusterService.Compact:input_type -> varve.v1.CompactRequest
-	2,  // 10: varve.v1.ClusterService.ListGateways:output_type -> varve.v1.ListGatewaysResponse
-	4,  // 11: varve.v1.ClusterService.Dump:output_type -> varve.v1.DumpResponse
-	6,  // 12: varve.v1.ClusterService.Usage:output_type -> varve.v1.UsageResponse
-	8,  // 13: varve.v1.ClusterService.Verify:output_type -> varve.v1.VerifyResponse
-	12, // 14: varve.v1.ClusterService.Compact:output_type -> varve.v1.CompactResponse
-	10, // [10:15] is the sub-list for method output_type
-	5,  // [5:10] is the sub-list for method input_type
-	5,  // [5:5] is the sub-list for extension type_name
-	5,  // [5:5] is the sub-list for extension extendee
-	0,  // [0:5] is the sub-list for field type_name
+	17, // 5: varve.v1.CollectResponse.kept:type_name -> varve.v1.CollectResponse.KeptEntry
+	1,  // 6: varve.v1.ClusterService.ListGateways:input_type -> varve.v1.ListGatewaysRequest
+	3,  // 7: varve.v1.ClusterService.Dump:input_type -> varve.v1.DumpRequest
+	5,  // 8: varve.v1.ClusterService.Usage:input_type -> varve.v1.UsageRequest
+	7,  // 9: varve.v1.ClusterService.Verify:input_type -> varve.v1.VerifyRequest
+	11, // 10: varve.v1.ClusterService.Compact:input_type -> varve.v1.CompactRequest
+	15, // 11: varve.v1.ClusterService.Collect:input_type -> varve.v1.CollectRequest
+	2,  // 12: varve.v1.ClusterService.ListGateways:output_type -> varve.v1.ListGatewaysResponse
+	4,  // 13: varve.v1.ClusterService.Dump:output_type -> varve.v1.DumpResponse
+	6,  // 14: varve.v1.ClusterService.Usage:output_type -> varve.v1.UsageResponse
+	8,  // 15: varve.v1.ClusterService.Verify:output_type -> varve.v1.VerifyResponse
+	12, // 16: varve.v1.ClusterService.Compact:output_type -> varve.v1.CompactResponse
+	16, // 17: varve.v1.ClusterService.Collect:output_type -> varve.v1.CollectResponse
+	12, // [12:18] is the sub-list for method output_type
+	6,  // [6:12] is the sub-list for method input_type
+	6,  // [6:6] is the sub-list for extension type_name
+	6,  // [6:6] is the sub-list for extension extendee
+	0,  // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_varve_v1_cluster_proto_init() }
@@ -1489,7 +1740,7 @@ func file_varve_v1_cluster_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_varve_v1_cluster_proto_rawDesc), len(file_varve_v1_cluster_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   15,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -1388,6 +1388,86 @@ func (x *CompactResponse) GetReport() []byte {
 	return nil
 }
 
+type AcknowledgeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Call          *Call                  `protobuf:"bytes,1,opt,name=call,proto3" json:"call,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AcknowledgeRequest) Reset() {
+	*x = AcknowledgeRequest{}
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AcknowledgeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AcknowledgeRequest) ProtoMessage() {}
+
+func (x *AcknowledgeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AcknowledgeRequest.ProtoReflect.Descriptor instead.
+func (*AcknowledgeRequest) Descriptor() ([]byte, []int) {
+	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *AcknowledgeRequest) GetCall() *Call {
+	if x != nil {
+		return x.Call
+	}
+	return nil
+}
+
+type AcknowledgeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AcknowledgeResponse) Reset() {
+	*x = AcknowledgeResponse{}
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AcknowledgeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AcknowledgeResponse) ProtoMessage() {}
+
+func (x *AcknowledgeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AcknowledgeResponse.ProtoReflect.Descriptor instead.
+func (*AcknowledgeResponse) Descriptor() ([]byte, []int) {
+	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{23}
+}
+
 var File_varve_peer_v1_peer_proto protoreflect.FileDescriptor
 
 const file_varve_peer_v1_peer_proto_rawDesc = "" +
@@ -1487,7 +1567,10 @@ const file_varve_peer_v1_peer_proto_rawDesc = "" +
 	"\adry_run\x18\x03 \x01(\bR\x06dryRun\x12\x12\n" +
 	"\x04wait\x18\x04 \x01(\bR\x04wait\")\n" +
 	"\x0fCompactResponse\x12\x16\n" +
-	"\x06report\x18\x01 \x01(\fR\x06report2\xfd\x03\n" +
+	"\x06report\x18\x01 \x01(\fR\x06report\"=\n" +
+	"\x12AcknowledgeRequest\x12'\n" +
+	"\x04call\x18\x01 \x01(\v2\x13.varve.peer.v1.CallR\x04call\"\x15\n" +
+	"\x13AcknowledgeResponse2\xd5\x04\n" +
 	"\vPeerService\x12D\n" +
 	"\x05Refer\x12\x1b.varve.peer.v1.ReferRequest\x1a\x1c.varve.peer.v1.ReferResponse\"\x00\x12G\n" +
 	"\x06Decide\x12\x1c.varve.peer.v1.DecideRequest\x1a\x1d.varve.peer.v1.DecideResponse\"\x00\x12A\n" +
@@ -1495,7 +1578,8 @@ const file_varve_peer_v1_peer_proto_rawDesc = "" +
 	"\x05Watch\x12\x1b.varve.peer.v1.WatchRequest\x1a\x1c.varve.peer.v1.WatchResponse\"\x00(\x010\x01\x12A\n" +
 	"\x04Take\x12\x1a.varve.peer.v1.TakeRequest\x1a\x1b.varve.peer.v1.TakeResponse\"\x00\x12A\n" +
 	"\x04Note\x12\x1a.varve.peer.v1.NoteRequest\x1a\x1b.varve.peer.v1.NoteResponse\"\x00\x12L\n" +
-	"\aCompact\x12\x1d.varve.peer.v1.CompactRequest\x1a\x1e.varve.peer.v1.CompactResponse\"\x000\x01B4Z2github.com/varvelog/varve/api/varve/peer/v1;peerv1b\x06proto3"
+	"\aCompact\x12\x1d.varve.peer.v1.CompactRequest\x1a\x1e.varve.peer.v1.CompactResponse\"\x000\x01\x12V\n" +
+	"\vAcknowledge\x12!.varve.peer.v1.AcknowledgeRequest\x1a\".varve.peer.v1.AcknowledgeResponse\"\x00B4Z2github.com/varvelog/varve/api/varve/peer/v1;peerv1b\x06proto3"
 
 var (
 	file_varve_peer_v1_peer_proto_rawDescOnce sync.Once
@@ -1510,31 +1594,33 @@ func file_varve_peer_v1_peer_proto_rawDescGZIP() []byte {
 }
 
 var file_varve_peer_v1_peer_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_varve_peer_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_varve_peer_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_varve_peer_v1_peer_proto_goTypes = []any{
-	(Refusal_Kind)(0),       // 0: varve.peer.v1.Refusal.Kind
-	(*Call)(nil),            // 1: varve.peer.v1.Call
-	(*Partition)(nil),       // 2: varve.peer.v1.Partition
-	(*Refusal)(nil),         // 3: varve.peer.v1.Refusal
-	(*ReferRequest)(nil),    // 4: varve.peer.v1.ReferRequest
-	(*ReferResponse)(nil),   // 5: varve.peer.v1.ReferResponse
-	(*ReferResult)(nil),     // 6: varve.peer.v1.ReferResult
-	(*DecideRequest)(nil),   // 7: varve.peer.v1.DecideRequest
-	(*Fence)(nil),           // 8: varve.peer.v1.Fence
-	(*DecideResponse)(nil),  // 9: varve.peer.v1.DecideResponse
-	(*ReadRequest)(nil),     // 10: varve.peer.v1.ReadRequest
-	(*ReadResponse)(nil),    // 11: varve.peer.v1.ReadResponse
-	(*WatchRequest)(nil),    // 12: varve.peer.v1.WatchRequest
-	(*Interest)(nil),        // 13: varve.peer.v1.Interest
-	(*WatchResponse)(nil),   // 14: varve.peer.v1.WatchResponse
-	(*Update)(nil),          // 15: varve.peer.v1.Update
-	(*TakeRequest)(nil),     // 16: varve.peer.v1.TakeRequest
-	(*TakeResponse)(nil),    // 17: varve.peer.v1.TakeResponse
-	(*NoteRequest)(nil),     // 18: varve.peer.v1.NoteRequest
-	(*Committed)(nil),       // 19: varve.peer.v1.Committed
-	(*NoteResponse)(nil),    // 20: varve.peer.v1.NoteResponse
-	(*CompactRequest)(nil),  // 21: varve.peer.v1.CompactRequest
-	(*CompactResponse)(nil), // 22: varve.peer.v1.CompactResponse
+	(Refusal_Kind)(0),           // 0: varve.peer.v1.Refusal.Kind
+	(*Call)(nil),                // 1: varve.peer.v1.Call
+	(*Partition)(nil),           // 2: varve.peer.v1.Partition
+	(*Refusal)(nil),             // 3: varve.peer.v1.Refusal
+	(*ReferRequest)(nil),        // 4: varve.peer.v1.ReferRequest
+	(*ReferResponse)(nil),       // 5: varve.peer.v1.ReferResponse
+	(*ReferResult)(nil),         // 6: varve.peer.v1.ReferResult
+	(*DecideRequest)(nil),       // 7: varve.peer.v1.DecideRequest
+	(*Fence)(nil),               // 8: varve.peer.v1.Fence
+	(*DecideResponse)(nil),      // 9: varve.peer.v1.DecideResponse
+	(*ReadRequest)(nil),         // 10: varve.peer.v1.ReadRequest
+	(*ReadResponse)(nil),        // 11: varve.peer.v1.ReadResponse
+	(*WatchRequest)(nil),        // 12: varve.peer.v1.WatchRequest
+	(*Interest)(nil),            // 13: varve.peer.v1.Interest
+	(*WatchResponse)(nil),       // 14: varve.peer.v1.WatchResponse
+	(*Update)(nil),              // 15: varve.peer.v1.Update
+	(*TakeRequest)(nil),         // 16: varve.peer.v1.TakeRequest
+	(*TakeResponse)(nil),        // 17: varve.peer.v1.TakeResponse
+	(*NoteRequest)(nil),         // 18: varve.peer.v1.NoteRequest
+	(*Committed)(nil),           // 19: varve.peer.v1.Committed
+	(*NoteResponse)(nil),        // 20: varve.peer.v1.NoteResponse
+	(*CompactRequest)(nil),      // 21: varve.peer.v1.CompactRequest
+	(*CompactResponse)(nil),     // 22: varve.peer.v1.CompactResponse
+	(*AcknowledgeRequest)(nil),  // 23: varve.peer.v1.AcknowledgeRequest
+	(*AcknowledgeResponse)(nil), // 24: varve.peer.v1.AcknowledgeResponse
 }
 var file_varve_peer_v1_peer_proto_depIdxs = []int32{
 	0,  // 0: varve.peer.v1.Refusal.kind:type_name -> varve.peer.v1.Refusal.Kind
@@ -1561,25 +1647,28 @@ var file_varve_peer_v1_peer_proto_depIdxs = []int32{
 	19, // 21: varve.peer.v1.NoteRequest.committed:type_name -> varve.peer.v1.Committed
 	2,  // 22: varve.peer.v1.Committed.partition:type_name -> varve.peer.v1.Partition
 	1,  // 23: varve.peer.v1.CompactRequest.call:type_name -> varve.peer.v1.Call
-	4,  // 24: varve.peer.v1.PeerService.Refer:input_type -> varve.peer.v1.ReferRequest
-	7,  // 25: varve.peer.v1.PeerService.Decide:input_type -> varve.peer.v1.DecideRequest
-	10, // 26: varve.peer.v1.PeerService.Read:input_type -> varve.peer.v1.ReadRequest
-	12, // 27: varve.peer.v1.PeerService.Watch:input_type -> varve.peer.v1.WatchRequest
-	16, // 28: varve.peer.v1.PeerService.Take:input_type -> varve.peer.v1.TakeRequest
-	18, // 29: varve.peer.v1.PeerService.Note:input_type -> varve.peer.v1.NoteRequest
-	21, // 30: varve.peer.v1.PeerService.Compact:input_type -> varve.peer.v1.CompactRequest
-	5,  // 31: varve.peer.v1.PeerService.Refer:output_type -> varve.peer.v1.ReferResponse
-	9,  // 32: varve.peer.v1.PeerService.Decide:output_type -> varve.peer.v1.DecideResponse
-	11, // 33: varve.peer.v1.PeerService.Read:output_type -> varve.peer.v1.ReadResponse
-	14, // 34: varve.peer.v1.PeerService.Watch:output_type -> varve.peer.v1.WatchResponse
-	17, // 35: varve.peer.v1.PeerService.Take:output_type -> varve.peer.v1.TakeResponse
-	20, // 36: varve.peer.v1.PeerService.Note:output_type -> varve.peer.v1.NoteResponse
-	22, // 37: varve.peer.v1.PeerService.Compact:output_type -> varve.peer.v1.CompactResponse
-	31, // [31:38] is the sub-list for method output_type
-	24, // [24:31] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	1,  // 24: varve.peer.v1.AcknowledgeRequest.call:type_name -> varve.peer.v1.Call
+	4,  // 25: varve.peer.v1.PeerService.Refer:input_type -> varve.peer.v1.ReferRequest
+	7,  // 26: varve.peer.v1.PeerService.Decide:input_type -> varve.peer.v1.DecideRequest
+	10, // 27: varve.peer.v1.PeerService.Read:input_type -> varve.peer.v1.ReadRequest
+	12, // 28: varve.peer.v1.PeerService.Watch:input_type -> varve.peer.v1.WatchRequest
+	16, // 29: varve.peer.v1.PeerService.Take:input_type -> varve.peer.v1.TakeRequest
+	18, // 30: varve.peer.v1.PeerService.Note:input_type -> varve.peer.v1.NoteRequest
+	21, // 31: varve.peer.v1.PeerService.Compact:input_type -> varve.peer.v1.CompactRequest
+	23, // 32: varve.peer.v1.PeerService.Acknowledge:input_type -> varve.peer.v1.AcknowledgeRequest
+	5,  // 33: varve.peer.v1.PeerService.Refer:output_type -> varve.peer.v1.ReferResponse
+	9,  // 34: varve.peer.v1.PeerService.Decide:output_type -> varve.peer.v1.DecideResponse
+	11, // 35: varve.peer.v1.PeerService.Read:output_type -> varve.peer.v1.ReadResponse
+	14, // 36: varve.peer.v1.PeerService.Watch:output_type -> varve.peer.v1.WatchResponse
+	17, // 37: varve.peer.v1.PeerService.Take:output_type -> varve.peer.v1.TakeResponse
+	20, // 38: varve.peer.v1.PeerService.Note:output_type -> varve.peer.v1.NoteResponse
+	22, // 39: varve.peer.v1.PeerService.Compact:output_type -> varve.peer.v1.CompactResponse
+	24, // 40: varve.peer.v1.PeerService.Acknowledge:output_type -> varve.peer.v1.AcknowledgeResponse
+	33, // [33:41] is the sub-list for method output_type
+	25, // [25:33] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_varve_peer_v1_peer_proto_init() }
@@ -1600,7 +1689,7 @@ func file_varve_peer_v1_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_varve_peer_v1_peer_proto_rawDesc), len(file_varve_peer_v1_peer_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   22,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -35,6 +35,8 @@ const (
 	ClusterServiceVerifyProcedure = "/varve.v1.ClusterService/Verify"
 	// ClusterServiceCompactProcedure is the procedure name of the ClusterService's Compact RPC.
 	ClusterServiceCompactProcedure = "/varve.v1.ClusterService/Compact"
+	// ClusterServiceCollectProcedure is the procedure name of the ClusterService's Collect RPC.
+	ClusterServiceCollectProcedure = "/varve.v1.ClusterService/Collect"
 )
 
 var (
@@ -73,6 +75,13 @@ var (
 			Procedure:  ClusterServiceCompactProcedure,
 		}
 	})
+	clusterServiceCollectSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeServer,
+			Schema:     v1.File_varve_v1_cluster_proto.Services().ByName("ClusterService").Methods().ByName("Collect"),
+			Procedure:  ClusterServiceCollectProcedure,
+		}
+	})
 )
 
 // ClusterServiceClient is a client for the varve.v1.ClusterService service.
@@ -86,6 +95,9 @@ type ClusterServiceClient interface {
 	Verify(context.Context, *v1.VerifyRequest) (ClusterServiceVerifyClientStream, error)
 	// Compact has small segments merged now, whatever their age, by each gateway that merges: a response for each of them.
 	Compact(context.Context, *v1.CompactRequest) (ClusterServiceCompactClientStream, error)
+	// Collect deletes objects and rows that nothing names and nothing ever will, and says what it did. It answers when that is
+	// done: headers come at once.
+	Collect(context.Context, *v1.CollectRequest) (ClusterServiceCollectClientStream, error)
 }
 
 // NewClusterServiceClient constructs a client for the varve.v1.ClusterService service. Multiple
@@ -154,6 +166,26 @@ func (s ClusterServiceCompactClientStream) Close() error {
 	return s.stream.Close()
 }
 
+// ClusterServiceCollectClientStream is the client stream for the ClusterService's Collect RPC.
+type ClusterServiceCollectClientStream struct {
+	stream connect.ClientStream
+}
+
+// Receive returns the next response message from the server.
+func (s ClusterServiceCollectClientStream) Receive() (*v1.CollectResponse, error) {
+	var res v1.CollectResponse
+	if err := s.stream.Receive(&res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+// Close releases the stream's resources. It is idempotent and is typically deferred to clean up a
+// stream abandoned before io.EOF.
+func (s ClusterServiceCollectClientStream) Close() error {
+	return s.stream.Close()
+}
+
 // ClusterServiceHandler is an implementation of the varve.v1.ClusterService service.
 type ClusterServiceHandler interface {
 	ListGateways(context.Context, *v1.ListGatewaysRequest) (*v1.ListGatewaysResponse, error)
@@ -165,6 +197,9 @@ type ClusterServiceHandler interface {
 	Verify(context.Context, *v1.VerifyRequest, ClusterServiceVerifyServerStream) error
 	// Compact has small segments merged now, whatever their age, by each gateway that merges: a response for each of them.
 	Compact(context.Context, *v1.CompactRequest, ClusterServiceCompactServerStream) error
+	// Collect deletes objects and rows that nothing names and nothing ever will, and says what it did. It answers when that is
+	// done: headers come at once.
+	Collect(context.Context, *v1.CollectRequest, ClusterServiceCollectServerStream) error
 }
 
 // RegisterClusterServiceHandler registers svc as the varve.v1.ClusterService implementation on
@@ -177,6 +212,7 @@ func RegisterClusterServiceHandler(server *connect.Server, svc ClusterServiceHan
 		connect.Method{Spec: clusterServiceUsageSpec(), Handler: adapter.usage},
 		connect.Method{Spec: clusterServiceVerifySpec(), Handler: adapter.verify},
 		connect.Method{Spec: clusterServiceCompactSpec(), Handler: adapter.compact},
+		connect.Method{Spec: clusterServiceCollectSpec(), Handler: adapter.collect},
 	)
 }
 
@@ -225,6 +261,21 @@ func (s ClusterServiceCompactServerStream) Send(res *v1.CompactResponse) error {
 	return s.stream.Send(res)
 }
 
+// ClusterServiceCollectServerStream is the server stream for the ClusterService's Collect RPC.
+type ClusterServiceCollectServerStream struct {
+	stream connect.ServerStream
+}
+
+// SendHeaders flushes the response headers without a message. The first Send does this implicitly.
+func (s ClusterServiceCollectServerStream) SendHeaders() error {
+	return s.stream.SendHeaders()
+}
+
+// Send sends a response message to the client.
+func (s ClusterServiceCollectServerStream) Send(res *v1.CollectResponse) error {
+	return s.stream.Send(res)
+}
+
 // UnimplementedClusterServiceHandler returns CodeUnimplemented from all methods.
 type UnimplementedClusterServiceHandler struct{}
 
@@ -246,6 +297,10 @@ func (UnimplementedClusterServiceHandler) Verify(context.Context, *v1.VerifyRequ
 
 func (UnimplementedClusterServiceHandler) Compact(context.Context, *v1.CompactRequest, ClusterServiceCompactServerStream) error {
 	return connect.NewError(connect.CodeUnimplemented, "varve.v1.ClusterService.Compact is not implemented")
+}
+
+func (UnimplementedClusterServiceHandler) Collect(context.Context, *v1.CollectRequest, ClusterServiceCollectServerStream) error {
+	return connect.NewError(connect.CodeUnimplemented, "varve.v1.ClusterService.Collect is not implemented")
 }
 
 type clusterServiceClient struct {
@@ -290,6 +345,14 @@ func (c *clusterServiceClient) Compact(ctx context.Context, req *v1.CompactReque
 		return ClusterServiceCompactClientStream{}, err
 	}
 	return ClusterServiceCompactClientStream{stream: stream}, nil
+}
+
+func (c *clusterServiceClient) Collect(ctx context.Context, req *v1.CollectRequest) (ClusterServiceCollectClientStream, error) {
+	stream, err := c.client.CallServerStream(ctx, clusterServiceCollectSpec(), req)
+	if err != nil {
+		return ClusterServiceCollectClientStream{}, err
+	}
+	return ClusterServiceCollectClientStream{stream: stream}, nil
 }
 
 type clusterServiceHandler struct{ svc ClusterServiceHandler }
@@ -340,4 +403,12 @@ func (h clusterServiceHandler) compact(ctx context.Context, _ connect.Spec, stre
 		return err
 	}
 	return h.svc.Compact(ctx, &req, ClusterServiceCompactServerStream{stream: stream})
+}
+
+func (h clusterServiceHandler) collect(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.CollectRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	return h.svc.Collect(ctx, &req, ClusterServiceCollectServerStream{stream: stream})
 }

@@ -41,6 +41,8 @@ const (
 	PeerServiceNoteProcedure = "/varve.peer.v1.PeerService/Note"
 	// PeerServiceCompactProcedure is the procedure name of the PeerService's Compact RPC.
 	PeerServiceCompactProcedure = "/varve.peer.v1.PeerService/Compact"
+	// PeerServiceAcknowledgeProcedure is the procedure name of the PeerService's Acknowledge RPC.
+	PeerServiceAcknowledgeProcedure = "/varve.peer.v1.PeerService/Acknowledge"
 )
 
 var (
@@ -93,6 +95,13 @@ var (
 			Procedure:  PeerServiceCompactProcedure,
 		}
 	})
+	peerServiceAcknowledgeSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_varve_peer_v1_peer_proto.Services().ByName("PeerService").Methods().ByName("Acknowledge"),
+			Procedure:  PeerServiceAcknowledgeProcedure,
+		}
+	})
 )
 
 // PeerServiceClient is a client for the varve.peer.v1.PeerService service.
@@ -112,6 +121,9 @@ type PeerServiceClient interface {
 	Note(context.Context, *v1.NoteRequest) (*v1.NoteResponse, error)
 	// Compact has a gateway merge its share of what is small now, and answers once.
 	Compact(context.Context, *v1.CompactRequest) (PeerServiceCompactClientStream, error)
+	// Acknowledge answers once the gateway knows of every gateway that was closed when the call came, and has settled what it
+	// judged before: it takes nothing from them any more.
+	Acknowledge(context.Context, *v1.AcknowledgeRequest) (*v1.AcknowledgeResponse, error)
 }
 
 // NewPeerServiceClient constructs a client for the varve.peer.v1.PeerService service. Multiple
@@ -193,6 +205,9 @@ type PeerServiceHandler interface {
 	Note(context.Context, *v1.NoteRequest) (*v1.NoteResponse, error)
 	// Compact has a gateway merge its share of what is small now, and answers once.
 	Compact(context.Context, *v1.CompactRequest, PeerServiceCompactServerStream) error
+	// Acknowledge answers once the gateway knows of every gateway that was closed when the call came, and has settled what it
+	// judged before: it takes nothing from them any more.
+	Acknowledge(context.Context, *v1.AcknowledgeRequest) (*v1.AcknowledgeResponse, error)
 }
 
 // RegisterPeerServiceHandler registers svc as the varve.peer.v1.PeerService implementation on
@@ -207,6 +222,7 @@ func RegisterPeerServiceHandler(server *connect.Server, svc PeerServiceHandler) 
 		connect.Method{Spec: peerServiceTakeSpec(), Handler: adapter.take},
 		connect.Method{Spec: peerServiceNoteSpec(), Handler: adapter.note},
 		connect.Method{Spec: peerServiceCompactSpec(), Handler: adapter.compact},
+		connect.Method{Spec: peerServiceAcknowledgeSpec(), Handler: adapter.acknowledge},
 	)
 }
 
@@ -280,6 +296,10 @@ func (UnimplementedPeerServiceHandler) Compact(context.Context, *v1.CompactReque
 	return connect.NewError(connect.CodeUnimplemented, "varve.peer.v1.PeerService.Compact is not implemented")
 }
 
+func (UnimplementedPeerServiceHandler) Acknowledge(context.Context, *v1.AcknowledgeRequest) (*v1.AcknowledgeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "varve.peer.v1.PeerService.Acknowledge is not implemented")
+}
+
 type peerServiceClient struct {
 	client *connect.Client
 }
@@ -338,6 +358,14 @@ func (c *peerServiceClient) Compact(ctx context.Context, req *v1.CompactRequest)
 		return PeerServiceCompactClientStream{}, err
 	}
 	return PeerServiceCompactClientStream{stream: stream}, nil
+}
+
+func (c *peerServiceClient) Acknowledge(ctx context.Context, req *v1.AcknowledgeRequest) (*v1.AcknowledgeResponse, error) {
+	var res v1.AcknowledgeResponse
+	if err := c.client.CallUnary(ctx, peerServiceAcknowledgeSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
 }
 
 type peerServiceHandler struct{ svc PeerServiceHandler }
@@ -412,4 +440,16 @@ func (h peerServiceHandler) compact(ctx context.Context, _ connect.Spec, stream 
 		return err
 	}
 	return h.svc.Compact(ctx, &req, PeerServiceCompactServerStream{stream: stream})
+}
+
+func (h peerServiceHandler) acknowledge(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.AcknowledgeRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.Acknowledge(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
 }
