@@ -100,6 +100,14 @@ func (i *impostor) Take(context.Context, *peerv1.TakeRequest) (*peerv1.TakeRespo
 	return &peerv1.TakeResponse{}, nil
 }
 
+func (i *impostor) Account(ctx context.Context, r *peerv1.AccountRequest) (*peerv1.AccountResponse, error) {
+	out, err := i.ask(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	return out.(*peerv1.AccountResponse), nil
+}
+
 func (i *impostor) Watch(ctx context.Context, stream peerv1connect.PeerServiceWatchServerStream) error {
 	i.calls.Add(1)
 	return i.tell(stream)

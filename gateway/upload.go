@@ -63,6 +63,7 @@ func (in *intake) upload(ctx context.Context, segment *openSegment) (d *segments
 		return stored, false, nil
 	}
 	in.g.meters.flushed(len(object.Directory.Spans), object.Size())
+	in.g.ledger.Uploaded(&object.Directory)
 	in.g.reader.fresh.add(object)
 	return &object.Directory, true, nil
 }

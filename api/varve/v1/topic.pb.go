@@ -350,8 +350,10 @@ func (x *ListTopicsResponse) GetNextPageToken() string {
 }
 
 type DescribeTopicRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Also say what the topic has used. All gateways are asked for that.
+	Usage         bool `protobuf:"varint,2,opt,name=usage,proto3" json:"usage,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -391,6 +393,13 @@ func (x *DescribeTopicRequest) GetName() string {
 		return x.Name
 	}
 	return ""
+}
+
+func (x *DescribeTopicRequest) GetUsage() bool {
+	if x != nil {
+		return x.Usage
+	}
+	return false
 }
 
 type ConfigEntry struct {
@@ -566,10 +575,12 @@ func (x *PartitionInfo) GetFencingToken() string {
 }
 
 type DescribeTopicResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Topic         *Topic                 `protobuf:"bytes,1,opt,name=topic,proto3" json:"topic,omitempty"`
-	Config        []*ConfigEntry         `protobuf:"bytes,2,rep,name=config,proto3" json:"config,omitempty"`
-	Partitions    []*PartitionInfo       `protobuf:"bytes,3,rep,name=partitions,proto3" json:"partitions,omitempty"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Topic      *Topic                 `protobuf:"bytes,1,opt,name=topic,proto3" json:"topic,omitempty"`
+	Config     []*ConfigEntry         `protobuf:"bytes,2,rep,name=config,proto3" json:"config,omitempty"`
+	Partitions []*PartitionInfo       `protobuf:"bytes,3,rep,name=partitions,proto3" json:"partitions,omitempty"`
+	// With usage: what ClusterService.Cost says of the topic.
+	Cost          *CostResponse `protobuf:"bytes,4,opt,name=cost,proto3" json:"cost,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -621,6 +632,13 @@ func (x *DescribeTopicResponse) GetConfig() []*ConfigEntry {
 func (x *DescribeTopicResponse) GetPartitions() []*PartitionInfo {
 	if x != nil {
 		return x.Partitions
+	}
+	return nil
+}
+
+func (x *DescribeTopicResponse) GetCost() *CostResponse {
+	if x != nil {
+		return x.Cost
 	}
 	return nil
 }
@@ -1333,7 +1351,7 @@ var File_varve_v1_topic_proto protoreflect.FileDescriptor
 
 const file_varve_v1_topic_proto_rawDesc = "" +
 	"\n" +
-	"\x14varve/v1/topic.proto\x12\bvarve.v1\"\xf0\x01\n" +
+	"\x14varve/v1/topic.proto\x12\bvarve.v1\x1a\x16varve/v1/cluster.proto\"\xf0\x01\n" +
 	"\x05Topic\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x1e\n" +
@@ -1367,9 +1385,10 @@ const file_varve_v1_topic_proto_rawDesc = "" +
 	"page_token\x18\x03 \x01(\tR\tpageToken\"e\n" +
 	"\x12ListTopicsResponse\x12'\n" +
 	"\x06topics\x18\x01 \x03(\v2\x0f.varve.v1.TopicR\x06topics\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"*\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"@\n" +
 	"\x14DescribeTopicRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"h\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05usage\x18\x02 \x01(\bR\x05usage\"h\n" +
 	"\vConfigEntry\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value\x12\x1d\n" +
@@ -1385,13 +1404,14 @@ const file_varve_v1_topic_proto_rawDesc = "" +
 	"\agateway\x18\x05 \x01(\tR\agateway\x12\x14\n" +
 	"\x05epoch\x18\x06 \x01(\x04R\x05epoch\x12#\n" +
 	"\rmax_timestamp\x18\a \x01(\x03R\fmaxTimestamp\x12#\n" +
-	"\rfencing_token\x18\b \x01(\tR\ffencingToken\"\xa6\x01\n" +
+	"\rfencing_token\x18\b \x01(\tR\ffencingToken\"\xd2\x01\n" +
 	"\x15DescribeTopicResponse\x12%\n" +
 	"\x05topic\x18\x01 \x01(\v2\x0f.varve.v1.TopicR\x05topic\x12-\n" +
 	"\x06config\x18\x02 \x03(\v2\x15.varve.v1.ConfigEntryR\x06config\x127\n" +
 	"\n" +
 	"partitions\x18\x03 \x03(\v2\x17.varve.v1.PartitionInfoR\n" +
-	"partitions\"\xcd\x01\n" +
+	"partitions\x12*\n" +
+	"\x04cost\x18\x04 \x01(\v2\x16.varve.v1.CostResponseR\x04cost\"\xcd\x01\n" +
 	"\x11AlterTopicRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1e\n" +
 	"\n" +
@@ -1497,6 +1517,7 @@ var file_varve_v1_topic_proto_goTypes = []any{
 	nil,                           // 20: varve.v1.Topic.ConfigEntry
 	nil,                           // 21: varve.v1.CreateTopicRequest.ConfigEntry
 	nil,                           // 22: varve.v1.AlterTopicRequest.SetEntry
+	(*CostResponse)(nil),          // 23: varve.v1.CostResponse
 }
 var file_varve_v1_topic_proto_depIdxs = []int32{
 	20, // 0: varve.v1.Topic.config:type_name -> varve.v1.Topic.ConfigEntry
@@ -1506,30 +1527,31 @@ var file_varve_v1_topic_proto_depIdxs = []int32{
 	0,  // 4: varve.v1.DescribeTopicResponse.topic:type_name -> varve.v1.Topic
 	6,  // 5: varve.v1.DescribeTopicResponse.config:type_name -> varve.v1.ConfigEntry
 	7,  // 6: varve.v1.DescribeTopicResponse.partitions:type_name -> varve.v1.PartitionInfo
-	22, // 7: varve.v1.AlterTopicRequest.set:type_name -> varve.v1.AlterTopicRequest.SetEntry
-	0,  // 8: varve.v1.AlterTopicResponse.topic:type_name -> varve.v1.Topic
-	14, // 9: varve.v1.TrimTopicRequest.to:type_name -> varve.v1.TrimPlace
-	16, // 10: varve.v1.TrimTopicResponse.results:type_name -> varve.v1.TrimResult
-	18, // 11: varve.v1.ListSegmentsResponse.segments:type_name -> varve.v1.SegmentRange
-	1,  // 12: varve.v1.TopicService.CreateTopic:input_type -> varve.v1.CreateTopicRequest
-	3,  // 13: varve.v1.TopicService.ListTopics:input_type -> varve.v1.ListTopicsRequest
-	5,  // 14: varve.v1.TopicService.DescribeTopic:input_type -> varve.v1.DescribeTopicRequest
-	9,  // 15: varve.v1.TopicService.AlterTopic:input_type -> varve.v1.AlterTopicRequest
-	11, // 16: varve.v1.TopicService.DeleteTopic:input_type -> varve.v1.DeleteTopicRequest
-	13, // 17: varve.v1.TopicService.TrimTopic:input_type -> varve.v1.TrimTopicRequest
-	17, // 18: varve.v1.TopicService.ListSegments:input_type -> varve.v1.ListSegmentsRequest
-	2,  // 19: varve.v1.TopicService.CreateTopic:output_type -> varve.v1.CreateTopicResponse
-	4,  // 20: varve.v1.TopicService.ListTopics:output_type -> varve.v1.ListTopicsResponse
-	8,  // 21: varve.v1.TopicService.DescribeTopic:output_type -> varve.v1.DescribeTopicResponse
-	10, // 22: varve.v1.TopicService.AlterTopic:output_type -> varve.v1.AlterTopicResponse
-	12, // 23: varve.v1.TopicService.DeleteTopic:output_type -> varve.v1.DeleteTopicResponse
-	15, // 24: varve.v1.TopicService.TrimTopic:output_type -> varve.v1.TrimTopicResponse
-	19, // 25: varve.v1.TopicService.ListSegments:output_type -> varve.v1.ListSegmentsResponse
-	19, // [19:26] is the sub-list for method output_type
-	12, // [12:19] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	23, // 7: varve.v1.DescribeTopicResponse.cost:type_name -> varve.v1.CostResponse
+	22, // 8: varve.v1.AlterTopicRequest.set:type_name -> varve.v1.AlterTopicRequest.SetEntry
+	0,  // 9: varve.v1.AlterTopicResponse.topic:type_name -> varve.v1.Topic
+	14, // 10: varve.v1.TrimTopicRequest.to:type_name -> varve.v1.TrimPlace
+	16, // 11: varve.v1.TrimTopicResponse.results:type_name -> varve.v1.TrimResult
+	18, // 12: varve.v1.ListSegmentsResponse.segments:type_name -> varve.v1.SegmentRange
+	1,  // 13: varve.v1.TopicService.CreateTopic:input_type -> varve.v1.CreateTopicRequest
+	3,  // 14: varve.v1.TopicService.ListTopics:input_type -> varve.v1.ListTopicsRequest
+	5,  // 15: varve.v1.TopicService.DescribeTopic:input_type -> varve.v1.DescribeTopicRequest
+	9,  // 16: varve.v1.TopicService.AlterTopic:input_type -> varve.v1.AlterTopicRequest
+	11, // 17: varve.v1.TopicService.DeleteTopic:input_type -> varve.v1.DeleteTopicRequest
+	13, // 18: varve.v1.TopicService.TrimTopic:input_type -> varve.v1.TrimTopicRequest
+	17, // 19: varve.v1.TopicService.ListSegments:input_type -> varve.v1.ListSegmentsRequest
+	2,  // 20: varve.v1.TopicService.CreateTopic:output_type -> varve.v1.CreateTopicResponse
+	4,  // 21: varve.v1.TopicService.ListTopics:output_type -> varve.v1.ListTopicsResponse
+	8,  // 22: varve.v1.TopicService.DescribeTopic:output_type -> varve.v1.DescribeTopicResponse
+	10, // 23: varve.v1.TopicService.AlterTopic:output_type -> varve.v1.AlterTopicResponse
+	12, // 24: varve.v1.TopicService.DeleteTopic:output_type -> varve.v1.DeleteTopicResponse
+	15, // 25: varve.v1.TopicService.TrimTopic:output_type -> varve.v1.TrimTopicResponse
+	19, // 26: varve.v1.TopicService.ListSegments:output_type -> varve.v1.ListSegmentsResponse
+	20, // [20:27] is the sub-list for method output_type
+	13, // [13:20] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_varve_v1_topic_proto_init() }
@@ -1537,6 +1559,7 @@ func file_varve_v1_topic_proto_init() {
 	if File_varve_v1_topic_proto != nil {
 		return
 	}
+	file_varve_v1_cluster_proto_init()
 	file_varve_v1_topic_proto_msgTypes[14].OneofWrappers = []any{
 		(*TrimPlace_Offset)(nil),
 		(*TrimPlace_Time)(nil),

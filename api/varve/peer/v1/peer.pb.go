@@ -1126,6 +1126,191 @@ func (*TakeResponse) Descriptor() ([]byte, []int) {
 	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{16}
 }
 
+type AccountRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Call  *Call                  `protobuf:"bytes,1,opt,name=call,proto3" json:"call,omitempty"`
+	// 16 bytes: of this topic only; empty: of all, and of the cluster.
+	Topic         []byte `protobuf:"bytes,2,opt,name=topic,proto3" json:"topic,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AccountRequest) Reset() {
+	*x = AccountRequest{}
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AccountRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AccountRequest) ProtoMessage() {}
+
+func (x *AccountRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AccountRequest.ProtoReflect.Descriptor instead.
+func (*AccountRequest) Descriptor() ([]byte, []int) {
+	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *AccountRequest) GetCall() *Call {
+	if x != nil {
+		return x.Call
+	}
+	return nil
+}
+
+func (x *AccountRequest) GetTopic() []byte {
+	if x != nil {
+		return x.Topic
+	}
+	return nil
+}
+
+type AccountResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Since when it counts, in milliseconds since the epoch by its clock, and for how long.
+	Since     int64      `protobuf:"varint,1,opt,name=since,proto3" json:"since,omitempty"`
+	CountedMs int64      `protobuf:"varint,2,opt,name=counted_ms,json=countedMs,proto3" json:"counted_ms,omitempty"`
+	Topics    []*Account `protobuf:"bytes,3,rep,name=topics,proto3" json:"topics,omitempty"`
+	// In the order of bill.Unit. More may be added at the end.
+	Cluster []uint64 `protobuf:"varint,4,rep,packed,name=cluster,proto3" json:"cluster,omitempty"`
+	// Of topics beyond those that a gateway has counters for.
+	Rest          []uint64 `protobuf:"varint,5,rep,packed,name=rest,proto3" json:"rest,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AccountResponse) Reset() {
+	*x = AccountResponse{}
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AccountResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AccountResponse) ProtoMessage() {}
+
+func (x *AccountResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AccountResponse.ProtoReflect.Descriptor instead.
+func (*AccountResponse) Descriptor() ([]byte, []int) {
+	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *AccountResponse) GetSince() int64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
+func (x *AccountResponse) GetCountedMs() int64 {
+	if x != nil {
+		return x.CountedMs
+	}
+	return 0
+}
+
+func (x *AccountResponse) GetTopics() []*Account {
+	if x != nil {
+		return x.Topics
+	}
+	return nil
+}
+
+func (x *AccountResponse) GetCluster() []uint64 {
+	if x != nil {
+		return x.Cluster
+	}
+	return nil
+}
+
+func (x *AccountResponse) GetRest() []uint64 {
+	if x != nil {
+		return x.Rest
+	}
+	return nil
+}
+
+type Account struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 16 bytes.
+	Topic         []byte   `protobuf:"bytes,1,opt,name=topic,proto3" json:"topic,omitempty"`
+	Used          []uint64 `protobuf:"varint,2,rep,packed,name=used,proto3" json:"used,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Account) Reset() {
+	*x = Account{}
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Account) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Account) ProtoMessage() {}
+
+func (x *Account) ProtoReflect() protoreflect.Message {
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Account.ProtoReflect.Descriptor instead.
+func (*Account) Descriptor() ([]byte, []int) {
+	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *Account) GetTopic() []byte {
+	if x != nil {
+		return x.Topic
+	}
+	return nil
+}
+
+func (x *Account) GetUsed() []uint64 {
+	if x != nil {
+		return x.Used
+	}
+	return nil
+}
+
 var File_varve_peer_v1_peer_proto protoreflect.FileDescriptor
 
 const file_varve_peer_v1_peer_proto_rawDesc = "" +
@@ -1210,13 +1395,27 @@ const file_varve_peer_v1_peer_proto_rawDesc = "" +
 	"\n" +
 	"partitions\x18\x02 \x03(\v2\x18.varve.peer.v1.PartitionR\n" +
 	"partitions\"\x0e\n" +
-	"\fTakeResponse2\xec\x02\n" +
+	"\fTakeResponse\"O\n" +
+	"\x0eAccountRequest\x12'\n" +
+	"\x04call\x18\x01 \x01(\v2\x13.varve.peer.v1.CallR\x04call\x12\x14\n" +
+	"\x05topic\x18\x02 \x01(\fR\x05topic\"\xa4\x01\n" +
+	"\x0fAccountResponse\x12\x14\n" +
+	"\x05since\x18\x01 \x01(\x03R\x05since\x12\x1d\n" +
+	"\n" +
+	"counted_ms\x18\x02 \x01(\x03R\tcountedMs\x12.\n" +
+	"\x06topics\x18\x03 \x03(\v2\x16.varve.peer.v1.AccountR\x06topics\x12\x18\n" +
+	"\acluster\x18\x04 \x03(\x04R\acluster\x12\x12\n" +
+	"\x04rest\x18\x05 \x03(\x04R\x04rest\"3\n" +
+	"\aAccount\x12\x14\n" +
+	"\x05topic\x18\x01 \x01(\fR\x05topic\x12\x12\n" +
+	"\x04used\x18\x02 \x03(\x04R\x04used2\xb8\x03\n" +
 	"\vPeerService\x12D\n" +
 	"\x05Refer\x12\x1b.varve.peer.v1.ReferRequest\x1a\x1c.varve.peer.v1.ReferResponse\"\x00\x12G\n" +
 	"\x06Decide\x12\x1c.varve.peer.v1.DecideRequest\x1a\x1d.varve.peer.v1.DecideResponse\"\x00\x12A\n" +
 	"\x04Read\x12\x1a.varve.peer.v1.ReadRequest\x1a\x1b.varve.peer.v1.ReadResponse\"\x00\x12H\n" +
 	"\x05Watch\x12\x1b.varve.peer.v1.WatchRequest\x1a\x1c.varve.peer.v1.WatchResponse\"\x00(\x010\x01\x12A\n" +
-	"\x04Take\x12\x1a.varve.peer.v1.TakeRequest\x1a\x1b.varve.peer.v1.TakeResponse\"\x00B4Z2github.com/varvelog/varve/api/varve/peer/v1;peerv1b\x06proto3"
+	"\x04Take\x12\x1a.varve.peer.v1.TakeRequest\x1a\x1b.varve.peer.v1.TakeResponse\"\x00\x12J\n" +
+	"\aAccount\x12\x1d.varve.peer.v1.AccountRequest\x1a\x1e.varve.peer.v1.AccountResponse\"\x00B4Z2github.com/varvelog/varve/api/varve/peer/v1;peerv1b\x06proto3"
 
 var (
 	file_varve_peer_v1_peer_proto_rawDescOnce sync.Once
@@ -1231,26 +1430,29 @@ func file_varve_peer_v1_peer_proto_rawDescGZIP() []byte {
 }
 
 var file_varve_peer_v1_peer_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_varve_peer_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_varve_peer_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_varve_peer_v1_peer_proto_goTypes = []any{
-	(Refusal_Kind)(0),      // 0: varve.peer.v1.Refusal.Kind
-	(*Call)(nil),           // 1: varve.peer.v1.Call
-	(*Partition)(nil),      // 2: varve.peer.v1.Partition
-	(*Refusal)(nil),        // 3: varve.peer.v1.Refusal
-	(*ReferRequest)(nil),   // 4: varve.peer.v1.ReferRequest
-	(*ReferResponse)(nil),  // 5: varve.peer.v1.ReferResponse
-	(*ReferResult)(nil),    // 6: varve.peer.v1.ReferResult
-	(*DecideRequest)(nil),  // 7: varve.peer.v1.DecideRequest
-	(*Fence)(nil),          // 8: varve.peer.v1.Fence
-	(*DecideResponse)(nil), // 9: varve.peer.v1.DecideResponse
-	(*ReadRequest)(nil),    // 10: varve.peer.v1.ReadRequest
-	(*ReadResponse)(nil),   // 11: varve.peer.v1.ReadResponse
-	(*WatchRequest)(nil),   // 12: varve.peer.v1.WatchRequest
-	(*Interest)(nil),       // 13: varve.peer.v1.Interest
-	(*WatchResponse)(nil),  // 14: varve.peer.v1.WatchResponse
-	(*Update)(nil),         // 15: varve.peer.v1.Update
-	(*TakeRequest)(nil),    // 16: varve.peer.v1.TakeRequest
-	(*TakeResponse)(nil),   // 17: varve.peer.v1.TakeResponse
+	(Refusal_Kind)(0),       // 0: varve.peer.v1.Refusal.Kind
+	(*Call)(nil),            // 1: varve.peer.v1.Call
+	(*Partition)(nil),       // 2: varve.peer.v1.Partition
+	(*Refusal)(nil),         // 3: varve.peer.v1.Refusal
+	(*ReferRequest)(nil),    // 4: varve.peer.v1.ReferRequest
+	(*ReferResponse)(nil),   // 5: varve.peer.v1.ReferResponse
+	(*ReferResult)(nil),     // 6: varve.peer.v1.ReferResult
+	(*DecideRequest)(nil),   // 7: varve.peer.v1.DecideRequest
+	(*Fence)(nil),           // 8: varve.peer.v1.Fence
+	(*DecideResponse)(nil),  // 9: varve.peer.v1.DecideResponse
+	(*ReadRequest)(nil),     // 10: varve.peer.v1.ReadRequest
+	(*ReadResponse)(nil),    // 11: varve.peer.v1.ReadResponse
+	(*WatchRequest)(nil),    // 12: varve.peer.v1.WatchRequest
+	(*Interest)(nil),        // 13: varve.peer.v1.Interest
+	(*WatchResponse)(nil),   // 14: varve.peer.v1.WatchResponse
+	(*Update)(nil),          // 15: varve.peer.v1.Update
+	(*TakeRequest)(nil),     // 16: varve.peer.v1.TakeRequest
+	(*TakeResponse)(nil),    // 17: varve.peer.v1.TakeResponse
+	(*AccountRequest)(nil),  // 18: varve.peer.v1.AccountRequest
+	(*AccountResponse)(nil), // 19: varve.peer.v1.AccountResponse
+	(*Account)(nil),         // 20: varve.peer.v1.Account
 }
 var file_varve_peer_v1_peer_proto_depIdxs = []int32{
 	0,  // 0: varve.peer.v1.Refusal.kind:type_name -> varve.peer.v1.Refusal.Kind
@@ -1273,21 +1475,25 @@ var file_varve_peer_v1_peer_proto_depIdxs = []int32{
 	3,  // 17: varve.peer.v1.Update.refusal:type_name -> varve.peer.v1.Refusal
 	1,  // 18: varve.peer.v1.TakeRequest.call:type_name -> varve.peer.v1.Call
 	2,  // 19: varve.peer.v1.TakeRequest.partitions:type_name -> varve.peer.v1.Partition
-	4,  // 20: varve.peer.v1.PeerService.Refer:input_type -> varve.peer.v1.ReferRequest
-	7,  // 21: varve.peer.v1.PeerService.Decide:input_type -> varve.peer.v1.DecideRequest
-	10, // 22: varve.peer.v1.PeerService.Read:input_type -> varve.peer.v1.ReadRequest
-	12, // 23: varve.peer.v1.PeerService.Watch:input_type -> varve.peer.v1.WatchRequest
-	16, // 24: varve.peer.v1.PeerService.Take:input_type -> varve.peer.v1.TakeRequest
-	5,  // 25: varve.peer.v1.PeerService.Refer:output_type -> varve.peer.v1.ReferResponse
-	9,  // 26: varve.peer.v1.PeerService.Decide:output_type -> varve.peer.v1.DecideResponse
-	11, // 27: varve.peer.v1.PeerService.Read:output_type -> varve.peer.v1.ReadResponse
-	14, // 28: varve.peer.v1.PeerService.Watch:output_type -> varve.peer.v1.WatchResponse
-	17, // 29: varve.peer.v1.PeerService.Take:output_type -> varve.peer.v1.TakeResponse
-	25, // [25:30] is the sub-list for method output_type
-	20, // [20:25] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	1,  // 20: varve.peer.v1.AccountRequest.call:type_name -> varve.peer.v1.Call
+	20, // 21: varve.peer.v1.AccountResponse.topics:type_name -> varve.peer.v1.Account
+	4,  // 22: varve.peer.v1.PeerService.Refer:input_type -> varve.peer.v1.ReferRequest
+	7,  // 23: varve.peer.v1.PeerService.Decide:input_type -> varve.peer.v1.DecideRequest
+	10, // 24: varve.peer.v1.PeerService.Read:input_type -> varve.peer.v1.ReadRequest
+	12, // 25: varve.peer.v1.PeerService.Watch:input_type -> varve.peer.v1.WatchRequest
+	16, // 26: varve.peer.v1.PeerService.Take:input_type -> varve.peer.v1.TakeRequest
+	18, // 27: varve.peer.v1.PeerService.Account:input_type -> varve.peer.v1.AccountRequest
+	5,  // 28: varve.peer.v1.PeerService.Refer:output_type -> varve.peer.v1.ReferResponse
+	9,  // 29: varve.peer.v1.PeerService.Decide:output_type -> varve.peer.v1.DecideResponse
+	11, // 30: varve.peer.v1.PeerService.Read:output_type -> varve.peer.v1.ReadResponse
+	14, // 31: varve.peer.v1.PeerService.Watch:output_type -> varve.peer.v1.WatchResponse
+	17, // 32: varve.peer.v1.PeerService.Take:output_type -> varve.peer.v1.TakeResponse
+	19, // 33: varve.peer.v1.PeerService.Account:output_type -> varve.peer.v1.AccountResponse
+	28, // [28:34] is the sub-list for method output_type
+	22, // [22:28] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_varve_peer_v1_peer_proto_init() }
@@ -1308,7 +1514,7 @@ func file_varve_peer_v1_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_varve_peer_v1_peer_proto_rawDesc), len(file_varve_peer_v1_peer_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   17,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

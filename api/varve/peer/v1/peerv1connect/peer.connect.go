@@ -37,6 +37,8 @@ const (
 	PeerServiceWatchProcedure = "/varve.peer.v1.PeerService/Watch"
 	// PeerServiceTakeProcedure is the procedure name of the PeerService's Take RPC.
 	PeerServiceTakeProcedure = "/varve.peer.v1.PeerService/Take"
+	// PeerServiceAccountProcedure is the procedure name of the PeerService's Account RPC.
+	PeerServiceAccountProcedure = "/varve.peer.v1.PeerService/Account"
 )
 
 var (
@@ -75,6 +77,13 @@ var (
 			Procedure:  PeerServiceTakeProcedure,
 		}
 	})
+	peerServiceAccountSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_varve_peer_v1_peer_proto.Services().ByName("PeerService").Methods().ByName("Account"),
+			Procedure:  PeerServiceAccountProcedure,
+		}
+	})
 )
 
 // PeerServiceClient is a client for the varve.peer.v1.PeerService service.
@@ -90,6 +99,8 @@ type PeerServiceClient interface {
 	Watch(context.Context) (PeerServiceWatchClientStream, error)
 	// Take tells a gateway that partitions were released for it to sequence.
 	Take(context.Context, *v1.TakeRequest) (*v1.TakeResponse, error)
+	// Account tells what topics have used of bucket and table through this gateway.
+	Account(context.Context, *v1.AccountRequest) (*v1.AccountResponse, error)
 }
 
 // NewPeerServiceClient constructs a client for the varve.peer.v1.PeerService service. Multiple
@@ -147,6 +158,8 @@ type PeerServiceHandler interface {
 	Watch(context.Context, PeerServiceWatchServerStream) error
 	// Take tells a gateway that partitions were released for it to sequence.
 	Take(context.Context, *v1.TakeRequest) (*v1.TakeResponse, error)
+	// Account tells what topics have used of bucket and table through this gateway.
+	Account(context.Context, *v1.AccountRequest) (*v1.AccountResponse, error)
 }
 
 // RegisterPeerServiceHandler registers svc as the varve.peer.v1.PeerService implementation on
@@ -159,6 +172,7 @@ func RegisterPeerServiceHandler(server *connect.Server, svc PeerServiceHandler) 
 		connect.Method{Spec: peerServiceReadSpec(), Handler: adapter.read},
 		connect.Method{Spec: peerServiceWatchSpec(), Handler: adapter.watch},
 		connect.Method{Spec: peerServiceTakeSpec(), Handler: adapter.take},
+		connect.Method{Spec: peerServiceAccountSpec(), Handler: adapter.account},
 	)
 }
 
@@ -209,6 +223,10 @@ func (UnimplementedPeerServiceHandler) Take(context.Context, *v1.TakeRequest) (*
 	return nil, connect.NewError(connect.CodeUnimplemented, "varve.peer.v1.PeerService.Take is not implemented")
 }
 
+func (UnimplementedPeerServiceHandler) Account(context.Context, *v1.AccountRequest) (*v1.AccountResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "varve.peer.v1.PeerService.Account is not implemented")
+}
+
 type peerServiceClient struct {
 	client *connect.Client
 }
@@ -248,6 +266,14 @@ func (c *peerServiceClient) Watch(ctx context.Context) (PeerServiceWatchClientSt
 func (c *peerServiceClient) Take(ctx context.Context, req *v1.TakeRequest) (*v1.TakeResponse, error) {
 	var res v1.TakeResponse
 	if err := c.client.CallUnary(ctx, peerServiceTakeSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *peerServiceClient) Account(ctx context.Context, req *v1.AccountRequest) (*v1.AccountResponse, error) {
+	var res v1.AccountResponse
+	if err := c.client.CallUnary(ctx, peerServiceAccountSpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -301,6 +327,18 @@ func (h peerServiceHandler) take(ctx context.Context, _ connect.Spec, stream con
 		return err
 	}
 	res, err := h.svc.Take(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h peerServiceHandler) account(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.AccountRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.Account(ctx, &req)
 	if err != nil {
 		return err
 	}
