@@ -122,7 +122,7 @@ func TestLedgerIsBounded(t *testing.T) {
 	l := NewLedger(time.Now())
 	const more = 10
 	for i := range MaxAccounts + more {
-		l.Appended(metadata.TopicID{byte(i), byte(i >> 8), byte(i >> 16)}, 100, 1)
+		l.Appended(metadata.TopicID{byte(i), byte(i >> 8), byte(i >> 16)}, Batches{Bytes: 100, Records: 1})
 	}
 	s := l.Statement()
 	total := s.Total()

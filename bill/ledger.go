@@ -184,7 +184,10 @@ func portion(n, part, all uint64) uint64 {
 	return quotient
 }
 
-// Appended counts record batches of a topic that were uploaded.
-func (l *Ledger) Appended(id metadata.TopicID, bytes, records int64) {
-	l.account(id).add([]amount{{AppendedBytes, uint64(bytes)}, {AppendedRecords, uint64(records)}})
+// Batches are record batches, summed up.
+type Batches struct{ Bytes, Records int64 }
+
+// Appended counts record batches of a topic that were accepted.
+func (l *Ledger) Appended(id metadata.TopicID, b Batches) {
+	l.account(id).add([]amount{{AppendedBytes, uint64(b.Bytes)}, {AppendedRecords, uint64(b.Records)}})
 }

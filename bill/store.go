@@ -49,17 +49,6 @@ func sharesOf(d *segments.Directory) (shares []Share) {
 	return shares
 }
 
-// Uploaded counts the record batches of a segment that is in the bucket.
-func (l *Ledger) Uploaded(d *segments.Directory) {
-	for i := range d.Spans {
-		span, records := &d.Spans[i], int64(0)
-		for b := range span.Batches {
-			records += int64(span.Batches[b].Records)
-		}
-		l.Appended(metadata.TopicID(span.Topic), span.Length, records)
-	}
-}
-
 func (s *store) Get(ctx context.Context, key string, offset, length int64) ([]byte, int64, error) {
 	data, size, err := s.Store.Get(ctx, key, offset, length)
 	s.got(ctx, len(data), err)

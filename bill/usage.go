@@ -24,7 +24,7 @@ const (
 	IndexReadUnits              // read units of partitions' rows
 	MemberReadUnits             // read units of gateways' rows
 	OtherReadUnits              // other read units: journals, topics
-	AppendedBytes               // bytes of record batches in segments that were uploaded
+	AppendedBytes               // bytes of record batches that were accepted
 	AppendedRecords             // records in them
 	Units                       // how many there are
 )

@@ -952,7 +952,7 @@ type Used struct {
 	IndexReadUnits  uint64 `protobuf:"varint,16,opt,name=index_read_units,json=indexReadUnits,proto3" json:"index_read_units,omitempty"`
 	MemberReadUnits uint64 `protobuf:"varint,17,opt,name=member_read_units,json=memberReadUnits,proto3" json:"member_read_units,omitempty"`
 	OtherReadUnits  uint64 `protobuf:"varint,18,opt,name=other_read_units,json=otherReadUnits,proto3" json:"other_read_units,omitempty"`
-	// Record batches in segments that were uploaded.
+	// Record batches that were appended; what was refused or came again was only uploaded.
 	AppendedBytes   uint64 `protobuf:"varint,19,opt,name=appended_bytes,json=appendedBytes,proto3" json:"appended_bytes,omitempty"`
 	AppendedRecords uint64 `protobuf:"varint,20,opt,name=appended_records,json=appendedRecords,proto3" json:"appended_records,omitempty"`
 	unknownFields   protoimpl.UnknownFields
