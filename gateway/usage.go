@@ -37,6 +37,7 @@ func (m *Meters) Usage() *varvev1.UsageResponse {
 		CommitWrites: commits.calls.Load(), CommitBytes: commits.bytes.Load(),
 		CheckpointWrites: checkpoints.calls.Load() + swept.calls.Load(), CheckpointBytes: checkpoints.bytes.Load(),
 		BeatWrites:      m.table[metadata.OpPut][rowBeat].calls.Load(),
+		BeatReads:       m.table[metadata.OpGet][rowBeat].calls.Load() + m.table[metadata.OpRange][rowBeat].calls.Load(),
 		CommitUnits:     commits.units.Load() / bill.Part,
 		CheckpointUnits: (checkpoints.units.Load() + swept.units.Load()) / bill.Part,
 		Flushes:         m.flushes.Load(), FlushedSpans: m.flushedSpans.Load(), Cycles: m.cycles.Load(),

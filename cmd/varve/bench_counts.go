@@ -232,7 +232,7 @@ func (a *app) countSpread(ctx context.Context, co *countsOptions, r *countsRepor
 
 // countFull appends as fast as it goes: requests of about a MiB, or of 700 bytes for each of very many partitions.
 func (a *app) countFull(ctx context.Context, co *countsOptions, spread int32) (*fullCount, error) {
-	o := loadOptions{partitions: spread, recordSize: kib, batchRecords: kib, producers: 8, inFlight: 4, acks: "committed", codec: "none"}
+	o := loadOptions{partitions: spread, recordSize: kib, batchRecords: 1000, producers: 8, inFlight: 4, acks: "committed", codec: "none"}
 	if spread > 1 {
 		o.spread, o.batchRecords, o.recordSize = spread, 1, byteSize(max(mib/int(spread), 700))
 		o.inFlight = int(max(1, min(4, 32*mib/(int64(o.producers)*int64(o.recordSize)*int64(spread)))))

@@ -412,8 +412,10 @@ type UsageResponse struct {
 	// What commit_bytes and checkpoint_writes cost on DynamoDB: write units of started KiB.
 	CommitUnits     uint64 `protobuf:"varint,23,opt,name=commit_units,json=commitUnits,proto3" json:"commit_units,omitempty"`
 	CheckpointUnits uint64 `protobuf:"varint,24,opt,name=checkpoint_units,json=checkpointUnits,proto3" json:"checkpoint_units,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Of table_reads: looks at the gateways' rows.
+	BeatReads     uint64 `protobuf:"varint,25,opt,name=beat_reads,json=beatReads,proto3" json:"beat_reads,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *UsageResponse) Reset() {
@@ -610,6 +612,13 @@ func (x *UsageResponse) GetCommitUnits() uint64 {
 func (x *UsageResponse) GetCheckpointUnits() uint64 {
 	if x != nil {
 		return x.CheckpointUnits
+	}
+	return 0
+}
+
+func (x *UsageResponse) GetBeatReads() uint64 {
+	if x != nil {
+		return x.BeatReads
 	}
 	return 0
 }
@@ -1517,7 +1526,7 @@ const file_varve_v1_cluster_proto_rawDesc = "" +
 	"\x04data\x18\x01 \x01(\fR\x04data\x12\x1f\n" +
 	"\vobject_size\x18\x02 \x01(\x03R\n" +
 	"objectSize\"\x0e\n" +
-	"\fUsageRequest\"\x82\a\n" +
+	"\fUsageRequest\"\xa1\a\n" +
 	"\rUsageResponse\x12\x1f\n" +
 	"\vcpu_seconds\x18\x01 \x01(\x01R\n" +
 	"cpuSeconds\x12\x1f\n" +
@@ -1549,7 +1558,9 @@ const file_varve_v1_cluster_proto_rawDesc = "" +
 	"\n" +
 	"heap_bytes\x18\x16 \x01(\x04R\theapBytes\x12!\n" +
 	"\fcommit_units\x18\x17 \x01(\x04R\vcommitUnits\x12)\n" +
-	"\x10checkpoint_units\x18\x18 \x01(\x04R\x0fcheckpointUnits\"5\n" +
+	"\x10checkpoint_units\x18\x18 \x01(\x04R\x0fcheckpointUnits\x12\x1d\n" +
+	"\n" +
+	"beat_reads\x18\x19 \x01(\x04R\tbeatReads\"5\n" +
 	"\vCostRequest\x12\x14\n" +
 	"\x05topic\x18\x01 \x01(\tR\x05topic\x12\x10\n" +
 	"\x03all\x18\x02 \x01(\bR\x03all\"\xb6\x02\n" +
