@@ -40,7 +40,7 @@ func hint(name string, u *Usage, s Setting) string {
 		}
 		return fmt.Sprintf("its share of a segment is %s for each PUT it pays, where %s fit; a longer --flush-interval (%s now), or the same load on fewer gateways, would make fewer",
 			bytesText(size), bytesText(float64(s.SegmentBytes)), s.FlushInterval)
-	case ItemMerges, ItemMergeReads:
+	case ItemMerges, ItemMergeReads, ItemMergeWrites:
 		return "merging writes again what small segments hold, which makes readers' GETs fewer; fuller segments (a longer --flush-interval) need less of it"
 	case ItemReads:
 		return fmt.Sprintf("readers of old records take %s a GET; larger segments, or readers that keep up and are served from memory, need fewer",

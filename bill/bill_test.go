@@ -83,6 +83,7 @@ func TestWhoPays(t *testing.T) {
 	if err := table.Delete(trimmed, metadata.Key{Partition: "journal/g1", Sort: "0000000000000001"}, metadata.Condition{}); err != nil {
 		t.Fatal(err)
 	}
+	put(Merging(ctx, two), "partition/"+one.String()+"/0", "page/1", 10)
 	reading := ForTopic(ctx, two)
 	if _, err := table.Range(reading, metadata.Range{Partition: "partition/" + one.String() + "/0"}); err != nil {
 		t.Fatal(err)
@@ -93,7 +94,7 @@ func TestWhoPays(t *testing.T) {
 	if err := store.Put(ctx, "a", segments.NewBody([]byte("12345"))); err != nil {
 		t.Fatal(err)
 	}
-	for _, ctx := range []context.Context{ctx, reading, Merging(ctx, []Share{{one, 1}})} {
+	for _, ctx := range []context.Context{ctx, reading, Merging(ctx, one)} {
 		if _, _, err := store.Get(ctx, "a", 1, 3); err != nil {
 			t.Fatal(err)
 		}
@@ -103,7 +104,7 @@ func TestWhoPays(t *testing.T) {
 	}
 	s := l.Statement()
 	want := map[metadata.TopicID]Usage{
-		one: {CommitUnits: 3 * Part, TrimUnits: 3 * Part, IndexReadUnits: Part / 2, MergeGets: Part, BytesGot: 3, Lists: Part},
+		one: {CommitUnits: 3 * Part, MergeUnits: Part, TrimUnits: 3 * Part, IndexReadUnits: Part / 2, MergeGets: Part, BytesGot: 3, Lists: Part},
 		two: {CommitUnits: 1 * Part, TrimUnits: 1 * Part, CheckpointUnits: 3 * Part, ReadGets: Part, BytesGot: 3, Lists: Part},
 	}
 	cluster := Usage{TrimUnits: 2 * Part, BeatUnits: Part, CheckpointUnits: Part, OtherReadUnits: Part, OtherPuts: Part, BytesPut: 5, OtherGets: Part, BytesGot: 3, Lists: Part}

@@ -25,9 +25,10 @@ func Shared(ctx context.Context, shares []Share) context.Context {
 	return context.WithValue(ctx, payerKey{}, payer{shares: shares})
 }
 
-// Merging says the same of the calls of a merge: their GETs count as such.
-func Merging(ctx context.Context, shares []Share) context.Context {
-	return context.WithValue(ctx, payerKey{}, payer{shares: shares, merge: true})
+// Merging says that calls with this context are a merge's, for one topic: GETs and partitions' rows
+// count as such.
+func Merging(ctx context.Context, id metadata.TopicID) context.Context {
+	return context.WithValue(ctx, payerKey{}, payer{shares: []Share{{Topic: id, Weight: 1}}, merge: true})
 }
 
 // payerOf is whom a call is for; said tells whether anybody said so.

@@ -131,6 +131,7 @@ func (p *Prices) Of(u *Usage) Cost {
 	add(ItemCommits, u.Whole(CommitUnits), write, false)
 	add(ItemTrims, u.Whole(TrimUnits), write, false)
 	add(ItemCheckpoints, u.Whole(CheckpointUnits), write, false)
+	add(ItemMergeWrites, u.Whole(MergeUnits), write, false)
 	add(ItemBeats, u.Whole(BeatUnits), write, false)
 	add(ItemOtherWrites, u.Whole(OtherWriteUnits), write, false)
 	add(ItemIndexReads, u.Whole(IndexReadUnits), read, false)
@@ -152,6 +153,7 @@ const (
 	ItemCommits     = "write units of commits"
 	ItemTrims       = "write units of journal trims"
 	ItemCheckpoints = "write units of checkpoints"
+	ItemMergeWrites = "write units of merges"
 	ItemBeats       = "write units of heartbeats"
 	ItemOtherWrites = "other write units"
 	ItemIndexReads  = "read units of the index"

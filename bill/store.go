@@ -2,14 +2,10 @@ package bill
 
 import (
 	"context"
-	"strings"
 
 	"github.com/varvelog/varve/metadata"
 	"github.com/varvelog/varve/segments"
 )
-
-// mergerSuffix ends the id under which a gateway's merges write segments.
-const mergerSuffix = "-m"
 
 // Store returns the store with what its calls use counted. Put it beneath retries: each try is billed.
 func (l *Ledger) Store(s segments.Store) segments.Store { return &store{s, l} }
@@ -27,7 +23,7 @@ func (s *store) Put(ctx context.Context, key string, body segments.Body) error {
 	unit, shares := OtherPuts, []Share(nil)
 	if object, ok := body.(*segments.Object); ok {
 		unit, shares = FlushPuts, sharesOf(&object.Directory)
-		if strings.HasSuffix(string(object.Directory.Gateway), mergerSuffix) {
+		if metadata.GatewayID(object.Directory.Gateway).IsMerger() {
 			unit = MergePuts
 		}
 	} else if p, said := payerOf(ctx); said {

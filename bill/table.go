@@ -136,11 +136,14 @@ func writeOf(key metadata.Key, removes bool) Unit {
 
 // rows charges for rows of one partition key.
 func (l *Ledger) rows(ctx context.Context, partition string, unit Unit, n uint64) {
+	p, _ := payerOf(ctx)
 	if topic, ok := topicOf(partition); ok {
+		if p.merge && unit == CheckpointUnits {
+			unit = MergeUnits
+		}
 		l.account(topic).add([]amount{{unit, n}})
 		return
 	}
-	p, _ := payerOf(ctx)
 	shares := p.shares
 	if !strings.HasPrefix(partition, journalRows) {
 		shares = nil // gateways' rows and the catalog are everybody's

@@ -19,6 +19,7 @@ const (
 	CommitUnits                 // write units of journal entries
 	TrimUnits                   // write units of removing them
 	CheckpointUnits             // write units of partitions' rows
+	MergeUnits                  // write units of partitions' rows that merges wrote
 	BeatUnits                   // write units of gateways' rows
 	OtherWriteUnits             // other write units
 	IndexReadUnits              // read units of partitions' rows
@@ -61,7 +62,7 @@ func (u *Usage) Gets() float64 { return u.of(ReadGets, MergeGets, OtherGets) }
 
 // WriteUnits are the table's write units, of started KiB.
 func (u *Usage) WriteUnits() float64 {
-	return u.of(CommitUnits, TrimUnits, CheckpointUnits, BeatUnits, OtherWriteUnits)
+	return u.of(CommitUnits, TrimUnits, CheckpointUnits, MergeUnits, BeatUnits, OtherWriteUnits)
 }
 
 // ReadUnits are the table's read units, of started 4 KiB read strongly; others cost half.

@@ -216,7 +216,7 @@ func usedMessage(u *bill.Usage) *varvev1.Used {
 		FlushPuts: u[bill.FlushPuts], MergePuts: u[bill.MergePuts], OtherPuts: u[bill.OtherPuts], Lists: u[bill.Lists],
 		ReadGets: u[bill.ReadGets], MergeGets: u[bill.MergeGets], OtherGets: u[bill.OtherGets], Deletes: u[bill.Deletes],
 		BytesPut: u[bill.BytesPut], BytesGot: u[bill.BytesGot],
-		CommitUnits: u[bill.CommitUnits], TrimUnits: u[bill.TrimUnits], CheckpointUnits: u[bill.CheckpointUnits],
+		CommitUnits: u[bill.CommitUnits], TrimUnits: u[bill.TrimUnits], CheckpointUnits: u[bill.CheckpointUnits], MergeUnits: u[bill.MergeUnits],
 		BeatUnits: u[bill.BeatUnits], OtherWriteUnits: u[bill.OtherWriteUnits],
 		IndexReadUnits: u[bill.IndexReadUnits], MemberReadUnits: u[bill.MemberReadUnits], OtherReadUnits: u[bill.OtherReadUnits],
 		AppendedBytes: u[bill.AppendedBytes], AppendedRecords: u[bill.AppendedRecords],

@@ -36,7 +36,7 @@ func checkBalance(t *testing.T, g *Gateway) bill.Usage {
 		{"DELETEs", sum[bill.Deletes], store.delete.calls.Load() * bill.Part},
 		{"bytes written", sum[bill.BytesPut], store.put.bytes.Load()},
 		{"bytes read", sum[bill.BytesGot], store.get.bytes.Load()},
-		{"write units", sum[bill.CommitUnits] + sum[bill.TrimUnits] + sum[bill.CheckpointUnits] + sum[bill.BeatUnits] + sum[bill.OtherWriteUnits], writes},
+		{"write units", sum[bill.CommitUnits] + sum[bill.TrimUnits] + sum[bill.CheckpointUnits] + sum[bill.MergeUnits] + sum[bill.BeatUnits] + sum[bill.OtherWriteUnits], writes},
 		{"read units", sum[bill.IndexReadUnits] + sum[bill.MemberReadUnits] + sum[bill.OtherReadUnits], reads},
 		{"bytes appended", sum[bill.AppendedBytes], g.meters.appendedBytes.Load()},
 		{"records appended", sum[bill.AppendedRecords], g.meters.appendedRecords.Load()},

@@ -193,7 +193,7 @@ func usageOf(m *varvev1.Used) (u bill.Usage) {
 	u[bill.ReadGets], u[bill.MergeGets], u[bill.OtherGets], u[bill.Deletes] = m.GetReadGets(), m.GetMergeGets(), m.GetOtherGets(), m.GetDeletes()
 	u[bill.BytesPut], u[bill.BytesGot] = m.GetBytesPut(), m.GetBytesGot()
 	u[bill.CommitUnits], u[bill.TrimUnits], u[bill.CheckpointUnits] = m.GetCommitUnits(), m.GetTrimUnits(), m.GetCheckpointUnits()
-	u[bill.BeatUnits], u[bill.OtherWriteUnits] = m.GetBeatUnits(), m.GetOtherWriteUnits()
+	u[bill.MergeUnits], u[bill.BeatUnits], u[bill.OtherWriteUnits] = m.GetMergeUnits(), m.GetBeatUnits(), m.GetOtherWriteUnits()
 	u[bill.IndexReadUnits], u[bill.MemberReadUnits], u[bill.OtherReadUnits] = m.GetIndexReadUnits(), m.GetMemberReadUnits(), m.GetOtherReadUnits()
 	u[bill.AppendedBytes], u[bill.AppendedRecords] = m.GetAppendedBytes(), m.GetAppendedRecords()
 	return u
@@ -296,6 +296,7 @@ func (a *app) printTopicCost(l costLine, answer *varvev1.CostResponse, prices *b
 		}
 		t.row(item.Name, used, moneyText(item.Money), perGiBText(&part), share)
 	}
+	t.row("uploaded", sizeText(l.used[bill.BytesPut]), "", "", "")
 	t.row("all of it", sizeText(l.used[bill.AppendedBytes])+" appended", moneyText(l.cost.Total), perGiBText(&l.cost), "")
 	t.row("stored", storedText(l.stored), monthText(l.stored, prices)+" a month", "", "")
 	if err := t.w.Flush(); err != nil {

@@ -964,8 +964,10 @@ type Used struct {
 	// Record batches that were appended; what was refused or came again was only uploaded.
 	AppendedBytes   uint64 `protobuf:"varint,19,opt,name=appended_bytes,json=appendedBytes,proto3" json:"appended_bytes,omitempty"`
 	AppendedRecords uint64 `protobuf:"varint,20,opt,name=appended_records,json=appendedRecords,proto3" json:"appended_records,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Write units of partitions' rows that merges wrote.
+	MergeUnits    uint64 `protobuf:"varint,21,opt,name=merge_units,json=mergeUnits,proto3" json:"merge_units,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Used) Reset() {
@@ -1134,6 +1136,13 @@ func (x *Used) GetAppendedBytes() uint64 {
 func (x *Used) GetAppendedRecords() uint64 {
 	if x != nil {
 		return x.AppendedRecords
+	}
+	return 0
+}
+
+func (x *Used) GetMergeUnits() uint64 {
+	if x != nil {
+		return x.MergeUnits
 	}
 	return 0
 }
@@ -1586,7 +1595,7 @@ const file_varve_v1_cluster_proto_rawDesc = "" +
 	"\btopic_id\x18\x02 \x01(\tR\atopicId\x12\"\n" +
 	"\x04used\x18\x03 \x01(\v2\x0e.varve.v1.UsedR\x04used\x12&\n" +
 	"\fstored_bytes\x18\x04 \x01(\x03H\x00R\vstoredBytes\x88\x01\x01B\x0f\n" +
-	"\r_stored_bytes\"\xb2\x05\n" +
+	"\r_stored_bytes\"\xd3\x05\n" +
 	"\x04Used\x12\x1d\n" +
 	"\n" +
 	"flush_puts\x18\x01 \x01(\x04R\tflushPuts\x12\x1d\n" +
@@ -1615,7 +1624,9 @@ const file_varve_v1_cluster_proto_rawDesc = "" +
 	"\x11member_read_units\x18\x11 \x01(\x04R\x0fmemberReadUnits\x12(\n" +
 	"\x10other_read_units\x18\x12 \x01(\x04R\x0eotherReadUnits\x12%\n" +
 	"\x0eappended_bytes\x18\x13 \x01(\x04R\rappendedBytes\x12)\n" +
-	"\x10appended_records\x18\x14 \x01(\x04R\x0fappendedRecords\"`\n" +
+	"\x10appended_records\x18\x14 \x01(\x04R\x0fappendedRecords\x12\x1f\n" +
+	"\vmerge_units\x18\x15 \x01(\x04R\n" +
+	"mergeUnits\"`\n" +
 	"\rVerifyRequest\x12\x12\n" +
 	"\x04deep\x18\x01 \x01(\bR\x04deep\x12\x16\n" +
 	"\x06repair\x18\x02 \x01(\bR\x06repair\x12#\n" +
