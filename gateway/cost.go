@@ -94,15 +94,10 @@ func (s *clusterService) stored(ctx context.Context, topics []*metadata.Topic, o
 	for i, t := range topics {
 		var sum atomic.Int64
 		err := service.each(ctx, t, allPartitions(t), func(ctx context.Context, id metadata.PartitionID) error {
-			info, err := service.describe(ctx, id)
-			if err == nil {
-				sum.Add(info.GetBytes())
-			}
+			bytes, err := s.g.storedBytes(ctx, id)
+			sum.Add(bytes)
 			return err
 		})
-		if errors.Is(err, metadata.ErrTopicNotFound) || errors.Is(err, metadata.ErrClosed) {
-			continue // deleted meanwhile
-		}
 		if err != nil {
 			return err
 		}
@@ -110,6 +105,31 @@ func (s *clusterService) stored(ctx context.Context, topics []*metadata.Topic, o
 		out[i].StoredBytes = &bytes
 	}
 	return nil
+}
+
+// storedBytes is what a partition's index holds. One that nobody here has asked for takes a read of its lease
+// row, and a call if another gateway sequences it: not that one's journal, as a view from the table would.
+func (g *Gateway) storedBytes(ctx context.Context, id metadata.PartitionID) (int64, error) {
+	if p := g.partitions.peek(id); p != nil {
+		v, err := g.viewOf(ctx, p)
+		if err != nil {
+			return 0, err
+		}
+		return v.Bytes, nil
+	}
+	lease, err := metadata.ReadLease(ctx, g.table, id, metadata.Eventual)
+	if errors.Is(err, metadata.ErrNotFound) {
+		return 0, nil // nothing was ever appended
+	}
+	if err != nil {
+		return 0, err
+	}
+	if !lease.Released && lease.Journal != g.ID() && g.members.lives(lease.Journal) {
+		if v, err := g.peers.read(ctx, lease.Journal, id); err == nil {
+			return v.Bytes, nil
+		}
+	}
+	return lease.View().Bytes, nil // as of its last checkpoint, should its gateway not answer
 }
 
 // statements asks all gateways that live for their counters, of one topic or of everything, and adds them up.
