@@ -169,6 +169,10 @@ func TestStrangersAreRefused(t *testing.T) {
 				_, err := client.Take(t.Context(), &peerv1.TakeRequest{Call: call})
 				return err
 			},
+			"Account": func(call *peerv1.Call) error {
+				_, err := client.Account(t.Context(), &peerv1.AccountRequest{Call: call})
+				return err
+			},
 			"Watch": func(call *peerv1.Call) error {
 				stream, err := client.Watch(t.Context())
 				if err != nil {
