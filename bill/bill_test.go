@@ -44,6 +44,19 @@ func TestChargeLosesNothing(t *testing.T) {
 	})
 }
 
+// BenchmarkCharge divides a segment's PUT among ten thousand topics.
+func BenchmarkCharge(b *testing.B) {
+	l := NewLedger(time.Now())
+	var shares []Share
+	for i := range 10_000 {
+		shares = AddShare(shares, metadata.TopicID{byte(i), byte(i >> 8)}, 700)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		l.charge(shares, amount{FlushPuts, Part}, amount{BytesPut, 7_000_000})
+	}
+}
+
 func TestUnits(t *testing.T) {
 	for _, c := range []struct {
 		got  uint64

@@ -157,8 +157,15 @@ func (l *Ledger) charge(shares []Share, amounts ...amount) {
 		return
 	}
 	var upTo uint64
+	l.mu.RLock()
+	defer l.mu.RUnlock()
 	for _, s := range shares {
-		a, from := l.account(s.Topic), upTo
+		a, from := l.accounts[s.Topic], upTo
+		if a == nil { // its first time
+			l.mu.RUnlock()
+			a = l.account(s.Topic)
+			l.mu.RLock()
+		}
 		upTo += uint64(max(s.Weight, 0))
 		for _, m := range amounts {
 			// Differences of a running sum: what is rounded off here is added there.

@@ -54,8 +54,8 @@ func (u *Usage) of(units ...Unit) (n float64) {
 	return n
 }
 
-// Puts, Gets, WriteUnits and ReadUnits are sums over what they were for.
-func (u *Usage) Puts() float64 { return u.of(FlushPuts, MergePuts, OtherPuts) }
+// Puts are PUTs of all kinds, and LISTs, which are billed as PUTs.
+func (u *Usage) Puts() float64 { return u.of(FlushPuts, MergePuts, OtherPuts, Lists) }
 
 // Gets are GETs of all kinds.
 func (u *Usage) Gets() float64 { return u.of(ReadGets, MergeGets, OtherGets) }

@@ -259,9 +259,7 @@ func (a *app) printCosts(lines []costLine, all bool, answer *varvev1.CostRespons
 			listed++
 		}
 		u := &l.used
-		puts := &bill.Usage{}
-		puts[bill.FlushPuts] = u[bill.FlushPuts] + u[bill.MergePuts] + u[bill.OtherPuts] + u[bill.Lists]
-		t.row(l.name, sizeText(u[bill.AppendedBytes]), countText(puts.Puts()), countText(u.Gets()), sizeText(u[bill.BytesGot]),
+		t.row(l.name, sizeText(u[bill.AppendedBytes]), countText(u.Puts()), countText(u.Gets()), sizeText(u[bill.BytesGot]),
 			countText(u.WriteUnits()), countText(u.ReadUnits()), moneyText(l.cost.Total), perGiBText(&l.cost), storedText(l.stored), monthText(l.stored, prices))
 	}
 	if err := t.w.Flush(); err != nil {
