@@ -52,6 +52,22 @@ func (c *Client) Usage(ctx context.Context) (*varvev1.UsageResponse, error) {
 	})
 }
 
+// CostOptions says whose costs to tell.
+type CostOptions struct {
+	// Topic: of this one only. Empty: of all, and of the cluster.
+	Topic string
+	// All: say what is stored also where that takes reads of more than 10,000 partitions.
+	All bool
+}
+
+// Cost tells what topics have used of what a cloud bills, by the counters of all gateways that live. Those of gateways
+// that have stopped are gone; one that does not answer is named.
+func (c *Client) Cost(ctx context.Context, opts CostOptions) (*varvev1.CostResponse, error) {
+	return call(ctx, c, anyOutcome, func(ctx context.Context, e *endpoint) (*varvev1.CostResponse, error) {
+		return e.cluster.Cost(ctx, &varvev1.CostRequest{Topic: opts.Topic, All: opts.All})
+	})
+}
+
 // Dump reads a segment object, named as Segments names it, from offset on (negative: from its end),
 // length bytes (0: to its end). The reader must be closed. ErrObjectNotFound: there is no such object. It does not reconnect: a connection that
 // breaks is an error from Read.

@@ -118,17 +118,28 @@ type TopicDescription struct {
 	Settings []ConfigEntry
 	// PartitionInfo is in order of partition.
 	PartitionInfo []PartitionInfo
+	// Cost is what the topic has used; nil unless DescribeTopicUsage asked for it.
+	Cost *varvev1.CostResponse
 }
 
 // DescribeTopic shows a topic, or ErrTopicNotFound.
 func (c *Client) DescribeTopic(ctx context.Context, name string) (TopicDescription, error) {
+	return c.describeTopic(ctx, &varvev1.DescribeTopicRequest{Name: name})
+}
+
+// DescribeTopicUsage is DescribeTopic with what the topic has used: all gateways are asked for that.
+func (c *Client) DescribeTopicUsage(ctx context.Context, name string) (TopicDescription, error) {
+	return c.describeTopic(ctx, &varvev1.DescribeTopicRequest{Name: name, Usage: true})
+}
+
+func (c *Client) describeTopic(ctx context.Context, req *varvev1.DescribeTopicRequest) (TopicDescription, error) {
 	res, err := call(ctx, c, anyOutcome, func(ctx context.Context, e *endpoint) (*varvev1.DescribeTopicResponse, error) {
-		return e.topics.DescribeTopic(ctx, &varvev1.DescribeTopicRequest{Name: name})
+		return e.topics.DescribeTopic(ctx, req)
 	})
 	if err != nil {
 		return TopicDescription{}, err
 	}
-	d := TopicDescription{Topic: topicOf(res.GetTopic())}
+	d := TopicDescription{Topic: topicOf(res.GetTopic()), Cost: res.GetCost()}
 	for _, s := range res.GetConfig() {
 		d.Settings = append(d.Settings, ConfigEntry{
 			Name: s.GetName(), Value: s.GetValue(), IsDefault: s.GetIsDefault(), Doc: s.GetDoc(),

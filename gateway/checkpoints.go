@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/varvelog/varve/bill"
 	"github.com/varvelog/varve/internal/seeded"
 	"github.com/varvelog/varve/metadata"
 )
@@ -179,8 +180,9 @@ func (s *sequencer) trimJournal(ctx context.Context) {
 	}
 	s.trimming, s.trimmedTo = true, through
 	s.outstanding++
+	paid := bill.Shared(ctx, s.settleOwed())
 	go func() {
-		err := metadata.TrimJournal(ctx, s.g.table, s.t.id, through)
+		err := metadata.TrimJournal(paid, s.g.table, s.t.id, through)
 		select {
 		case s.trimmed <- err:
 		case <-ctx.Done():

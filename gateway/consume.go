@@ -11,6 +11,7 @@ import (
 
 	varvev1 "github.com/varvelog/varve/api/varve/v1"
 	"github.com/varvelog/varve/api/varve/v1/varvev1connect"
+	"github.com/varvelog/varve/bill"
 	"github.com/varvelog/varve/metadata"
 	"github.com/varvelog/varve/segments/batch"
 )
@@ -22,7 +23,7 @@ func (g *Gateway) resolve(ctx context.Context, v *metadata.View, place *varvev1.
 	case *varvev1.Place_Offset:
 		return at.Offset, nil
 	case *varvev1.Place_Time:
-		a, err := v.AtOrAfter(ctx, g.reader.index, g.reader.scan, at.Time)
+		a, err := v.AtOrAfter(bill.ForTopic(ctx, v.Partition.Topic), g.reader.index, g.reader.scan, at.Time)
 		if err != nil || !a.Found {
 			return v.Next, err
 		}

@@ -12,6 +12,7 @@ import (
 	"connectrpc.com/connect/v2"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/varvelog/varve/bill"
 	"github.com/varvelog/varve/metadata"
 	"github.com/varvelog/varve/segments"
 )
@@ -26,6 +27,7 @@ type Gateway struct {
 	buffers *segments.BufferDir // nil: no disk, acks=buffered is refused
 	log     *slog.Logger
 	meters  *Meters
+	ledger  *bill.Ledger
 	now     func() time.Time
 
 	cluster *metadata.Cluster
@@ -105,10 +107,11 @@ func New(config Config, d Dependencies) (*Gateway, error) {
 	if g.now == nil {
 		g.now = time.Now
 	}
+	g.ledger = bill.NewLedger(g.now())
 	// Counted below the retries: what a bucket bills are tries.
-	observed := g.meters.observeStore(d.Store)
+	observed := g.ledger.Store(g.meters.observeStore(d.Store))
 	g.store, g.notes = segments.Retry(observed, segments.DefaultRetry()), segments.Retry(observed, notesRetry)
-	g.table = metadata.Retry(g.meters.observeTable(d.Table), fewPauses)
+	g.table = metadata.Retry(g.ledger.Table(g.meters.observeTable(d.Table)), fewPauses)
 	g.topics = metadata.NewTopics(g.table)
 	g.producerIDs.turn = make(chan struct{}, 1)
 	g.upkeep = newUpkeep(g)

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	varvev1 "github.com/varvelog/varve/api/varve/v1"
+	"github.com/varvelog/varve/bill"
 	"github.com/varvelog/varve/metadata"
 	"github.com/varvelog/varve/segments"
 	"github.com/varvelog/varve/segments/batch"
@@ -427,6 +428,7 @@ func (s *logService) listOffsets(ctx context.Context, t *metadata.Topic, req *va
 // lookUp answers a ListOffsets query for one partition.
 func (g *Gateway) lookUp(ctx context.Context, id metadata.PartitionID, req *varvev1.ListOffsetsRequest) (*varvev1.PartitionOffset, error) {
 	var out *varvev1.PartitionOffset
+	ctx = bill.ForTopic(ctx, id.Topic)
 	view := g.view
 	if req.GetLinearizable() {
 		view = g.viewNow

@@ -11,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/varvelog/varve/bill"
 	"github.com/varvelog/varve/metadata"
 	"github.com/varvelog/varve/segments"
 )
@@ -38,6 +39,7 @@ const tableOps = int(metadata.OpRange) + 1
 // tableCounts is what calls of one kind to the table came to.
 type tableCounts struct {
 	calls, bytes, rows atomic.Uint64
+	units              atomic.Uint64 // that DynamoDB bills, in millionths
 }
 
 // Meters counts what a gateway does, for /metrics and for the Usage call. Counting
@@ -133,6 +135,7 @@ func (m *Meters) registerTable() {
 			m.counterWith("table_calls_total", "Calls to the table, by what their rows are for.", labels, &m.table[i][k].calls)
 			m.counterWith("table_rows_total", "Rows read or written.", labels, &m.table[i][k].rows)
 			m.counterWith("table_bytes_total", "Bytes of rows read or written.", labels, &m.table[i][k].bytes)
+			m.unitsWith("table_units_total", "Read or write units that DynamoDB bills for those calls.", labels, &m.table[i][k].units)
 		}
 	}
 }
@@ -143,6 +146,13 @@ func (m *Meters) counterWith(name, help string, labels prometheus.Labels, v *ato
 	m.registry.MustRegister(prometheus.NewCounterFunc(
 		prometheus.CounterOpts{Namespace: namespace, Name: name, Help: help, ConstLabels: labels},
 		func() float64 { return float64(v.Load()) }))
+}
+
+// unitsWith is counterWith for what is counted in millionths.
+func (m *Meters) unitsWith(name, help string, labels prometheus.Labels, v *atomic.Uint64) {
+	m.registry.MustRegister(prometheus.NewCounterFunc(
+		prometheus.CounterOpts{Namespace: namespace, Name: name, Help: help, ConstLabels: labels},
+		func() float64 { return float64(v.Load()) / bill.Part }))
 }
 
 // gauge shows what f returns whenever somebody looks, under varve_NAME. A name can be
@@ -241,6 +251,7 @@ func (m *Meters) tableCall(o metadata.Observation) {
 	c.calls.Add(1)
 	c.rows.Add(uint64(o.Rows))
 	c.bytes.Add(uint64(o.Bytes))
+	c.units.Add(bill.UnitsOf(o))
 	m.tableTime[o.Op].Observe(o.Duration.Seconds())
 	if o.Err != nil && !errors.Is(o.Err, metadata.ErrNotFound) && !errors.Is(o.Err, metadata.ErrConflict) {
 		m.tableErrors[o.Op].Add(1)

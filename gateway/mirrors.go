@@ -12,6 +12,7 @@ import (
 
 	peerv1 "github.com/varvelog/varve/api/varve/peer/v1"
 	"github.com/varvelog/varve/api/varve/peer/v1/peerv1connect"
+	"github.com/varvelog/varve/bill"
 	"github.com/varvelog/varve/metadata"
 )
 
@@ -307,6 +308,7 @@ func (m *mirrors) lifetime() context.Context {
 
 // readTable reads a view from the table. Should its sequencer live, it is asked from now on.
 func (g *Gateway) readTable(ctx context.Context, id metadata.PartitionID) (*metadata.View, error) {
+	ctx = bill.ForTopic(ctx, id.Topic)
 	if !g.config.Exclusive {
 		lease, err := metadata.ReadLease(ctx, g.table, id, metadata.Strong)
 		if err == nil && !lease.Released && lease.Journal != g.ID() && g.members.lives(lease.Journal) {

@@ -9,6 +9,7 @@ import (
 	"github.com/maypok86/otter/v2"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/varvelog/varve/bill"
 	"github.com/varvelog/varve/internal/seeded"
 	"github.com/varvelog/varve/metadata"
 	"github.com/varvelog/varve/segments"
@@ -110,6 +111,7 @@ type wanted struct {
 // past batches that the filter left out, too.
 func (r *reader) read(ctx context.Context, v *metadata.View, f filter, maxBytes int, buffer []byte) (data []byte, next int64, err error) {
 	until := min(f.until, v.Next)
+	ctx = bill.ForTopic(ctx, v.Partition.Topic)
 	ranges, next, err := r.plan(ctx, v, f, until, maxBytes)
 	next = max(f.from, min(next, until))
 	if err != nil || len(ranges) == 0 {

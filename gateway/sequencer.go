@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/varvelog/varve/bill"
 	"github.com/varvelog/varve/internal/seeded"
 	"github.com/varvelog/varve/metadata"
 )
@@ -79,6 +80,8 @@ type sequencer struct {
 	trimming bool
 	// trimmedTo is the row up to which the journal was, or is being, trimmed.
 	trimmedTo uint64
+	// owed is what was committed since the last trim, in bytes: whose entries a trim removes.
+	owed map[metadata.TopicID]int64
 
 	acquired     chan acquisition
 	checkpointed chan checkpointed
@@ -137,7 +140,7 @@ func newSequencer(t *tenure) *sequencer {
 		parked: make(map[*held]struct{}), writing: make(map[*held]uint64), due: make(map[*held]struct{}), rows: journalRows{first: 1}, fold: foldLimits{t.g.config.FoldRows, t.g.config.FoldBytes, uint64(t.g.config.FoldRows)},
 		acquired: make(chan acquisition), checkpointed: make(chan checkpointed), trimmed: make(chan error),
 		slots: make(chan struct{}, acquisitions), writers: make(chan struct{}, checkpointsAtOnce),
-		sealed: make(map[metadata.GatewayID]*sealing), releasing: make(map[*held]struct{}), offers: make(map[metadata.GatewayID][]metadata.PartitionID),
+		sealed: make(map[metadata.GatewayID]*sealing), owed: make(map[metadata.TopicID]int64), releasing: make(map[*held]struct{}), offers: make(map[metadata.GatewayID][]metadata.PartitionID),
 	}
 }
 
@@ -352,6 +355,7 @@ type pendingAnswer struct {
 type cycle struct {
 	s       *sequencer
 	rows    []*metadata.EntryBuilder
+	shares  [][]bill.Share // of the topics in each row, by bytes
 	answers []pendingAnswer
 	dirty   []*held
 	closed  []*held // those that somebody asked about
@@ -397,9 +401,9 @@ func (s *sequencer) cycle(ctx context.Context) error {
 	}
 	s.pending.begin()
 	defer s.pending.end()
-	for _, row := range c.rows {
+	for i, row := range c.rows {
 		value := row.Encode()
-		if _, err := s.journal.Append(ctx, value); err != nil {
+		if _, err := s.journal.Append(bill.Shared(ctx, c.shares[i]), value); err != nil {
 			c.abandon(err)
 			if ctx.Err() != nil && !errors.Is(err, metadata.ErrFenced) {
 				return context.Cause(ctx)
@@ -407,6 +411,7 @@ func (s *sequencer) cycle(ctx context.Context) error {
 			return err
 		}
 		s.rows.add(len(value))
+		s.owe(c.shares[i])
 		size += len(value)
 	}
 	s.spacing = 0
@@ -416,7 +421,7 @@ func (s *sequencer) cycle(ctx context.Context) error {
 	if len(c.rows) == 0 && !seeded.Has(seeded.UnsettledDuplicate) {
 		// Duplicates and retriable answers rest on no entry of their own: make sure
 		// that nobody has taken over meanwhile.
-		if err := s.verify(ctx); err != nil {
+		if err := s.verify(bill.Shared(ctx, c.askers())); err != nil {
 			c.abandon(err)
 			return err
 		}
@@ -506,7 +511,7 @@ func (c *cycle) decide(h *held, t *ticket) error {
 	if change != nil {
 		n := len(c.rows)
 		if n == 0 || !c.rows[n-1].Fits(change) {
-			c.rows = append(c.rows, metadata.NewEntryBuilder(c.s.g.now()))
+			c.rows, c.shares = append(c.rows, metadata.NewEntryBuilder(c.s.g.now())), append(c.shares, nil)
 			n++
 		}
 		sequence := c.s.journal.Next() + uint64(n-1)
@@ -514,10 +519,12 @@ func (c *cycle) decide(h *held, t *ticket) error {
 		if err := h.state.Apply(change, sequence); err != nil {
 			return fmt.Errorf("sequencer: %w", err)
 		}
+		before := c.rows[n-1].Size()
 		c.rows[n-1].Add(change)
 		if litters(change) {
 			c.litter++
 		}
+		c.shares[n-1] = bill.AddShare(c.shares[n-1], change.Partition.Topic, int64(c.rows[n-1].Size()-before))
 		if !h.dirty {
 			h.dirty = true
 			c.dirty = append(c.dirty, h)
@@ -532,6 +539,32 @@ func (c *cycle) decide(h *held, t *ticket) error {
 		c.closed = append(c.closed, h)
 	}
 	return nil
+}
+
+// askers are the topics that were asked about, each by how often.
+func (c *cycle) askers() (shares []bill.Share) {
+	for i := range c.answers {
+		shares = bill.AddShare(shares, c.answers[i].ticket.partition.Topic, 1)
+	}
+	return shares
+}
+
+// owe notes whose entries a trim will remove.
+func (s *sequencer) owe(shares []bill.Share) {
+	for _, share := range shares {
+		s.owed[share.Topic] += share.Weight
+	}
+}
+
+// settleOwed gives a trim to those whose entries were committed since the last one. Its own are
+// older by a few rows.
+func (s *sequencer) settleOwed() []bill.Share {
+	shares := make([]bill.Share, 0, len(s.owed))
+	for topic, weight := range s.owed {
+		shares = append(shares, bill.Share{Topic: topic, Weight: weight})
+	}
+	clear(s.owed)
+	return shares
 }
 
 // refusedAll is what [seeded.RefusalInMemory] is about.
@@ -819,5 +852,5 @@ func (s *sequencer) finish(ctx context.Context) error {
 	if err := group.Wait(); err != nil {
 		return err
 	}
-	return s.journal.Leave(ctx)
+	return s.journal.Leave(bill.Shared(ctx, s.settleOwed()))
 }

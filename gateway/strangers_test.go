@@ -112,6 +112,14 @@ func (i *impostor) Acknowledge(context.Context, *peerv1.AcknowledgeRequest) (*pe
 	return &peerv1.AcknowledgeResponse{}, nil
 }
 
+func (i *impostor) Account(ctx context.Context, r *peerv1.AccountRequest) (*peerv1.AccountResponse, error) {
+	out, err := i.ask(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	return out.(*peerv1.AccountResponse), nil
+}
+
 func (i *impostor) Watch(ctx context.Context, stream peerv1connect.PeerServiceWatchServerStream) error {
 	i.calls.Add(1)
 	return i.tell(stream)
@@ -189,6 +197,10 @@ func TestStrangersAreRefused(t *testing.T) {
 			},
 			"Acknowledge": func(call *peerv1.Call) error {
 				_, err := client.Acknowledge(t.Context(), &peerv1.AcknowledgeRequest{Call: call})
+				return err
+			},
+			"Account": func(call *peerv1.Call) error {
+				_, err := client.Account(t.Context(), &peerv1.AccountRequest{Call: call})
 				return err
 			},
 			"Watch": func(call *peerv1.Call) error {

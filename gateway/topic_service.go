@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	varvev1 "github.com/varvelog/varve/api/varve/v1"
+	"github.com/varvelog/varve/bill"
 	"github.com/varvelog/varve/metadata"
 	"github.com/varvelog/varve/segments"
 )
@@ -101,12 +102,16 @@ func (s *topicService) DescribeTopic(ctx context.Context, r *varvev1.DescribeTop
 	if err != nil {
 		return nil, err
 	}
-	return out, nil
+	if r.GetUsage() {
+		out.Cost, err = s.g.costOf(ctx, t, out.Partitions)
+	}
+	return out, err
 }
 
 // describe shows a partition. One that nobody here has asked for is read without
 // being remembered: a topic may have a million of them.
 func (s *topicService) describe(ctx context.Context, id metadata.PartitionID) (*varvev1.PartitionInfo, error) {
+	ctx = bill.ForTopic(ctx, id.Topic)
 	info := &varvev1.PartitionInfo{Partition: id.Number, RetentionHolder: metadata.NoTimestamp}
 	var v *metadata.View
 	if p := s.g.partitions.peek(id); p != nil {

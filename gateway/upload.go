@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/varvelog/varve/bill"
 	"github.com/varvelog/varve/metadata"
 	"github.com/varvelog/varve/segments"
 )
@@ -73,7 +74,21 @@ func (in *intake) refer(ctx context.Context, segment *openSegment, directory *se
 	for i := range directory.Spans {
 		references[i] = reference(directory, &directory.Spans[i], nil)
 	}
-	return in.judge(ctx, segment, references, func(_ int, span *openSpan, v metadata.Verdict) { in.answerSpan(segment, span, v) })
+	return in.judge(ctx, segment, references, func(i int, span *openSpan, v metadata.Verdict) {
+		in.g.ledger.Appended(references[i].Partition.Topic, span.accepted(v))
+		in.answerSpan(segment, span, v)
+	})
+}
+
+// accepted sums up what a verdict appends.
+func (s *openSpan) accepted(v metadata.Verdict) (sum bill.Batches) {
+	for i, a := range s.appends {
+		if i < len(v.Batches) && v.Batches[i].Outcome == metadata.Accepted {
+			sum.Bytes += a.size
+			sum.Records += int64(a.info.Records)
+		}
+	}
+	return sum
 }
 
 // referForeign settles a segment under whose name another object lies. That one is the truth: what it

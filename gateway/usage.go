@@ -9,6 +9,7 @@ import (
 	"time"
 
 	varvev1 "github.com/varvelog/varve/api/varve/v1"
+	"github.com/varvelog/varve/bill"
 	"github.com/varvelog/varve/metadata"
 )
 
@@ -35,8 +36,11 @@ func (m *Meters) Usage() *varvev1.UsageResponse {
 		TableWrites:  m.tableCalls(metadata.OpPut) + m.tableCalls(metadata.OpDelete),
 		CommitWrites: commits.calls.Load(), CommitBytes: commits.bytes.Load(),
 		CheckpointWrites: checkpoints.calls.Load() + swept.calls.Load(), CheckpointBytes: checkpoints.bytes.Load(),
-		BeatWrites: m.table[metadata.OpPut][rowBeat].calls.Load(),
-		Flushes:    m.flushes.Load(), FlushedSpans: m.flushedSpans.Load(), Cycles: m.cycles.Load(),
+		BeatWrites:      m.table[metadata.OpPut][rowBeat].calls.Load(),
+		BeatReads:       m.table[metadata.OpGet][rowBeat].calls.Load() + m.table[metadata.OpRange][rowBeat].calls.Load(),
+		CommitUnits:     commits.units.Load() / bill.Part,
+		CheckpointUnits: (checkpoints.units.Load() + swept.units.Load()) / bill.Part,
+		Flushes:         m.flushes.Load(), FlushedSpans: m.flushedSpans.Load(), Cycles: m.cycles.Load(),
 		AppendedBytes: m.appendedBytes.Load(), AppendedRecords: m.appendedRecords.Load(),
 		ResidentBytes: resident, PeakResidentBytes: max(high, resident), HeapBytes: heap,
 	}

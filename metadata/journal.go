@@ -113,7 +113,7 @@ func removeEntries(ctx context.Context, t Table, id GatewayID, through uint64) e
 			return err
 		}
 		for _, r := range rows {
-			if err := t.Delete(ctx, r.Key, Condition{}); err != nil {
+			if err := t.Delete(WithRemovedSize(ctx, r.Size()), r.Key, Condition{}); err != nil {
 				return fmt.Errorf("trim journal of %s: %w", id, err)
 			}
 		}

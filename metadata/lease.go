@@ -669,7 +669,7 @@ func (c *Checkpoint) cleanBelow(ctx context.Context, t Table, prefix string) err
 			return err
 		}
 		for _, row := range rows {
-			if err := t.Delete(ctx, row.Key, IfBelow(c.stamp)); err != nil && !errors.Is(err, ErrConflict) {
+			if err := t.Delete(WithRemovedSize(ctx, row.Size()), row.Key, IfBelow(c.stamp)); err != nil && !errors.Is(err, ErrConflict) {
 				return err
 			}
 		}

@@ -27,7 +27,7 @@ func (o Op) Reads() bool { return o == OpGet || o == OpRange }
 type Observation struct {
 	Op  Op
 	Key Key // of a range, its partition and From
-	// Bytes counts the keys and values of the rows.
+	// Bytes counts the keys and values of the rows; of one that is removed its key, or what [WithRemovedSize] told.
 	Bytes       int
 	Rows        int         // read, or written; of a write that failed none
 	Consistency Consistency // of reads
@@ -69,7 +69,7 @@ func (o *observed) Put(ctx context.Context, row Row, cond Condition) error {
 func (o *observed) Delete(ctx context.Context, key Key, cond Condition) error {
 	began := time.Now()
 	err := o.table.Delete(ctx, key, cond)
-	o.hook(written(OpDelete, key, Row{Key: key}.Size(), began, err))
+	o.hook(written(OpDelete, key, max(RemovedSize(ctx), Row{Key: key}.Size()), began, err))
 	return err
 }
 

@@ -32,9 +32,11 @@ type costs struct {
 	TableWrites      uint64  `json:"table_writes"`
 	CommitWrites     uint64  `json:"commit_writes"`
 	CommitBytes      uint64  `json:"commit_bytes"`
+	CommitUnits      uint64  `json:"commit_units"`
 	BytesPerSpan     float64 `json:"commit_bytes_per_span"`
 	CheckpointWrites uint64  `json:"checkpoint_writes"`
 	CheckpointBytes  uint64  `json:"checkpoint_bytes"`
+	CheckpointUnits  uint64  `json:"checkpoint_units"`
 	BeatWrites       uint64  `json:"beat_writes"`
 
 	Flushes         uint64  `json:"flushes"`
@@ -89,6 +91,7 @@ func newCosts(b, u *varvev1.UsageResponse, own time.Duration, bytes int64) costs
 		TableReads:  u.GetTableReads() - b.GetTableReads(), TableWrites: u.GetTableWrites() - b.GetTableWrites(),
 		CommitWrites: u.GetCommitWrites() - b.GetCommitWrites(), CommitBytes: u.GetCommitBytes() - b.GetCommitBytes(),
 		CheckpointWrites: u.GetCheckpointWrites() - b.GetCheckpointWrites(), CheckpointBytes: u.GetCheckpointBytes() - b.GetCheckpointBytes(),
+		CommitUnits: u.GetCommitUnits() - b.GetCommitUnits(), CheckpointUnits: u.GetCheckpointUnits() - b.GetCheckpointUnits(),
 		BeatWrites: u.GetBeatWrites() - b.GetBeatWrites(),
 		Flushes:    u.GetFlushes() - b.GetFlushes(), FlushedSpans: u.GetFlushedSpans() - b.GetFlushedSpans(),
 		Cycles:        u.GetCycles() - b.GetCycles(),
@@ -107,6 +110,15 @@ func newCosts(b, u *varvev1.UsageResponse, own time.Duration, bytes int64) costs
 	return c
 }
 
+// perFlush is how many spans a flush had, and how many commit writes a cycle.
+func (c costs) perFlush() (spans, commits float64) {
+	if c.Flushes > 0 && c.Cycles > 0 {
+		spans = float64(c.FlushedSpans) / float64(c.Flushes)
+		commits = float64(c.CommitWrites) / float64(c.Cycles)
+	}
+	return spans, commits
+}
+
 func (c costs) text() string {
 	var b strings.Builder
 	line := func(name, format string, args ...any) {
@@ -121,8 +133,8 @@ func (c costs) text() string {
 	line("CPU", "server %.2f s%s   bench %.2f s%s", c.ServerCPU, perGiB(" (%.2f s/GiB)", c.ServerCPUPerGiB), c.BenchCPU, perGiB(" (%.2f s/GiB)", c.BenchCPUPerGiB))
 	line("objects", "%d PUTs (%s%s)   %d GETs (%s)   %d LISTs", c.ObjectPuts, perGiB("%.0f a GiB, ", c.PutsPerGiB), sizeText(c.ObjectPutBytes),
 		c.ObjectGets, sizeText(c.ObjectGetBytes), c.ObjectLists)
-	line("table", "%d reads   %d writes: %d commits (%s, %.0f bytes a span), %d checkpoint rows (%s), %d beats", c.TableReads, c.TableWrites,
-		c.CommitWrites, sizeText(c.CommitBytes), c.BytesPerSpan, c.CheckpointWrites, sizeText(c.CheckpointBytes), c.BeatWrites)
+	line("table", "%d reads   %d writes: %d commits (%s, %d units, %.0f bytes a span), %d checkpoint rows (%s, %d units), %d beats", c.TableReads, c.TableWrites,
+		c.CommitWrites, sizeText(c.CommitBytes), c.CommitUnits, c.BytesPerSpan, c.CheckpointWrites, sizeText(c.CheckpointBytes), c.CheckpointUnits, c.BeatWrites)
 	if c.Flushes > 0 {
 		line("flushes", "%d, each of %.1f spans and %.1f records; %d cycles", c.Flushes, float64(c.FlushedSpans)/float64(c.Flushes), c.RecordsPerFlush, c.Cycles)
 	}

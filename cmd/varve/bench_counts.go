@@ -21,6 +21,8 @@ type countsOptions struct {
 	producers               int
 	sharing                 time.Duration
 	spreads                 []int32
+	requests                int64
+	full                    byteSize
 	lookups                 []int64
 	idle                    time.Duration
 }
@@ -32,8 +34,11 @@ func newBenchCountsCommand(a *app) *cobra.Command {
 		Use:   "counts",
 		Short: "Count what does not depend on the machine: shared flushes, commit writes, lookups, idling",
 		Long: `Start a gateway on a temporary folder, or on --segments and --metadata as 'varve bench compare' does, and count:
-how a lone append fares, how many flushes many producers of single records share, what a commit of 1, 100 and
-10,000 partitions takes, what a time lookup reads as the log grows, and what an idle gateway does.`,
+how a lone append fares, how many flushes many producers of single records share, what commits and checkpoints of 1, 100
+and 10,000 partitions a flush take, how many PUTs a GiB takes when as much comes as the gateway takes, what a time
+lookup reads as the log grows, and what an idle gateway does.
+
+Checkpoints follow commits: a steady state has hundreds of commits (--requests).`,
 		Args: cobra.NoArgs, ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			r, err := a.benchCounts(cmd.Context(), &o)
@@ -51,6 +56,9 @@ how a lone append fares, how many flushes many producers of single records share
 	f.DurationVar(&o.sharing, "duration", 3*time.Second, "how long the producers of single records go on")
 	f.IntVar(&o.producers, "producers", 1000, "producers of single records")
 	f.Int32SliceVar(&o.spreads, "spread", []int32{1, 100, 10_000}, "partitions a flush")
+	f.Int64Var(&o.requests, "requests", 300, "requests to each number of partitions a flush; of very many partitions at most 1,500,000 appends")
+	o.full = 256 * mib
+	f.Var(&o.full, "full", "bytes to append to each number of partitions as fast as it goes; 0: none")
 	f.Int64SliceVar(&o.lookups, "lookup-records", []int64{10_000, 100_000, 1_000_000}, "sizes of the logs in which times are looked up")
 	f.DurationVar(&o.idle, "idle", 10*time.Second, "how long to idle")
 	return cmd
@@ -64,6 +72,19 @@ type spreadCount struct {
 	Commits    float64   `json:"commit_writes_per_cycle"`
 	Ack        quantiles `json:"ack"`
 	Costs      costs     `json:"costs"`
+	// CheckpointShare is write units of checkpoints for each of commits.
+	CheckpointShare float64 `json:"checkpoint_units_per_commit_unit"`
+	// Full is what as many bytes as the gateway takes cost.
+	Full *fullCount `json:"full,omitempty"`
+}
+
+// fullCount is what a load without a pace took.
+type fullCount struct {
+	Bytes      int64   `json:"bytes"`
+	PutsPerGiB float64 `json:"object_puts_per_gib"`
+	Spans      float64 `json:"spans_per_flush"`
+	Commits    float64 `json:"commit_writes_per_cycle"`
+	Costs      costs   `json:"costs"`
 }
 
 // sharedCount is what many producers of single records shared.
@@ -102,8 +123,13 @@ func (r *countsReport) text() string {
 	s := r.Shared
 	line(fmt.Sprintf("%d producers", s.Producers), "%d appends of one record shared %d flushes and %d commits; ack %s", s.Appends, s.Flushes, s.Commits, s.Ack)
 	for _, s := range r.Spread {
-		line(fmt.Sprintf("%d partitions", s.Partitions), "%.0f spans a flush, %.2f commit writes a cycle, %.0f bytes a span; %d requests, %d cycles, %d checkpoint rows; ack %s",
-			s.Spans, s.Commits, s.Costs.BytesPerSpan, s.Requests, s.Costs.Cycles, s.Costs.CheckpointWrites, s.Ack)
+		line(fmt.Sprintf("%d partitions", s.Partitions), "%.0f spans a flush, %.2f commit writes a cycle, %.0f bytes a span; %d requests, %d cycles, %d checkpoint rows; "+
+			"write units: %d of commits, %d of checkpoints (%.2f); ack %s",
+			s.Spans, s.Commits, s.Costs.BytesPerSpan, s.Requests, s.Costs.Cycles, s.Costs.CheckpointWrites, s.Costs.CommitUnits, s.Costs.CheckpointUnits, s.CheckpointShare, s.Ack)
+		if f := s.Full; f != nil {
+			line(fmt.Sprintf("%d partitions, full", s.Partitions), "%.0f PUTs a GiB, %.0f spans a flush, %.2f commit writes a cycle; %s in %d flushes",
+				f.PutsPerGiB, f.Spans, f.Commits, sizeText(uint64(f.Bytes)), f.Costs.Flushes)
+		}
 	}
 	for _, l := range r.Lookups {
 		for _, p := range l.Passes {
@@ -180,22 +206,44 @@ func (a *app) countShared(ctx context.Context, co *countsOptions, r *countsRepor
 // countSpread appends to many partitions at once, after each has been appended to: a partition's first append
 // makes its row.
 func (a *app) countSpread(ctx context.Context, co *countsOptions, r *countsReport) error {
-	const requests = 20
+	const most = 1_500_000
 	for _, spread := range co.spreads {
 		o := singles(1)
 		o.partitions, o.spread = spread, spread
+		requests := min(co.requests, max(20, most/int64(spread)))
 		p, err := a.benchProduce(ctx, "", &o, limit{records: requests * int64(spread)}, time.Millisecond)
 		if err != nil {
 			return err
 		}
 		s := spreadCount{Partitions: spread, Requests: p.Batches, Ack: p.Ack, Costs: p.Costs}
-		if p.Costs.Flushes > 0 && p.Costs.Cycles > 0 {
-			s.Spans = float64(p.Costs.FlushedSpans) / float64(p.Costs.Flushes)
-			s.Commits = float64(p.Costs.CommitWrites) / float64(p.Costs.Cycles)
+		s.Spans, s.Commits = p.Costs.perFlush()
+		if p.Costs.CommitUnits > 0 {
+			s.CheckpointShare = float64(p.Costs.CheckpointUnits) / float64(p.Costs.CommitUnits)
+		}
+		if co.full > 0 && ctx.Err() == nil {
+			if s.Full, err = a.countFull(ctx, co, spread); err != nil {
+				return err
+			}
 		}
 		r.Spread = append(r.Spread, s)
 	}
 	return nil
+}
+
+// countFull appends as fast as it goes: requests of about a MiB, or of 700 bytes for each of very many partitions.
+func (a *app) countFull(ctx context.Context, co *countsOptions, spread int32) (*fullCount, error) {
+	o := loadOptions{partitions: spread, recordSize: kib, batchRecords: 1000, producers: 8, inFlight: 4, acks: "committed", codec: "none"}
+	if spread > 1 {
+		o.spread, o.batchRecords, o.recordSize = spread, 1, byteSize(max(mib/int(spread), 700))
+		o.inFlight = int(max(1, min(4, 32*mib/(int64(o.producers)*int64(o.recordSize)*int64(spread)))))
+	}
+	p, err := a.benchProduce(ctx, "", &o, limit{bytes: int64(co.full)}, time.Millisecond)
+	if err != nil {
+		return nil, err
+	}
+	f := &fullCount{Bytes: p.Bytes, PutsPerGiB: p.Costs.PutsPerGiB, Costs: p.Costs}
+	f.Spans, f.Commits = p.Costs.perFlush()
+	return f, nil
 }
 
 func (a *app) countLookups(ctx context.Context, co *countsOptions, r *countsReport) error {

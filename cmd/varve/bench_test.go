@@ -206,9 +206,10 @@ func TestBenchWithProcesses(t *testing.T) {
 	if len(c.Rounds) != 1 || c.Produce <= 0 || c.Consume <= 0 || c.Rounds[0].Consume.Bytes == 0 || c.Rounds[0].Floor.Sendfile.Bytes == 0 {
 		t.Errorf("compare: %+v", c)
 	}
-	n := bench[countsReport](s, "counts", "--dir", dir, "--lone", "5", "--duration", "200ms", "--producers", "50", "--spread", "20", "--lookup-records", "1000", "--idle", "300ms")
+	n := bench[countsReport](s, "counts", "--dir", dir, "--lone", "5", "--duration", "200ms", "--producers", "50", "--spread", "20", "--requests", "300", "--full", "4MiB", "--lookup-records", "1000", "--idle", "300ms")
 	idle := n.Idle.Costs
-	if n.Shared.Appends == 0 || len(n.Spread) != 1 || n.Spread[0].Commits > 1 || len(n.Lookups) != 1 || idle.ObjectPuts+idle.ObjectLists+idle.TableWrites != 0 {
+	if n.Shared.Appends == 0 || len(n.Spread) != 1 || n.Spread[0].Commits > 1 || n.Spread[0].Costs.CommitUnits < 100 || n.Spread[0].CheckpointShare == 0 ||
+		n.Spread[0].Full == nil || n.Spread[0].Full.PutsPerGiB == 0 || len(n.Lookups) != 1 || idle.ObjectPuts+idle.ObjectLists+idle.TableWrites != 0 {
 		t.Errorf("counts: %+v", n)
 	}
 	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {

@@ -5,6 +5,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/varvelog/varve/bill"
 	"github.com/varvelog/varve/client"
 )
 
@@ -20,7 +21,7 @@ func newTopicDescribeCommand(a *app) *cobra.Command {
 				return err
 			}
 			defer c.Close()
-			d, err := c.DescribeTopic(cmd.Context(), args[0])
+			d, err := c.DescribeTopicUsage(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}
@@ -59,6 +60,8 @@ type descriptionJSON struct {
 	topicJSON
 	Settings      []settingJSON   `json:"settings"`
 	PartitionInfo []partitionJSON `json:"partition_info"`
+	// Cost is what cost TOPIC says, by the default prices; null when the gateway does not tell.
+	Cost *costJSON `json:"cost"`
 }
 
 func descriptionJSONOf(d client.TopicDescription) descriptionJSON {
@@ -71,6 +74,10 @@ func descriptionJSONOf(d client.TopicDescription) descriptionJSON {
 			p.Partition, p.StartOffset, p.EndOffset, p.Bytes, p.Gateway, p.Epoch, millis(p.MaxTimestamp), p.FencingToken, millis(p.RetentionHolder),
 		})
 	}
+	if prices := bill.DefaultPrices(); len(d.Cost.GetTopics()) > 0 {
+		cost := costJSONOf(costLines(d.Cost, &prices)[0], d.Cost, &prices, settingOf(d.Cost))
+		out.Cost = &cost
+	}
 	return out
 }
 
@@ -81,6 +88,9 @@ func (a *app) printDescription(d client.TopicDescription) error {
 	facts.row("state", d.State)
 	facts.row("created", showTime(d.CreatedAt))
 	facts.row("partitions", d.Partitions)
+	if text := costFact(d.Cost); text != "" {
+		facts.row("cost", text)
+	}
 	if err := facts.w.Flush(); err != nil {
 		return err
 	}

@@ -418,8 +418,13 @@ type UsageResponse struct {
 	ResidentBytes     uint64 `protobuf:"varint,20,opt,name=resident_bytes,json=residentBytes,proto3" json:"resident_bytes,omitempty"`
 	PeakResidentBytes uint64 `protobuf:"varint,21,opt,name=peak_resident_bytes,json=peakResidentBytes,proto3" json:"peak_resident_bytes,omitempty"`
 	HeapBytes         uint64 `protobuf:"varint,22,opt,name=heap_bytes,json=heapBytes,proto3" json:"heap_bytes,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// What commit_bytes and checkpoint_writes cost on DynamoDB: write units of started KiB.
+	CommitUnits     uint64 `protobuf:"varint,23,opt,name=commit_units,json=commitUnits,proto3" json:"commit_units,omitempty"`
+	CheckpointUnits uint64 `protobuf:"varint,24,opt,name=checkpoint_units,json=checkpointUnits,proto3" json:"checkpoint_units,omitempty"`
+	// Of table_reads: looks at the gateways' rows.
+	BeatReads     uint64 `protobuf:"varint,25,opt,name=beat_reads,json=beatReads,proto3" json:"beat_reads,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *UsageResponse) Reset() {
@@ -606,6 +611,551 @@ func (x *UsageResponse) GetHeapBytes() uint64 {
 	return 0
 }
 
+func (x *UsageResponse) GetCommitUnits() uint64 {
+	if x != nil {
+		return x.CommitUnits
+	}
+	return 0
+}
+
+func (x *UsageResponse) GetCheckpointUnits() uint64 {
+	if x != nil {
+		return x.CheckpointUnits
+	}
+	return 0
+}
+
+func (x *UsageResponse) GetBeatReads() uint64 {
+	if x != nil {
+		return x.BeatReads
+	}
+	return 0
+}
+
+type CostRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of this topic only; empty: of all, and of the cluster.
+	Topic string `protobuf:"bytes,1,opt,name=topic,proto3" json:"topic,omitempty"`
+	// Also say what is stored when that takes reads of more than 10,000 partitions.
+	All           bool `protobuf:"varint,2,opt,name=all,proto3" json:"all,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CostRequest) Reset() {
+	*x = CostRequest{}
+	mi := &file_varve_v1_cluster_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CostRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CostRequest) ProtoMessage() {}
+
+func (x *CostRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_varve_v1_cluster_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CostRequest.ProtoReflect.Descriptor instead.
+func (*CostRequest) Descriptor() ([]byte, []int) {
+	return file_varve_v1_cluster_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *CostRequest) GetTopic() string {
+	if x != nil {
+		return x.Topic
+	}
+	return ""
+}
+
+func (x *CostRequest) GetAll() bool {
+	if x != nil {
+		return x.All
+	}
+	return false
+}
+
+type CostResponse struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	ClusterId string                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	// Those of which there are counters, in order of name.
+	Topics []*TopicUsed `protobuf:"bytes,2,rep,name=topics,proto3" json:"topics,omitempty"`
+	// What is nobody's own: heartbeats, the catalog, calls of which nobody knows for whom they were. Not
+	// there when a topic was asked for.
+	Cluster *Used `protobuf:"bytes,3,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	// Whose counters these are.
+	Gateways []*GatewayUsed `protobuf:"bytes,4,rep,name=gateways,proto3" json:"gateways,omitempty"`
+	// Kinds of the bucket and the table, as their URLs begin: s3, minio, file, mem; dynamodb, bolt, mem.
+	Bucket string `protobuf:"bytes,5,opt,name=bucket,proto3" json:"bucket,omitempty"`
+	Table  string `protobuf:"bytes,6,opt,name=table,proto3" json:"table,omitempty"`
+	// Of the gateway that answers.
+	FlushIntervalMs int64 `protobuf:"varint,7,opt,name=flush_interval_ms,json=flushIntervalMs,proto3" json:"flush_interval_ms,omitempty"`
+	SegmentBytes    int64 `protobuf:"varint,8,opt,name=segment_bytes,json=segmentBytes,proto3" json:"segment_bytes,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *CostResponse) Reset() {
+	*x = CostResponse{}
+	mi := &file_varve_v1_cluster_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CostResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CostResponse) ProtoMessage() {}
+
+func (x *CostResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_varve_v1_cluster_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CostResponse.ProtoReflect.Descriptor instead.
+func (*CostResponse) Descriptor() ([]byte, []int) {
+	return file_varve_v1_cluster_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *CostResponse) GetClusterId() string {
+	if x != nil {
+		return x.ClusterId
+	}
+	return ""
+}
+
+func (x *CostResponse) GetTopics() []*TopicUsed {
+	if x != nil {
+		return x.Topics
+	}
+	return nil
+}
+
+func (x *CostResponse) GetCluster() *Used {
+	if x != nil {
+		return x.Cluster
+	}
+	return nil
+}
+
+func (x *CostResponse) GetGateways() []*GatewayUsed {
+	if x != nil {
+		return x.Gateways
+	}
+	return nil
+}
+
+func (x *CostResponse) GetBucket() string {
+	if x != nil {
+		return x.Bucket
+	}
+	return ""
+}
+
+func (x *CostResponse) GetTable() string {
+	if x != nil {
+		return x.Table
+	}
+	return ""
+}
+
+func (x *CostResponse) GetFlushIntervalMs() int64 {
+	if x != nil {
+		return x.FlushIntervalMs
+	}
+	return 0
+}
+
+func (x *CostResponse) GetSegmentBytes() int64 {
+	if x != nil {
+		return x.SegmentBytes
+	}
+	return 0
+}
+
+// GatewayUsed is a gateway whose counters are in the answer, or are missing.
+type GatewayUsed struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Id      string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Address string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	// Since when it counts, in milliseconds since the epoch by its clock; 0 when it did not answer.
+	Since int64 `protobuf:"varint,3,opt,name=since,proto3" json:"since,omitempty"`
+	// For how long it has counted, in milliseconds.
+	CountedMs int64 `protobuf:"varint,4,opt,name=counted_ms,json=countedMs,proto3" json:"counted_ms,omitempty"`
+	// Why its counters are missing; empty: they are there.
+	Error         string `protobuf:"bytes,5,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GatewayUsed) Reset() {
+	*x = GatewayUsed{}
+	mi := &file_varve_v1_cluster_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GatewayUsed) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GatewayUsed) ProtoMessage() {}
+
+func (x *GatewayUsed) ProtoReflect() protoreflect.Message {
+	mi := &file_varve_v1_cluster_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GatewayUsed.ProtoReflect.Descriptor instead.
+func (*GatewayUsed) Descriptor() ([]byte, []int) {
+	return file_varve_v1_cluster_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *GatewayUsed) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *GatewayUsed) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *GatewayUsed) GetSince() int64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
+func (x *GatewayUsed) GetCountedMs() int64 {
+	if x != nil {
+		return x.CountedMs
+	}
+	return 0
+}
+
+func (x *GatewayUsed) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+type TopicUsed struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Empty: of topics that are gone, or of more topics than a gateway has counters for.
+	Topic   string `protobuf:"bytes,1,opt,name=topic,proto3" json:"topic,omitempty"`
+	TopicId string `protobuf:"bytes,2,opt,name=topic_id,json=topicId,proto3" json:"topic_id,omitempty"`
+	Used    *Used  `protobuf:"bytes,3,opt,name=used,proto3" json:"used,omitempty"`
+	// Bytes of record batches between log start and end, as indexed. Not there: too much to ask for at once (see
+	// CostRequest.all), or the topic is gone.
+	StoredBytes   *int64 `protobuf:"varint,4,opt,name=stored_bytes,json=storedBytes,proto3,oneof" json:"stored_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TopicUsed) Reset() {
+	*x = TopicUsed{}
+	mi := &file_varve_v1_cluster_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TopicUsed) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TopicUsed) ProtoMessage() {}
+
+func (x *TopicUsed) ProtoReflect() protoreflect.Message {
+	mi := &file_varve_v1_cluster_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TopicUsed.ProtoReflect.Descriptor instead.
+func (*TopicUsed) Descriptor() ([]byte, []int) {
+	return file_varve_v1_cluster_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *TopicUsed) GetTopic() string {
+	if x != nil {
+		return x.Topic
+	}
+	return ""
+}
+
+func (x *TopicUsed) GetTopicId() string {
+	if x != nil {
+		return x.TopicId
+	}
+	return ""
+}
+
+func (x *TopicUsed) GetUsed() *Used {
+	if x != nil {
+		return x.Used
+	}
+	return nil
+}
+
+func (x *TopicUsed) GetStoredBytes() int64 {
+	if x != nil && x.StoredBytes != nil {
+		return *x.StoredBytes
+	}
+	return 0
+}
+
+// Used is what was used. Requests and units of the table are in millionths: topics share them.
+type Used struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Requests to the bucket: PUTs of segments with what producers sent, of segments that merges wrote, of the rest.
+	FlushPuts uint64 `protobuf:"varint,1,opt,name=flush_puts,json=flushPuts,proto3" json:"flush_puts,omitempty"`
+	MergePuts uint64 `protobuf:"varint,2,opt,name=merge_puts,json=mergePuts,proto3" json:"merge_puts,omitempty"`
+	OtherPuts uint64 `protobuf:"varint,3,opt,name=other_puts,json=otherPuts,proto3" json:"other_puts,omitempty"`
+	Lists     uint64 `protobuf:"varint,4,opt,name=lists,proto3" json:"lists,omitempty"`
+	// GETs for readers and lookups, of merges, of the rest.
+	ReadGets  uint64 `protobuf:"varint,5,opt,name=read_gets,json=readGets,proto3" json:"read_gets,omitempty"`
+	MergeGets uint64 `protobuf:"varint,6,opt,name=merge_gets,json=mergeGets,proto3" json:"merge_gets,omitempty"`
+	OtherGets uint64 `protobuf:"varint,7,opt,name=other_gets,json=otherGets,proto3" json:"other_gets,omitempty"`
+	Deletes   uint64 `protobuf:"varint,8,opt,name=deletes,proto3" json:"deletes,omitempty"`
+	// Bytes of objects written and read.
+	BytesPut uint64 `protobuf:"varint,9,opt,name=bytes_put,json=bytesPut,proto3" json:"bytes_put,omitempty"`
+	BytesGot uint64 `protobuf:"varint,10,opt,name=bytes_got,json=bytesGot,proto3" json:"bytes_got,omitempty"`
+	// Write units of the table, of started KiB: of commits, of removing those from the journal, of
+	// partitions' rows, of gateways' rows, of the rest.
+	CommitUnits     uint64 `protobuf:"varint,11,opt,name=commit_units,json=commitUnits,proto3" json:"commit_units,omitempty"`
+	TrimUnits       uint64 `protobuf:"varint,12,opt,name=trim_units,json=trimUnits,proto3" json:"trim_units,omitempty"`
+	CheckpointUnits uint64 `protobuf:"varint,13,opt,name=checkpoint_units,json=checkpointUnits,proto3" json:"checkpoint_units,omitempty"`
+	BeatUnits       uint64 `protobuf:"varint,14,opt,name=beat_units,json=beatUnits,proto3" json:"beat_units,omitempty"`
+	OtherWriteUnits uint64 `protobuf:"varint,15,opt,name=other_write_units,json=otherWriteUnits,proto3" json:"other_write_units,omitempty"`
+	// Read units, of started 4 KiB (halves where a read may be older): of partitions' rows, of gateways' rows, of the rest.
+	IndexReadUnits  uint64 `protobuf:"varint,16,opt,name=index_read_units,json=indexReadUnits,proto3" json:"index_read_units,omitempty"`
+	MemberReadUnits uint64 `protobuf:"varint,17,opt,name=member_read_units,json=memberReadUnits,proto3" json:"member_read_units,omitempty"`
+	OtherReadUnits  uint64 `protobuf:"varint,18,opt,name=other_read_units,json=otherReadUnits,proto3" json:"other_read_units,omitempty"`
+	// Record batches that were appended; what was refused or came again was only uploaded.
+	AppendedBytes   uint64 `protobuf:"varint,19,opt,name=appended_bytes,json=appendedBytes,proto3" json:"appended_bytes,omitempty"`
+	AppendedRecords uint64 `protobuf:"varint,20,opt,name=appended_records,json=appendedRecords,proto3" json:"appended_records,omitempty"`
+	// Write units of partitions' rows that merges wrote.
+	MergeUnits    uint64 `protobuf:"varint,21,opt,name=merge_units,json=mergeUnits,proto3" json:"merge_units,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Used) Reset() {
+	*x = Used{}
+	mi := &file_varve_v1_cluster_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Used) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Used) ProtoMessage() {}
+
+func (x *Used) ProtoReflect() protoreflect.Message {
+	mi := &file_varve_v1_cluster_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Used.ProtoReflect.Descriptor instead.
+func (*Used) Descriptor() ([]byte, []int) {
+	return file_varve_v1_cluster_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Used) GetFlushPuts() uint64 {
+	if x != nil {
+		return x.FlushPuts
+	}
+	return 0
+}
+
+func (x *Used) GetMergePuts() uint64 {
+	if x != nil {
+		return x.MergePuts
+	}
+	return 0
+}
+
+func (x *Used) GetOtherPuts() uint64 {
+	if x != nil {
+		return x.OtherPuts
+	}
+	return 0
+}
+
+func (x *Used) GetLists() uint64 {
+	if x != nil {
+		return x.Lists
+	}
+	return 0
+}
+
+func (x *Used) GetReadGets() uint64 {
+	if x != nil {
+		return x.ReadGets
+	}
+	return 0
+}
+
+func (x *Used) GetMergeGets() uint64 {
+	if x != nil {
+		return x.MergeGets
+	}
+	return 0
+}
+
+func (x *Used) GetOtherGets() uint64 {
+	if x != nil {
+		return x.OtherGets
+	}
+	return 0
+}
+
+func (x *Used) GetDeletes() uint64 {
+	if x != nil {
+		return x.Deletes
+	}
+	return 0
+}
+
+func (x *Used) GetBytesPut() uint64 {
+	if x != nil {
+		return x.BytesPut
+	}
+	return 0
+}
+
+func (x *Used) GetBytesGot() uint64 {
+	if x != nil {
+		return x.BytesGot
+	}
+	return 0
+}
+
+func (x *Used) GetCommitUnits() uint64 {
+	if x != nil {
+		return x.CommitUnits
+	}
+	return 0
+}
+
+func (x *Used) GetTrimUnits() uint64 {
+	if x != nil {
+		return x.TrimUnits
+	}
+	return 0
+}
+
+func (x *Used) GetCheckpointUnits() uint64 {
+	if x != nil {
+		return x.CheckpointUnits
+	}
+	return 0
+}
+
+func (x *Used) GetBeatUnits() uint64 {
+	if x != nil {
+		return x.BeatUnits
+	}
+	return 0
+}
+
+func (x *Used) GetOtherWriteUnits() uint64 {
+	if x != nil {
+		return x.OtherWriteUnits
+	}
+	return 0
+}
+
+func (x *Used) GetIndexReadUnits() uint64 {
+	if x != nil {
+		return x.IndexReadUnits
+	}
+	return 0
+}
+
+func (x *Used) GetMemberReadUnits() uint64 {
+	if x != nil {
+		return x.MemberReadUnits
+	}
+	return 0
+}
+
+func (x *Used) GetOtherReadUnits() uint64 {
+	if x != nil {
+		return x.OtherReadUnits
+	}
+	return 0
+}
+
+func (x *Used) GetAppendedBytes() uint64 {
+	if x != nil {
+		return x.AppendedBytes
+	}
+	return 0
+}
+
+func (x *Used) GetAppendedRecords() uint64 {
+	if x != nil {
+		return x.AppendedRecords
+	}
+	return 0
+}
+
+func (x *Used) GetMergeUnits() uint64 {
+	if x != nil {
+		return x.MergeUnits
+	}
+	return 0
+}
+
 type VerifyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Also read every object whole, and check each batch's CRC and content.
@@ -621,7 +1171,7 @@ type VerifyRequest struct {
 
 func (x *VerifyRequest) Reset() {
 	*x = VerifyRequest{}
-	mi := &file_varve_v1_cluster_proto_msgTypes[7]
+	mi := &file_varve_v1_cluster_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -633,7 +1183,7 @@ func (x *VerifyRequest) String() string {
 func (*VerifyRequest) ProtoMessage() {}
 
 func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_varve_v1_cluster_proto_msgTypes[7]
+	mi := &file_varve_v1_cluster_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -646,7 +1196,7 @@ func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyRequest.ProtoReflect.Descriptor instead.
 func (*VerifyRequest) Descriptor() ([]byte, []int) {
-	return file_varve_v1_cluster_proto_rawDescGZIP(), []int{7}
+	return file_varve_v1_cluster_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *VerifyRequest) GetDeep() bool {
@@ -682,7 +1232,7 @@ type VerifyResponse struct {
 
 func (x *VerifyResponse) Reset() {
 	*x = VerifyResponse{}
-	mi := &file_varve_v1_cluster_proto_msgTypes[8]
+	mi := &file_varve_v1_cluster_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -694,7 +1244,7 @@ func (x *VerifyResponse) String() string {
 func (*VerifyResponse) ProtoMessage() {}
 
 func (x *VerifyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_varve_v1_cluster_proto_msgTypes[8]
+	mi := &file_varve_v1_cluster_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -707,7 +1257,7 @@ func (x *VerifyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyResponse.ProtoReflect.Descriptor instead.
 func (*VerifyResponse) Descriptor() ([]byte, []int) {
-	return file_varve_v1_cluster_proto_rawDescGZIP(), []int{8}
+	return file_varve_v1_cluster_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *VerifyResponse) GetFinding() *VerifyFinding {
@@ -746,7 +1296,7 @@ type VerifyFinding struct {
 
 func (x *VerifyFinding) Reset() {
 	*x = VerifyFinding{}
-	mi := &file_varve_v1_cluster_proto_msgTypes[9]
+	mi := &file_varve_v1_cluster_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -758,7 +1308,7 @@ func (x *VerifyFinding) String() string {
 func (*VerifyFinding) ProtoMessage() {}
 
 func (x *VerifyFinding) ProtoReflect() protoreflect.Message {
-	mi := &file_varve_v1_cluster_proto_msgTypes[9]
+	mi := &file_varve_v1_cluster_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -771,7 +1321,7 @@ func (x *VerifyFinding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyFinding.ProtoReflect.Descriptor instead.
 func (*VerifyFinding) Descriptor() ([]byte, []int) {
-	return file_varve_v1_cluster_proto_rawDescGZIP(), []int{9}
+	return file_varve_v1_cluster_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *VerifyFinding) GetKind() string {
@@ -850,7 +1400,7 @@ type VerifySummary struct {
 
 func (x *VerifySummary) Reset() {
 	*x = VerifySummary{}
-	mi := &file_varve_v1_cluster_proto_msgTypes[10]
+	mi := &file_varve_v1_cluster_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -862,7 +1412,7 @@ func (x *VerifySummary) String() string {
 func (*VerifySummary) ProtoMessage() {}
 
 func (x *VerifySummary) ProtoReflect() protoreflect.Message {
-	mi := &file_varve_v1_cluster_proto_msgTypes[10]
+	mi := &file_varve_v1_cluster_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -875,7 +1425,7 @@ func (x *VerifySummary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifySummary.ProtoReflect.Descriptor instead.
 func (*VerifySummary) Descriptor() ([]byte, []int) {
-	return file_varve_v1_cluster_proto_rawDescGZIP(), []int{10}
+	return file_varve_v1_cluster_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *VerifySummary) GetClusterId() string {
@@ -976,7 +1526,7 @@ type CompactRequest struct {
 
 func (x *CompactRequest) Reset() {
 	*x = CompactRequest{}
-	mi := &file_varve_v1_cluster_proto_msgTypes[11]
+	mi := &file_varve_v1_cluster_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -988,7 +1538,7 @@ func (x *CompactRequest) String() string {
 func (*CompactRequest) ProtoMessage() {}
 
 func (x *CompactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_varve_v1_cluster_proto_msgTypes[11]
+	mi := &file_varve_v1_cluster_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1001,7 +1551,7 @@ func (x *CompactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompactRequest.ProtoReflect.Descriptor instead.
 func (*CompactRequest) Descriptor() ([]byte, []int) {
-	return file_varve_v1_cluster_proto_rawDescGZIP(), []int{11}
+	return file_varve_v1_cluster_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *CompactRequest) GetTopic() string {
@@ -1039,7 +1589,7 @@ type CompactResponse struct {
 
 func (x *CompactResponse) Reset() {
 	*x = CompactResponse{}
-	mi := &file_varve_v1_cluster_proto_msgTypes[12]
+	mi := &file_varve_v1_cluster_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1051,7 +1601,7 @@ func (x *CompactResponse) String() string {
 func (*CompactResponse) ProtoMessage() {}
 
 func (x *CompactResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_varve_v1_cluster_proto_msgTypes[12]
+	mi := &file_varve_v1_cluster_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1064,7 +1614,7 @@ func (x *CompactResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompactResponse.ProtoReflect.Descriptor instead.
 func (*CompactResponse) Descriptor() ([]byte, []int) {
-	return file_varve_v1_cluster_proto_rawDescGZIP(), []int{12}
+	return file_varve_v1_cluster_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *CompactResponse) GetGatewayId() string {
@@ -1112,7 +1662,7 @@ type CompactReport struct {
 
 func (x *CompactReport) Reset() {
 	*x = CompactReport{}
-	mi := &file_varve_v1_cluster_proto_msgTypes[13]
+	mi := &file_varve_v1_cluster_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1124,7 +1674,7 @@ func (x *CompactReport) String() string {
 func (*CompactReport) ProtoMessage() {}
 
 func (x *CompactReport) ProtoReflect() protoreflect.Message {
-	mi := &file_varve_v1_cluster_proto_msgTypes[13]
+	mi := &file_varve_v1_cluster_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1137,7 +1687,7 @@ func (x *CompactReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompactReport.ProtoReflect.Descriptor instead.
 func (*CompactReport) Descriptor() ([]byte, []int) {
-	return file_varve_v1_cluster_proto_rawDescGZIP(), []int{13}
+	return file_varve_v1_cluster_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *CompactReport) GetPartitions() int64 {
@@ -1219,7 +1769,7 @@ type DamagedSpan struct {
 
 func (x *DamagedSpan) Reset() {
 	*x = DamagedSpan{}
-	mi := &file_varve_v1_cluster_proto_msgTypes[14]
+	mi := &file_varve_v1_cluster_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1231,7 +1781,7 @@ func (x *DamagedSpan) String() string {
 func (*DamagedSpan) ProtoMessage() {}
 
 func (x *DamagedSpan) ProtoReflect() protoreflect.Message {
-	mi := &file_varve_v1_cluster_proto_msgTypes[14]
+	mi := &file_varve_v1_cluster_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1244,7 +1794,7 @@ func (x *DamagedSpan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DamagedSpan.ProtoReflect.Descriptor instead.
 func (*DamagedSpan) Descriptor() ([]byte, []int) {
-	return file_varve_v1_cluster_proto_rawDescGZIP(), []int{14}
+	return file_varve_v1_cluster_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *DamagedSpan) GetTopic() string {
@@ -1303,7 +1853,7 @@ type CollectRequest struct {
 
 func (x *CollectRequest) Reset() {
 	*x = CollectRequest{}
-	mi := &file_varve_v1_cluster_proto_msgTypes[15]
+	mi := &file_varve_v1_cluster_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1315,7 +1865,7 @@ func (x *CollectRequest) String() string {
 func (*CollectRequest) ProtoMessage() {}
 
 func (x *CollectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_varve_v1_cluster_proto_msgTypes[15]
+	mi := &file_varve_v1_cluster_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1328,7 +1878,7 @@ func (x *CollectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CollectRequest.ProtoReflect.Descriptor instead.
 func (*CollectRequest) Descriptor() ([]byte, []int) {
-	return file_varve_v1_cluster_proto_rawDescGZIP(), []int{15}
+	return file_varve_v1_cluster_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *CollectRequest) GetDryRun() bool {
@@ -1383,7 +1933,7 @@ type CollectResponse struct {
 
 func (x *CollectResponse) Reset() {
 	*x = CollectResponse{}
-	mi := &file_varve_v1_cluster_proto_msgTypes[16]
+	mi := &file_varve_v1_cluster_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1395,7 +1945,7 @@ func (x *CollectResponse) String() string {
 func (*CollectResponse) ProtoMessage() {}
 
 func (x *CollectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_varve_v1_cluster_proto_msgTypes[16]
+	mi := &file_varve_v1_cluster_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1408,7 +1958,7 @@ func (x *CollectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CollectResponse.ProtoReflect.Descriptor instead.
 func (*CollectResponse) Descriptor() ([]byte, []int) {
-	return file_varve_v1_cluster_proto_rawDescGZIP(), []int{16}
+	return file_varve_v1_cluster_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CollectResponse) GetClusterId() string {
@@ -1542,7 +2092,7 @@ const file_varve_v1_cluster_proto_rawDesc = "" +
 	"\x04data\x18\x01 \x01(\fR\x04data\x12\x1f\n" +
 	"\vobject_size\x18\x02 \x01(\x03R\n" +
 	"objectSize\"\x0e\n" +
-	"\fUsageRequest\"\xb4\x06\n" +
+	"\fUsageRequest\"\xa1\a\n" +
 	"\rUsageResponse\x12\x1f\n" +
 	"\vcpu_seconds\x18\x01 \x01(\x01R\n" +
 	"cpuSeconds\x12\x1f\n" +
@@ -1572,7 +2122,68 @@ const file_varve_v1_cluster_proto_rawDesc = "" +
 	"\x0eresident_bytes\x18\x14 \x01(\x04R\rresidentBytes\x12.\n" +
 	"\x13peak_resident_bytes\x18\x15 \x01(\x04R\x11peakResidentBytes\x12\x1d\n" +
 	"\n" +
-	"heap_bytes\x18\x16 \x01(\x04R\theapBytes\"`\n" +
+	"heap_bytes\x18\x16 \x01(\x04R\theapBytes\x12!\n" +
+	"\fcommit_units\x18\x17 \x01(\x04R\vcommitUnits\x12)\n" +
+	"\x10checkpoint_units\x18\x18 \x01(\x04R\x0fcheckpointUnits\x12\x1d\n" +
+	"\n" +
+	"beat_reads\x18\x19 \x01(\x04R\tbeatReads\"5\n" +
+	"\vCostRequest\x12\x14\n" +
+	"\x05topic\x18\x01 \x01(\tR\x05topic\x12\x10\n" +
+	"\x03all\x18\x02 \x01(\bR\x03all\"\xb6\x02\n" +
+	"\fCostResponse\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12+\n" +
+	"\x06topics\x18\x02 \x03(\v2\x13.varve.v1.TopicUsedR\x06topics\x12(\n" +
+	"\acluster\x18\x03 \x01(\v2\x0e.varve.v1.UsedR\acluster\x121\n" +
+	"\bgateways\x18\x04 \x03(\v2\x15.varve.v1.GatewayUsedR\bgateways\x12\x16\n" +
+	"\x06bucket\x18\x05 \x01(\tR\x06bucket\x12\x14\n" +
+	"\x05table\x18\x06 \x01(\tR\x05table\x12*\n" +
+	"\x11flush_interval_ms\x18\a \x01(\x03R\x0fflushIntervalMs\x12#\n" +
+	"\rsegment_bytes\x18\b \x01(\x03R\fsegmentBytes\"\x82\x01\n" +
+	"\vGatewayUsed\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x14\n" +
+	"\x05since\x18\x03 \x01(\x03R\x05since\x12\x1d\n" +
+	"\n" +
+	"counted_ms\x18\x04 \x01(\x03R\tcountedMs\x12\x14\n" +
+	"\x05error\x18\x05 \x01(\tR\x05error\"\x99\x01\n" +
+	"\tTopicUsed\x12\x14\n" +
+	"\x05topic\x18\x01 \x01(\tR\x05topic\x12\x19\n" +
+	"\btopic_id\x18\x02 \x01(\tR\atopicId\x12\"\n" +
+	"\x04used\x18\x03 \x01(\v2\x0e.varve.v1.UsedR\x04used\x12&\n" +
+	"\fstored_bytes\x18\x04 \x01(\x03H\x00R\vstoredBytes\x88\x01\x01B\x0f\n" +
+	"\r_stored_bytes\"\xd3\x05\n" +
+	"\x04Used\x12\x1d\n" +
+	"\n" +
+	"flush_puts\x18\x01 \x01(\x04R\tflushPuts\x12\x1d\n" +
+	"\n" +
+	"merge_puts\x18\x02 \x01(\x04R\tmergePuts\x12\x1d\n" +
+	"\n" +
+	"other_puts\x18\x03 \x01(\x04R\totherPuts\x12\x14\n" +
+	"\x05lists\x18\x04 \x01(\x04R\x05lists\x12\x1b\n" +
+	"\tread_gets\x18\x05 \x01(\x04R\breadGets\x12\x1d\n" +
+	"\n" +
+	"merge_gets\x18\x06 \x01(\x04R\tmergeGets\x12\x1d\n" +
+	"\n" +
+	"other_gets\x18\a \x01(\x04R\totherGets\x12\x18\n" +
+	"\adeletes\x18\b \x01(\x04R\adeletes\x12\x1b\n" +
+	"\tbytes_put\x18\t \x01(\x04R\bbytesPut\x12\x1b\n" +
+	"\tbytes_got\x18\n" +
+	" \x01(\x04R\bbytesGot\x12!\n" +
+	"\fcommit_units\x18\v \x01(\x04R\vcommitUnits\x12\x1d\n" +
+	"\n" +
+	"trim_units\x18\f \x01(\x04R\ttrimUnits\x12)\n" +
+	"\x10checkpoint_units\x18\r \x01(\x04R\x0fcheckpointUnits\x12\x1d\n" +
+	"\n" +
+	"beat_units\x18\x0e \x01(\x04R\tbeatUnits\x12*\n" +
+	"\x11other_write_units\x18\x0f \x01(\x04R\x0fotherWriteUnits\x12(\n" +
+	"\x10index_read_units\x18\x10 \x01(\x04R\x0eindexReadUnits\x12*\n" +
+	"\x11member_read_units\x18\x11 \x01(\x04R\x0fmemberReadUnits\x12(\n" +
+	"\x10other_read_units\x18\x12 \x01(\x04R\x0eotherReadUnits\x12%\n" +
+	"\x0eappended_bytes\x18\x13 \x01(\x04R\rappendedBytes\x12)\n" +
+	"\x10appended_records\x18\x14 \x01(\x04R\x0fappendedRecords\x12\x1f\n" +
+	"\vmerge_units\x18\x15 \x01(\x04R\n" +
+	"mergeUnits\"`\n" +
 	"\rVerifyRequest\x12\x12\n" +
 	"\x04deep\x18\x01 \x01(\bR\x04deep\x12\x16\n" +
 	"\x06repair\x18\x02 \x01(\bR\x06repair\x12#\n" +
@@ -1660,11 +2271,12 @@ const file_varve_v1_cluster_proto_rawDesc = "" +
 	"\arefusal\x18\x0e \x01(\tR\arefusal\x1a7\n" +
 	"\tKeptEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x012\xa1\x03\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x012\xda\x03\n" +
 	"\x0eClusterService\x12O\n" +
 	"\fListGateways\x12\x1d.varve.v1.ListGatewaysRequest\x1a\x1e.varve.v1.ListGatewaysResponse\"\x00\x129\n" +
 	"\x04Dump\x12\x15.varve.v1.DumpRequest\x1a\x16.varve.v1.DumpResponse\"\x000\x01\x12:\n" +
-	"\x05Usage\x12\x16.varve.v1.UsageRequest\x1a\x17.varve.v1.UsageResponse\"\x00\x12?\n" +
+	"\x05Usage\x12\x16.varve.v1.UsageRequest\x1a\x17.varve.v1.UsageResponse\"\x00\x127\n" +
+	"\x04Cost\x12\x15.varve.v1.CostRequest\x1a\x16.varve.v1.CostResponse\"\x00\x12?\n" +
 	"\x06Verify\x12\x17.varve.v1.VerifyRequest\x1a\x18.varve.v1.VerifyResponse\"\x000\x01\x12B\n" +
 	"\aCompact\x12\x18.varve.v1.CompactRequest\x1a\x19.varve.v1.CompactResponse\"\x000\x01\x12B\n" +
 	"\aCollect\x12\x18.varve.v1.CollectRequest\x1a\x19.varve.v1.CollectResponse\"\x000\x01B0Z.github.com/varvelog/varve/api/varve/v1;varvev1b\x06proto3"
@@ -1681,7 +2293,7 @@ func file_varve_v1_cluster_proto_rawDescGZIP() []byte {
 	return file_varve_v1_cluster_proto_rawDescData
 }
 
-var file_varve_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_varve_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_varve_v1_cluster_proto_goTypes = []any{
 	(*Gateway)(nil),              // 0: varve.v1.Gateway
 	(*ListGatewaysRequest)(nil),  // 1: varve.v1.ListGatewaysRequest
@@ -1690,42 +2302,53 @@ var file_varve_v1_cluster_proto_goTypes = []any{
 	(*DumpResponse)(nil),         // 4: varve.v1.DumpResponse
 	(*UsageRequest)(nil),         // 5: varve.v1.UsageRequest
 	(*UsageResponse)(nil),        // 6: varve.v1.UsageResponse
-	(*VerifyRequest)(nil),        // 7: varve.v1.VerifyRequest
-	(*VerifyResponse)(nil),       // 8: varve.v1.VerifyResponse
-	(*VerifyFinding)(nil),        // 9: varve.v1.VerifyFinding
-	(*VerifySummary)(nil),        // 10: varve.v1.VerifySummary
-	(*CompactRequest)(nil),       // 11: varve.v1.CompactRequest
-	(*CompactResponse)(nil),      // 12: varve.v1.CompactResponse
-	(*CompactReport)(nil),        // 13: varve.v1.CompactReport
-	(*DamagedSpan)(nil),          // 14: varve.v1.DamagedSpan
-	(*CollectRequest)(nil),       // 15: varve.v1.CollectRequest
-	(*CollectResponse)(nil),      // 16: varve.v1.CollectResponse
-	nil,                          // 17: varve.v1.CollectResponse.KeptEntry
+	(*CostRequest)(nil),          // 7: varve.v1.CostRequest
+	(*CostResponse)(nil),         // 8: varve.v1.CostResponse
+	(*GatewayUsed)(nil),          // 9: varve.v1.GatewayUsed
+	(*TopicUsed)(nil),            // 10: varve.v1.TopicUsed
+	(*Used)(nil),                 // 11: varve.v1.Used
+	(*VerifyRequest)(nil),        // 12: varve.v1.VerifyRequest
+	(*VerifyResponse)(nil),       // 13: varve.v1.VerifyResponse
+	(*VerifyFinding)(nil),        // 14: varve.v1.VerifyFinding
+	(*VerifySummary)(nil),        // 15: varve.v1.VerifySummary
+	(*CompactRequest)(nil),       // 16: varve.v1.CompactRequest
+	(*CompactResponse)(nil),      // 17: varve.v1.CompactResponse
+	(*CompactReport)(nil),        // 18: varve.v1.CompactReport
+	(*DamagedSpan)(nil),          // 19: varve.v1.DamagedSpan
+	(*CollectRequest)(nil),       // 20: varve.v1.CollectRequest
+	(*CollectResponse)(nil),      // 21: varve.v1.CollectResponse
+	nil,                          // 22: varve.v1.CollectResponse.KeptEntry
 }
 var file_varve_v1_cluster_proto_depIdxs = []int32{
 	0,  // 0: varve.v1.ListGatewaysResponse.gateways:type_name -> varve.v1.Gateway
-	9,  // 1: varve.v1.VerifyResponse.finding:type_name -> varve.v1.VerifyFinding
-	10, // 2: varve.v1.VerifyResponse.summary:type_name -> varve.v1.VerifySummary
-	13, // 3: varve.v1.CompactResponse.report:type_name -> varve.v1.CompactReport
-	14, // 4: varve.v1.CompactReport.set_aside:type_name -> varve.v1.DamagedSpan
-	17, // 5: varve.v1.CollectResponse.kept:type_name -> varve.v1.CollectResponse.KeptEntry
-	1,  // 6: varve.v1.ClusterService.ListGateways:input_type -> varve.v1.ListGatewaysRequest
-	3,  // 7: varve.v1.ClusterService.Dump:input_type -> varve.v1.DumpRequest
-	5,  // 8: varve.v1.ClusterService.Usage:input_type -> varve.v1.UsageRequest
-	7,  // 9: varve.v1.ClusterService.Verify:input_type -> varve.v1.VerifyRequest
-	11, // 10: varve.v1.ClusterService.Compact:input_type -> varve.v1.CompactRequest
-	15, // 11: varve.v1.ClusterService.Collect:input_type -> varve.v1.CollectRequest
-	2,  // 12: varve.v1.ClusterService.ListGateways:output_type -> varve.v1.ListGatewaysResponse
-	4,  // 13: varve.v1.ClusterService.Dump:output_type -> varve.v1.DumpResponse
-	6,  // 14: varve.v1.ClusterService.Usage:output_type -> varve.v1.UsageResponse
-	8,  // 15: varve.v1.ClusterService.Verify:output_type -> varve.v1.VerifyResponse
-	12, // 16: varve.v1.ClusterService.Compact:output_type -> varve.v1.CompactResponse
-	16, // 17: varve.v1.ClusterService.Collect:output_type -> varve.v1.CollectResponse
-	12, // [12:18] is the sub-list for method output_type
-	6,  // [6:12] is the sub-list for method input_type
-	6,  // [6:6] is the sub-list for extension type_name
-	6,  // [6:6] is the sub-list for extension extendee
-	0,  // [0:6] is the sub-list for field type_name
+	10, // 1: varve.v1.CostResponse.topics:type_name -> varve.v1.TopicUsed
+	11, // 2: varve.v1.CostResponse.cluster:type_name -> varve.v1.Used
+	9,  // 3: varve.v1.CostResponse.gateways:type_name -> varve.v1.GatewayUsed
+	11, // 4: varve.v1.TopicUsed.used:type_name -> varve.v1.Used
+	14, // 5: varve.v1.VerifyResponse.finding:type_name -> varve.v1.VerifyFinding
+	15, // 6: varve.v1.VerifyResponse.summary:type_name -> varve.v1.VerifySummary
+	18, // 7: varve.v1.CompactResponse.report:type_name -> varve.v1.CompactReport
+	19, // 8: varve.v1.CompactReport.set_aside:type_name -> varve.v1.DamagedSpan
+	22, // 9: varve.v1.CollectResponse.kept:type_name -> varve.v1.CollectResponse.KeptEntry
+	1,  // 10: varve.v1.ClusterService.ListGateways:input_type -> varve.v1.ListGatewaysRequest
+	3,  // 11: varve.v1.ClusterService.Dump:input_type -> varve.v1.DumpRequest
+	5,  // 12: varve.v1.ClusterService.Usage:input_type -> varve.v1.UsageRequest
+	7,  // 13: varve.v1.ClusterService.Cost:input_type -> varve.v1.CostRequest
+	12, // 14: varve.v1.ClusterService.Verify:input_type -> varve.v1.VerifyRequest
+	16, // 15: varve.v1.ClusterService.Compact:input_type -> varve.v1.CompactRequest
+	20, // 16: varve.v1.ClusterService.Collect:input_type -> varve.v1.CollectRequest
+	2,  // 17: varve.v1.ClusterService.ListGateways:output_type -> varve.v1.ListGatewaysResponse
+	4,  // 18: varve.v1.ClusterService.Dump:output_type -> varve.v1.DumpResponse
+	6,  // 19: varve.v1.ClusterService.Usage:output_type -> varve.v1.UsageResponse
+	8,  // 20: varve.v1.ClusterService.Cost:output_type -> varve.v1.CostResponse
+	13, // 21: varve.v1.ClusterService.Verify:output_type -> varve.v1.VerifyResponse
+	17, // 22: varve.v1.ClusterService.Compact:output_type -> varve.v1.CompactResponse
+	21, // 23: varve.v1.ClusterService.Collect:output_type -> varve.v1.CollectResponse
+	17, // [17:24] is the sub-list for method output_type
+	10, // [10:17] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_varve_v1_cluster_proto_init() }
@@ -1733,14 +2356,15 @@ func file_varve_v1_cluster_proto_init() {
 	if File_varve_v1_cluster_proto != nil {
 		return
 	}
-	file_varve_v1_cluster_proto_msgTypes[9].OneofWrappers = []any{}
+	file_varve_v1_cluster_proto_msgTypes[10].OneofWrappers = []any{}
+	file_varve_v1_cluster_proto_msgTypes[14].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_varve_v1_cluster_proto_rawDesc), len(file_varve_v1_cluster_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   18,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -351,8 +351,10 @@ func (x *ListTopicsResponse) GetNextPageToken() string {
 }
 
 type DescribeTopicRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Also say what the topic has used. All gateways are asked for that.
+	Usage         bool `protobuf:"varint,2,opt,name=usage,proto3" json:"usage,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -392,6 +394,13 @@ func (x *DescribeTopicRequest) GetName() string {
 		return x.Name
 	}
 	return ""
+}
+
+func (x *DescribeTopicRequest) GetUsage() bool {
+	if x != nil {
+		return x.Usage
+	}
+	return false
 }
 
 type ConfigEntry struct {
@@ -577,10 +586,12 @@ func (x *PartitionInfo) GetRetentionHolder() int64 {
 }
 
 type DescribeTopicResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Topic         *Topic                 `protobuf:"bytes,1,opt,name=topic,proto3" json:"topic,omitempty"`
-	Config        []*ConfigEntry         `protobuf:"bytes,2,rep,name=config,proto3" json:"config,omitempty"`
-	Partitions    []*PartitionInfo       `protobuf:"bytes,3,rep,name=partitions,proto3" json:"partitions,omitempty"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Topic      *Topic                 `protobuf:"bytes,1,opt,name=topic,proto3" json:"topic,omitempty"`
+	Config     []*ConfigEntry         `protobuf:"bytes,2,rep,name=config,proto3" json:"config,omitempty"`
+	Partitions []*PartitionInfo       `protobuf:"bytes,3,rep,name=partitions,proto3" json:"partitions,omitempty"`
+	// With usage: what ClusterService.Cost says of the topic.
+	Cost          *CostResponse `protobuf:"bytes,4,opt,name=cost,proto3" json:"cost,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -632,6 +643,13 @@ func (x *DescribeTopicResponse) GetConfig() []*ConfigEntry {
 func (x *DescribeTopicResponse) GetPartitions() []*PartitionInfo {
 	if x != nil {
 		return x.Partitions
+	}
+	return nil
+}
+
+func (x *DescribeTopicResponse) GetCost() *CostResponse {
+	if x != nil {
+		return x.Cost
 	}
 	return nil
 }
@@ -1451,7 +1469,7 @@ var File_varve_v1_topic_proto protoreflect.FileDescriptor
 
 const file_varve_v1_topic_proto_rawDesc = "" +
 	"\n" +
-	"\x14varve/v1/topic.proto\x12\bvarve.v1\"\xf0\x01\n" +
+	"\x14varve/v1/topic.proto\x12\bvarve.v1\x1a\x16varve/v1/cluster.proto\"\xf0\x01\n" +
 	"\x05Topic\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x1e\n" +
@@ -1485,9 +1503,10 @@ const file_varve_v1_topic_proto_rawDesc = "" +
 	"page_token\x18\x03 \x01(\tR\tpageToken\"e\n" +
 	"\x12ListTopicsResponse\x12'\n" +
 	"\x06topics\x18\x01 \x03(\v2\x0f.varve.v1.TopicR\x06topics\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"*\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"@\n" +
 	"\x14DescribeTopicRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"h\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05usage\x18\x02 \x01(\bR\x05usage\"h\n" +
 	"\vConfigEntry\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value\x12\x1d\n" +
@@ -1504,13 +1523,14 @@ const file_varve_v1_topic_proto_rawDesc = "" +
 	"\x05epoch\x18\x06 \x01(\x04R\x05epoch\x12#\n" +
 	"\rmax_timestamp\x18\a \x01(\x03R\fmaxTimestamp\x12#\n" +
 	"\rfencing_token\x18\b \x01(\tR\ffencingToken\x12)\n" +
-	"\x10retention_holder\x18\t \x01(\x03R\x0fretentionHolder\"\xa6\x01\n" +
+	"\x10retention_holder\x18\t \x01(\x03R\x0fretentionHolder\"\xd2\x01\n" +
 	"\x15DescribeTopicResponse\x12%\n" +
 	"\x05topic\x18\x01 \x01(\v2\x0f.varve.v1.TopicR\x05topic\x12-\n" +
 	"\x06config\x18\x02 \x03(\v2\x15.varve.v1.ConfigEntryR\x06config\x127\n" +
 	"\n" +
 	"partitions\x18\x03 \x03(\v2\x17.varve.v1.PartitionInfoR\n" +
-	"partitions\"\xe6\x01\n" +
+	"partitions\x12*\n" +
+	"\x04cost\x18\x04 \x01(\v2\x16.varve.v1.CostResponseR\x04cost\"\xe6\x01\n" +
 	"\x11AlterTopicRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1e\n" +
 	"\n" +
@@ -1627,6 +1647,7 @@ var file_varve_v1_topic_proto_goTypes = []any{
 	nil,                           // 21: varve.v1.Topic.ConfigEntry
 	nil,                           // 22: varve.v1.CreateTopicRequest.ConfigEntry
 	nil,                           // 23: varve.v1.AlterTopicRequest.SetEntry
+	(*CostResponse)(nil),          // 24: varve.v1.CostResponse
 }
 var file_varve_v1_topic_proto_depIdxs = []int32{
 	21, // 0: varve.v1.Topic.config:type_name -> varve.v1.Topic.ConfigEntry
@@ -1636,31 +1657,32 @@ var file_varve_v1_topic_proto_depIdxs = []int32{
 	0,  // 4: varve.v1.DescribeTopicResponse.topic:type_name -> varve.v1.Topic
 	6,  // 5: varve.v1.DescribeTopicResponse.config:type_name -> varve.v1.ConfigEntry
 	7,  // 6: varve.v1.DescribeTopicResponse.partitions:type_name -> varve.v1.PartitionInfo
-	23, // 7: varve.v1.AlterTopicRequest.set:type_name -> varve.v1.AlterTopicRequest.SetEntry
-	0,  // 8: varve.v1.AlterTopicResponse.topic:type_name -> varve.v1.Topic
-	11, // 9: varve.v1.AlterTopicResponse.removals:type_name -> varve.v1.Removal
-	15, // 10: varve.v1.TrimTopicRequest.to:type_name -> varve.v1.TrimPlace
-	17, // 11: varve.v1.TrimTopicResponse.results:type_name -> varve.v1.TrimResult
-	19, // 12: varve.v1.ListSegmentsResponse.segments:type_name -> varve.v1.SegmentRange
-	1,  // 13: varve.v1.TopicService.CreateTopic:input_type -> varve.v1.CreateTopicRequest
-	3,  // 14: varve.v1.TopicService.ListTopics:input_type -> varve.v1.ListTopicsRequest
-	5,  // 15: varve.v1.TopicService.DescribeTopic:input_type -> varve.v1.DescribeTopicRequest
-	9,  // 16: varve.v1.TopicService.AlterTopic:input_type -> varve.v1.AlterTopicRequest
-	12, // 17: varve.v1.TopicService.DeleteTopic:input_type -> varve.v1.DeleteTopicRequest
-	14, // 18: varve.v1.TopicService.TrimTopic:input_type -> varve.v1.TrimTopicRequest
-	18, // 19: varve.v1.TopicService.ListSegments:input_type -> varve.v1.ListSegmentsRequest
-	2,  // 20: varve.v1.TopicService.CreateTopic:output_type -> varve.v1.CreateTopicResponse
-	4,  // 21: varve.v1.TopicService.ListTopics:output_type -> varve.v1.ListTopicsResponse
-	8,  // 22: varve.v1.TopicService.DescribeTopic:output_type -> varve.v1.DescribeTopicResponse
-	10, // 23: varve.v1.TopicService.AlterTopic:output_type -> varve.v1.AlterTopicResponse
-	13, // 24: varve.v1.TopicService.DeleteTopic:output_type -> varve.v1.DeleteTopicResponse
-	16, // 25: varve.v1.TopicService.TrimTopic:output_type -> varve.v1.TrimTopicResponse
-	20, // 26: varve.v1.TopicService.ListSegments:output_type -> varve.v1.ListSegmentsResponse
-	20, // [20:27] is the sub-list for method output_type
-	13, // [13:20] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	24, // 7: varve.v1.DescribeTopicResponse.cost:type_name -> varve.v1.CostResponse
+	23, // 8: varve.v1.AlterTopicRequest.set:type_name -> varve.v1.AlterTopicRequest.SetEntry
+	0,  // 9: varve.v1.AlterTopicResponse.topic:type_name -> varve.v1.Topic
+	11, // 10: varve.v1.AlterTopicResponse.removals:type_name -> varve.v1.Removal
+	15, // 11: varve.v1.TrimTopicRequest.to:type_name -> varve.v1.TrimPlace
+	17, // 12: varve.v1.TrimTopicResponse.results:type_name -> varve.v1.TrimResult
+	19, // 13: varve.v1.ListSegmentsResponse.segments:type_name -> varve.v1.SegmentRange
+	1,  // 14: varve.v1.TopicService.CreateTopic:input_type -> varve.v1.CreateTopicRequest
+	3,  // 15: varve.v1.TopicService.ListTopics:input_type -> varve.v1.ListTopicsRequest
+	5,  // 16: varve.v1.TopicService.DescribeTopic:input_type -> varve.v1.DescribeTopicRequest
+	9,  // 17: varve.v1.TopicService.AlterTopic:input_type -> varve.v1.AlterTopicRequest
+	12, // 18: varve.v1.TopicService.DeleteTopic:input_type -> varve.v1.DeleteTopicRequest
+	14, // 19: varve.v1.TopicService.TrimTopic:input_type -> varve.v1.TrimTopicRequest
+	18, // 20: varve.v1.TopicService.ListSegments:input_type -> varve.v1.ListSegmentsRequest
+	2,  // 21: varve.v1.TopicService.CreateTopic:output_type -> varve.v1.CreateTopicResponse
+	4,  // 22: varve.v1.TopicService.ListTopics:output_type -> varve.v1.ListTopicsResponse
+	8,  // 23: varve.v1.TopicService.DescribeTopic:output_type -> varve.v1.DescribeTopicResponse
+	10, // 24: varve.v1.TopicService.AlterTopic:output_type -> varve.v1.AlterTopicResponse
+	13, // 25: varve.v1.TopicService.DeleteTopic:output_type -> varve.v1.DeleteTopicResponse
+	16, // 26: varve.v1.TopicService.TrimTopic:output_type -> varve.v1.TrimTopicResponse
+	20, // 27: varve.v1.TopicService.ListSegments:output_type -> varve.v1.ListSegmentsResponse
+	21, // [21:28] is the sub-list for method output_type
+	14, // [14:21] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_varve_v1_topic_proto_init() }
@@ -1668,6 +1690,7 @@ func file_varve_v1_topic_proto_init() {
 	if File_varve_v1_topic_proto != nil {
 		return
 	}
+	file_varve_v1_cluster_proto_init()
 	file_varve_v1_topic_proto_msgTypes[15].OneofWrappers = []any{
 		(*TrimPlace_Offset)(nil),
 		(*TrimPlace_Time)(nil),

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	varvev1 "github.com/varvelog/varve/api/varve/v1"
+	"github.com/varvelog/varve/bill"
+	"github.com/varvelog/varve/client"
 )
 
 // TestIdle: a gateway that nobody asks for anything asks for nothing, either. -idle 1m watches longer.
@@ -37,14 +39,40 @@ func TestIdle(t *testing.T) {
 			beats, writes := after.BeatWrites-before.BeatWrites, after.TableWrites-before.TableWrites
 			t.Logf("in %s: %d PUTs, %d LISTs, %d GETs, %d table writes, of which %d heartbeats, %d table reads, %.2f s of CPU; %d MiB resident",
 				*idleFlag, puts, lists, gets, writes, beats, after.TableReads-before.TableReads, after.CpuSeconds-before.CpuSeconds, after.ResidentBytes>>20)
-			if puts != 0 || lists != 0 || gets != 0 || writes != beats {
-				t.Error("an idle gateway works")
+			looks, reads, deletes := after.BeatReads-before.BeatReads, after.TableReads-before.TableReads, after.ObjectDeletes-before.ObjectDeletes
+			if puts != 0 || lists != 0 || gets != 0 || deletes != 0 || writes != beats || reads != looks {
+				t.Errorf("an idle gateway works; %d DELETEs, %d table reads, of which %d looks at heartbeats", deletes, reads, looks)
 			}
 			if where.alone != (beats == 0) {
 				t.Errorf("%d heartbeats; on a table that is its own a gateway has none, else some", beats)
 			}
+			checkAccounts(t, l)
 			p.stop(t)
 		})
+	}
+}
+
+// checkAccounts sees that real processes on real servers charge who should be.
+func checkAccounts(t *testing.T, l *load) {
+	t.Helper()
+	used := usage(t, l)
+	cost, err := l.client.Cost(t.Context(), client.CostOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(cost.GetTopics()) != 1 || len(cost.GetGateways()) != 1 || cost.GetGateways()[0].GetError() != "" {
+		t.Fatalf("%v", cost)
+	}
+	of, rest := cost.GetTopics()[0].GetUsed(), cost.GetCluster()
+	if of.GetFlushPuts() != used.GetFlushes()*bill.Part || of.GetCommitUnits() != used.GetCommitUnits()*bill.Part || of.GetAppendedRecords() != allPartitions+1 ||
+		int64(of.GetAppendedBytes()) != cost.GetTopics()[0].GetStoredBytes() {
+		t.Errorf("the topic: %v; the gateway: %v", of, used)
+	}
+	if sum := of.GetFlushPuts() + rest.GetFlushPuts() + of.GetOtherPuts() + rest.GetOtherPuts(); sum != used.GetObjectPuts()*bill.Part {
+		t.Errorf("%d millionths of PUTs in the accounts, %d PUTs beneath them", sum, used.GetObjectPuts())
+	}
+	if rest.GetFlushPuts() != 0 || rest.GetCommitUnits() != 0 || of.GetBeatUnits() != 0 || of.GetOtherPuts() != 0 {
+		t.Errorf("the topic: %v, the cluster: %v", of, rest)
 	}
 }
 

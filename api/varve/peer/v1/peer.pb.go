@@ -1468,6 +1468,191 @@ func (*AcknowledgeResponse) Descriptor() ([]byte, []int) {
 	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{23}
 }
 
+type AccountRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Call  *Call                  `protobuf:"bytes,1,opt,name=call,proto3" json:"call,omitempty"`
+	// 16 bytes: of this topic only; empty: of all, and of the cluster.
+	Topic         []byte `protobuf:"bytes,2,opt,name=topic,proto3" json:"topic,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AccountRequest) Reset() {
+	*x = AccountRequest{}
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AccountRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AccountRequest) ProtoMessage() {}
+
+func (x *AccountRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AccountRequest.ProtoReflect.Descriptor instead.
+func (*AccountRequest) Descriptor() ([]byte, []int) {
+	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *AccountRequest) GetCall() *Call {
+	if x != nil {
+		return x.Call
+	}
+	return nil
+}
+
+func (x *AccountRequest) GetTopic() []byte {
+	if x != nil {
+		return x.Topic
+	}
+	return nil
+}
+
+type AccountResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Since when it counts, in milliseconds since the epoch by its clock, and for how long.
+	Since     int64      `protobuf:"varint,1,opt,name=since,proto3" json:"since,omitempty"`
+	CountedMs int64      `protobuf:"varint,2,opt,name=counted_ms,json=countedMs,proto3" json:"counted_ms,omitempty"`
+	Topics    []*Account `protobuf:"bytes,3,rep,name=topics,proto3" json:"topics,omitempty"`
+	// In the order of bill.Unit. More may be added at the end.
+	Cluster []uint64 `protobuf:"varint,4,rep,packed,name=cluster,proto3" json:"cluster,omitempty"`
+	// Of topics beyond those that a gateway has counters for.
+	Rest          []uint64 `protobuf:"varint,5,rep,packed,name=rest,proto3" json:"rest,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AccountResponse) Reset() {
+	*x = AccountResponse{}
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AccountResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AccountResponse) ProtoMessage() {}
+
+func (x *AccountResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AccountResponse.ProtoReflect.Descriptor instead.
+func (*AccountResponse) Descriptor() ([]byte, []int) {
+	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *AccountResponse) GetSince() int64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
+func (x *AccountResponse) GetCountedMs() int64 {
+	if x != nil {
+		return x.CountedMs
+	}
+	return 0
+}
+
+func (x *AccountResponse) GetTopics() []*Account {
+	if x != nil {
+		return x.Topics
+	}
+	return nil
+}
+
+func (x *AccountResponse) GetCluster() []uint64 {
+	if x != nil {
+		return x.Cluster
+	}
+	return nil
+}
+
+func (x *AccountResponse) GetRest() []uint64 {
+	if x != nil {
+		return x.Rest
+	}
+	return nil
+}
+
+type Account struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 16 bytes.
+	Topic         []byte   `protobuf:"bytes,1,opt,name=topic,proto3" json:"topic,omitempty"`
+	Used          []uint64 `protobuf:"varint,2,rep,packed,name=used,proto3" json:"used,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Account) Reset() {
+	*x = Account{}
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Account) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Account) ProtoMessage() {}
+
+func (x *Account) ProtoReflect() protoreflect.Message {
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Account.ProtoReflect.Descriptor instead.
+func (*Account) Descriptor() ([]byte, []int) {
+	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *Account) GetTopic() []byte {
+	if x != nil {
+		return x.Topic
+	}
+	return nil
+}
+
+func (x *Account) GetUsed() []uint64 {
+	if x != nil {
+		return x.Used
+	}
+	return nil
+}
+
 var File_varve_peer_v1_peer_proto protoreflect.FileDescriptor
 
 const file_varve_peer_v1_peer_proto_rawDesc = "" +
@@ -1570,7 +1755,20 @@ const file_varve_peer_v1_peer_proto_rawDesc = "" +
 	"\x06report\x18\x01 \x01(\fR\x06report\"=\n" +
 	"\x12AcknowledgeRequest\x12'\n" +
 	"\x04call\x18\x01 \x01(\v2\x13.varve.peer.v1.CallR\x04call\"\x15\n" +
-	"\x13AcknowledgeResponse2\xd5\x04\n" +
+	"\x13AcknowledgeResponse\"O\n" +
+	"\x0eAccountRequest\x12'\n" +
+	"\x04call\x18\x01 \x01(\v2\x13.varve.peer.v1.CallR\x04call\x12\x14\n" +
+	"\x05topic\x18\x02 \x01(\fR\x05topic\"\xa4\x01\n" +
+	"\x0fAccountResponse\x12\x14\n" +
+	"\x05since\x18\x01 \x01(\x03R\x05since\x12\x1d\n" +
+	"\n" +
+	"counted_ms\x18\x02 \x01(\x03R\tcountedMs\x12.\n" +
+	"\x06topics\x18\x03 \x03(\v2\x16.varve.peer.v1.AccountR\x06topics\x12\x18\n" +
+	"\acluster\x18\x04 \x03(\x04R\acluster\x12\x12\n" +
+	"\x04rest\x18\x05 \x03(\x04R\x04rest\"3\n" +
+	"\aAccount\x12\x14\n" +
+	"\x05topic\x18\x01 \x01(\fR\x05topic\x12\x12\n" +
+	"\x04used\x18\x02 \x03(\x04R\x04used2\xa1\x05\n" +
 	"\vPeerService\x12D\n" +
 	"\x05Refer\x12\x1b.varve.peer.v1.ReferRequest\x1a\x1c.varve.peer.v1.ReferResponse\"\x00\x12G\n" +
 	"\x06Decide\x12\x1c.varve.peer.v1.DecideRequest\x1a\x1d.varve.peer.v1.DecideResponse\"\x00\x12A\n" +
@@ -1579,7 +1777,8 @@ const file_varve_peer_v1_peer_proto_rawDesc = "" +
 	"\x04Take\x12\x1a.varve.peer.v1.TakeRequest\x1a\x1b.varve.peer.v1.TakeResponse\"\x00\x12A\n" +
 	"\x04Note\x12\x1a.varve.peer.v1.NoteRequest\x1a\x1b.varve.peer.v1.NoteResponse\"\x00\x12L\n" +
 	"\aCompact\x12\x1d.varve.peer.v1.CompactRequest\x1a\x1e.varve.peer.v1.CompactResponse\"\x000\x01\x12V\n" +
-	"\vAcknowledge\x12!.varve.peer.v1.AcknowledgeRequest\x1a\".varve.peer.v1.AcknowledgeResponse\"\x00B4Z2github.com/varvelog/varve/api/varve/peer/v1;peerv1b\x06proto3"
+	"\vAcknowledge\x12!.varve.peer.v1.AcknowledgeRequest\x1a\".varve.peer.v1.AcknowledgeResponse\"\x00\x12J\n" +
+	"\aAccount\x12\x1d.varve.peer.v1.AccountRequest\x1a\x1e.varve.peer.v1.AccountResponse\"\x00B4Z2github.com/varvelog/varve/api/varve/peer/v1;peerv1b\x06proto3"
 
 var (
 	file_varve_peer_v1_peer_proto_rawDescOnce sync.Once
@@ -1594,7 +1793,7 @@ func file_varve_peer_v1_peer_proto_rawDescGZIP() []byte {
 }
 
 var file_varve_peer_v1_peer_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_varve_peer_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_varve_peer_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_varve_peer_v1_peer_proto_goTypes = []any{
 	(Refusal_Kind)(0),           // 0: varve.peer.v1.Refusal.Kind
 	(*Call)(nil),                // 1: varve.peer.v1.Call
@@ -1621,6 +1820,9 @@ var file_varve_peer_v1_peer_proto_goTypes = []any{
 	(*CompactResponse)(nil),     // 22: varve.peer.v1.CompactResponse
 	(*AcknowledgeRequest)(nil),  // 23: varve.peer.v1.AcknowledgeRequest
 	(*AcknowledgeResponse)(nil), // 24: varve.peer.v1.AcknowledgeResponse
+	(*AccountRequest)(nil),      // 25: varve.peer.v1.AccountRequest
+	(*AccountResponse)(nil),     // 26: varve.peer.v1.AccountResponse
+	(*Account)(nil),             // 27: varve.peer.v1.Account
 }
 var file_varve_peer_v1_peer_proto_depIdxs = []int32{
 	0,  // 0: varve.peer.v1.Refusal.kind:type_name -> varve.peer.v1.Refusal.Kind
@@ -1648,27 +1850,31 @@ var file_varve_peer_v1_peer_proto_depIdxs = []int32{
 	2,  // 22: varve.peer.v1.Committed.partition:type_name -> varve.peer.v1.Partition
 	1,  // 23: varve.peer.v1.CompactRequest.call:type_name -> varve.peer.v1.Call
 	1,  // 24: varve.peer.v1.AcknowledgeRequest.call:type_name -> varve.peer.v1.Call
-	4,  // 25: varve.peer.v1.PeerService.Refer:input_type -> varve.peer.v1.ReferRequest
-	7,  // 26: varve.peer.v1.PeerService.Decide:input_type -> varve.peer.v1.DecideRequest
-	10, // 27: varve.peer.v1.PeerService.Read:input_type -> varve.peer.v1.ReadRequest
-	12, // 28: varve.peer.v1.PeerService.Watch:input_type -> varve.peer.v1.WatchRequest
-	16, // 29: varve.peer.v1.PeerService.Take:input_type -> varve.peer.v1.TakeRequest
-	18, // 30: varve.peer.v1.PeerService.Note:input_type -> varve.peer.v1.NoteRequest
-	21, // 31: varve.peer.v1.PeerService.Compact:input_type -> varve.peer.v1.CompactRequest
-	23, // 32: varve.peer.v1.PeerService.Acknowledge:input_type -> varve.peer.v1.AcknowledgeRequest
-	5,  // 33: varve.peer.v1.PeerService.Refer:output_type -> varve.peer.v1.ReferResponse
-	9,  // 34: varve.peer.v1.PeerService.Decide:output_type -> varve.peer.v1.DecideResponse
-	11, // 35: varve.peer.v1.PeerService.Read:output_type -> varve.peer.v1.ReadResponse
-	14, // 36: varve.peer.v1.PeerService.Watch:output_type -> varve.peer.v1.WatchResponse
-	17, // 37: varve.peer.v1.PeerService.Take:output_type -> varve.peer.v1.TakeResponse
-	20, // 38: varve.peer.v1.PeerService.Note:output_type -> varve.peer.v1.NoteResponse
-	22, // 39: varve.peer.v1.PeerService.Compact:output_type -> varve.peer.v1.CompactResponse
-	24, // 40: varve.peer.v1.PeerService.Acknowledge:output_type -> varve.peer.v1.AcknowledgeResponse
-	33, // [33:41] is the sub-list for method output_type
-	25, // [25:33] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	1,  // 25: varve.peer.v1.AccountRequest.call:type_name -> varve.peer.v1.Call
+	27, // 26: varve.peer.v1.AccountResponse.topics:type_name -> varve.peer.v1.Account
+	4,  // 27: varve.peer.v1.PeerService.Refer:input_type -> varve.peer.v1.ReferRequest
+	7,  // 28: varve.peer.v1.PeerService.Decide:input_type -> varve.peer.v1.DecideRequest
+	10, // 29: varve.peer.v1.PeerService.Read:input_type -> varve.peer.v1.ReadRequest
+	12, // 30: varve.peer.v1.PeerService.Watch:input_type -> varve.peer.v1.WatchRequest
+	16, // 31: varve.peer.v1.PeerService.Take:input_type -> varve.peer.v1.TakeRequest
+	18, // 32: varve.peer.v1.PeerService.Note:input_type -> varve.peer.v1.NoteRequest
+	21, // 33: varve.peer.v1.PeerService.Compact:input_type -> varve.peer.v1.CompactRequest
+	23, // 34: varve.peer.v1.PeerService.Acknowledge:input_type -> varve.peer.v1.AcknowledgeRequest
+	25, // 35: varve.peer.v1.PeerService.Account:input_type -> varve.peer.v1.AccountRequest
+	5,  // 36: varve.peer.v1.PeerService.Refer:output_type -> varve.peer.v1.ReferResponse
+	9,  // 37: varve.peer.v1.PeerService.Decide:output_type -> varve.peer.v1.DecideResponse
+	11, // 38: varve.peer.v1.PeerService.Read:output_type -> varve.peer.v1.ReadResponse
+	14, // 39: varve.peer.v1.PeerService.Watch:output_type -> varve.peer.v1.WatchResponse
+	17, // 40: varve.peer.v1.PeerService.Take:output_type -> varve.peer.v1.TakeResponse
+	20, // 41: varve.peer.v1.PeerService.Note:output_type -> varve.peer.v1.NoteResponse
+	22, // 42: varve.peer.v1.PeerService.Compact:output_type -> varve.peer.v1.CompactResponse
+	24, // 43: varve.peer.v1.PeerService.Acknowledge:output_type -> varve.peer.v1.AcknowledgeResponse
+	26, // 44: varve.peer.v1.PeerService.Account:output_type -> varve.peer.v1.AccountResponse
+	36, // [36:45] is the sub-list for method output_type
+	27, // [27:36] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_varve_peer_v1_peer_proto_init() }
@@ -1689,7 +1895,7 @@ func file_varve_peer_v1_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_varve_peer_v1_peer_proto_rawDesc), len(file_varve_peer_v1_peer_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   24,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

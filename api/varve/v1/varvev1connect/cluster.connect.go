@@ -31,6 +31,8 @@ const (
 	ClusterServiceDumpProcedure = "/varve.v1.ClusterService/Dump"
 	// ClusterServiceUsageProcedure is the procedure name of the ClusterService's Usage RPC.
 	ClusterServiceUsageProcedure = "/varve.v1.ClusterService/Usage"
+	// ClusterServiceCostProcedure is the procedure name of the ClusterService's Cost RPC.
+	ClusterServiceCostProcedure = "/varve.v1.ClusterService/Cost"
 	// ClusterServiceVerifyProcedure is the procedure name of the ClusterService's Verify RPC.
 	ClusterServiceVerifyProcedure = "/varve.v1.ClusterService/Verify"
 	// ClusterServiceCompactProcedure is the procedure name of the ClusterService's Compact RPC.
@@ -59,6 +61,13 @@ var (
 			StreamType: connect.StreamTypeUnary,
 			Schema:     v1.File_varve_v1_cluster_proto.Services().ByName("ClusterService").Methods().ByName("Usage"),
 			Procedure:  ClusterServiceUsageProcedure,
+		}
+	})
+	clusterServiceCostSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_varve_v1_cluster_proto.Services().ByName("ClusterService").Methods().ByName("Cost"),
+			Procedure:  ClusterServiceCostProcedure,
 		}
 	})
 	clusterServiceVerifySpec = sync.OnceValue(func() connect.Spec {
@@ -91,6 +100,8 @@ type ClusterServiceClient interface {
 	Dump(context.Context, *v1.DumpRequest) (ClusterServiceDumpClientStream, error)
 	// Usage returns what this gateway has used since its start, for benchmarks.
 	Usage(context.Context, *v1.UsageRequest) (*v1.UsageResponse, error)
+	// Cost returns what topics have used of what a cloud bills, by the counters of all gateways that live.
+	Cost(context.Context, *v1.CostRequest) (*v1.CostResponse, error)
 	// Verify checks bucket and table against the invariants, while gateways work on them.
 	Verify(context.Context, *v1.VerifyRequest) (ClusterServiceVerifyClientStream, error)
 	// Compact has small segments merged now, whatever their age, by each gateway that merges: a response for each of them.
@@ -193,6 +204,8 @@ type ClusterServiceHandler interface {
 	Dump(context.Context, *v1.DumpRequest, ClusterServiceDumpServerStream) error
 	// Usage returns what this gateway has used since its start, for benchmarks.
 	Usage(context.Context, *v1.UsageRequest) (*v1.UsageResponse, error)
+	// Cost returns what topics have used of what a cloud bills, by the counters of all gateways that live.
+	Cost(context.Context, *v1.CostRequest) (*v1.CostResponse, error)
 	// Verify checks bucket and table against the invariants, while gateways work on them.
 	Verify(context.Context, *v1.VerifyRequest, ClusterServiceVerifyServerStream) error
 	// Compact has small segments merged now, whatever their age, by each gateway that merges: a response for each of them.
@@ -210,6 +223,7 @@ func RegisterClusterServiceHandler(server *connect.Server, svc ClusterServiceHan
 		connect.Method{Spec: clusterServiceListGatewaysSpec(), Handler: adapter.listGateways},
 		connect.Method{Spec: clusterServiceDumpSpec(), Handler: adapter.dump},
 		connect.Method{Spec: clusterServiceUsageSpec(), Handler: adapter.usage},
+		connect.Method{Spec: clusterServiceCostSpec(), Handler: adapter.cost},
 		connect.Method{Spec: clusterServiceVerifySpec(), Handler: adapter.verify},
 		connect.Method{Spec: clusterServiceCompactSpec(), Handler: adapter.compact},
 		connect.Method{Spec: clusterServiceCollectSpec(), Handler: adapter.collect},
@@ -291,6 +305,10 @@ func (UnimplementedClusterServiceHandler) Usage(context.Context, *v1.UsageReques
 	return nil, connect.NewError(connect.CodeUnimplemented, "varve.v1.ClusterService.Usage is not implemented")
 }
 
+func (UnimplementedClusterServiceHandler) Cost(context.Context, *v1.CostRequest) (*v1.CostResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "varve.v1.ClusterService.Cost is not implemented")
+}
+
 func (UnimplementedClusterServiceHandler) Verify(context.Context, *v1.VerifyRequest, ClusterServiceVerifyServerStream) error {
 	return connect.NewError(connect.CodeUnimplemented, "varve.v1.ClusterService.Verify is not implemented")
 }
@@ -326,6 +344,14 @@ func (c *clusterServiceClient) Dump(ctx context.Context, req *v1.DumpRequest) (C
 func (c *clusterServiceClient) Usage(ctx context.Context, req *v1.UsageRequest) (*v1.UsageResponse, error) {
 	var res v1.UsageResponse
 	if err := c.client.CallUnary(ctx, clusterServiceUsageSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *clusterServiceClient) Cost(ctx context.Context, req *v1.CostRequest) (*v1.CostResponse, error) {
+	var res v1.CostResponse
+	if err := c.client.CallUnary(ctx, clusterServiceCostSpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -383,6 +409,18 @@ func (h clusterServiceHandler) usage(ctx context.Context, _ connect.Spec, stream
 		return err
 	}
 	res, err := h.svc.Usage(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h clusterServiceHandler) cost(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.CostRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.Cost(ctx, &req)
 	if err != nil {
 		return err
 	}

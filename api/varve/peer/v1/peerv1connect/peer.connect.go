@@ -43,6 +43,8 @@ const (
 	PeerServiceCompactProcedure = "/varve.peer.v1.PeerService/Compact"
 	// PeerServiceAcknowledgeProcedure is the procedure name of the PeerService's Acknowledge RPC.
 	PeerServiceAcknowledgeProcedure = "/varve.peer.v1.PeerService/Acknowledge"
+	// PeerServiceAccountProcedure is the procedure name of the PeerService's Account RPC.
+	PeerServiceAccountProcedure = "/varve.peer.v1.PeerService/Account"
 )
 
 var (
@@ -102,6 +104,13 @@ var (
 			Procedure:  PeerServiceAcknowledgeProcedure,
 		}
 	})
+	peerServiceAccountSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_varve_peer_v1_peer_proto.Services().ByName("PeerService").Methods().ByName("Account"),
+			Procedure:  PeerServiceAccountProcedure,
+		}
+	})
 )
 
 // PeerServiceClient is a client for the varve.peer.v1.PeerService service.
@@ -124,6 +133,8 @@ type PeerServiceClient interface {
 	// Acknowledge answers once the gateway knows of every gateway that was closed when the call came, and has settled what it
 	// judged before: it takes nothing from them any more.
 	Acknowledge(context.Context, *v1.AcknowledgeRequest) (*v1.AcknowledgeResponse, error)
+	// Account tells what topics have used of bucket and table through this gateway.
+	Account(context.Context, *v1.AccountRequest) (*v1.AccountResponse, error)
 }
 
 // NewPeerServiceClient constructs a client for the varve.peer.v1.PeerService service. Multiple
@@ -208,6 +219,8 @@ type PeerServiceHandler interface {
 	// Acknowledge answers once the gateway knows of every gateway that was closed when the call came, and has settled what it
 	// judged before: it takes nothing from them any more.
 	Acknowledge(context.Context, *v1.AcknowledgeRequest) (*v1.AcknowledgeResponse, error)
+	// Account tells what topics have used of bucket and table through this gateway.
+	Account(context.Context, *v1.AccountRequest) (*v1.AccountResponse, error)
 }
 
 // RegisterPeerServiceHandler registers svc as the varve.peer.v1.PeerService implementation on
@@ -223,6 +236,7 @@ func RegisterPeerServiceHandler(server *connect.Server, svc PeerServiceHandler) 
 		connect.Method{Spec: peerServiceNoteSpec(), Handler: adapter.note},
 		connect.Method{Spec: peerServiceCompactSpec(), Handler: adapter.compact},
 		connect.Method{Spec: peerServiceAcknowledgeSpec(), Handler: adapter.acknowledge},
+		connect.Method{Spec: peerServiceAccountSpec(), Handler: adapter.account},
 	)
 }
 
@@ -300,6 +314,10 @@ func (UnimplementedPeerServiceHandler) Acknowledge(context.Context, *v1.Acknowle
 	return nil, connect.NewError(connect.CodeUnimplemented, "varve.peer.v1.PeerService.Acknowledge is not implemented")
 }
 
+func (UnimplementedPeerServiceHandler) Account(context.Context, *v1.AccountRequest) (*v1.AccountResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "varve.peer.v1.PeerService.Account is not implemented")
+}
+
 type peerServiceClient struct {
 	client *connect.Client
 }
@@ -363,6 +381,14 @@ func (c *peerServiceClient) Compact(ctx context.Context, req *v1.CompactRequest)
 func (c *peerServiceClient) Acknowledge(ctx context.Context, req *v1.AcknowledgeRequest) (*v1.AcknowledgeResponse, error) {
 	var res v1.AcknowledgeResponse
 	if err := c.client.CallUnary(ctx, peerServiceAcknowledgeSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *peerServiceClient) Account(ctx context.Context, req *v1.AccountRequest) (*v1.AccountResponse, error) {
+	var res v1.AccountResponse
+	if err := c.client.CallUnary(ctx, peerServiceAccountSpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -448,6 +474,18 @@ func (h peerServiceHandler) acknowledge(ctx context.Context, _ connect.Spec, str
 		return err
 	}
 	res, err := h.svc.Acknowledge(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h peerServiceHandler) account(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.AccountRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.Account(ctx, &req)
 	if err != nil {
 		return err
 	}
