@@ -1,0 +1,218 @@
+package blockcache
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+
+	"github.com/maypok86/otter/v2"
+)
+
+const (
+	// DefaultBlockBytes is the size of a block.
+	DefaultBlockBytes = 1 << 20
+	// smallest is the part of a block, one in so many, from which on the whole of it is fetched at once.
+	smallest = 8
+	// touchedBlocks is of how many blocks it is remembered that a piece of them was wanted.
+	touchedBlocks = 4096
+	// entryBytes is about what an entry takes beside its block.
+	entryBytes = 256
+)
+
+// Request is a read of an object that a [Cache] needs done.
+type Request struct {
+	Object string
+	Offset int64
+	// Into is filled, one slice after the other.
+	Into [][]byte
+	// Hurry is closed when somebody waits for it who must not be held up by limits.
+	Hurry <-chan struct{}
+}
+
+// Bytes is how many bytes are asked for.
+func (r *Request) Bytes() int64 {
+	n := int64(0)
+	for _, b := range r.Into {
+		n += int64(len(b))
+	}
+	return n
+}
+
+// Fetch does a read, and returns how many bytes there were: fewer than asked for only at the object's end. It writes
+// nothing to r.Into once it has returned.
+type Fetch func(ctx context.Context, r Request) (int, error)
+
+// Config of a [Cache]. The zero value of a field means its default.
+type Config struct {
+	Bytes      int64 // of blocks that are kept, from 1
+	BlockBytes int   // default 1 MiB
+	// FetchBytes is the most that one fetch brings of neighbouring blocks (default 4 MiB).
+	FetchBytes int
+}
+
+// Counts is what a cache did so far. A read counts once for each block that it touches.
+type Counts struct {
+	Hits    uint64 // found in memory
+	Misses  uint64 // had to be fetched
+	Joined  uint64 // were being fetched for another reader
+	Fetches uint64
+	Bytes   uint64 // that those brought
+}
+
+// Cache keeps blocks of objects. All methods may be called at once.
+type Cache struct {
+	config  Config
+	fetch   Fetch
+	kept    *otter.Cache[place, *block]
+	touched *otter.Cache[place, struct{}]
+	buffers *buffers
+
+	hits, misses, joined, fetches, bytes atomic.Uint64
+
+	mu      sync.Mutex
+	flights map[place]*flight
+}
+
+// place is a block, or a piece of one, which has another length.
+type place struct {
+	object string
+	offset int64
+	length int
+}
+
+// New returns an empty cache of what fetch reads.
+func New(config Config, fetch Fetch) *Cache {
+	if config.BlockBytes == 0 {
+		config.BlockBytes = DefaultBlockBytes
+	}
+	if config.FetchBytes == 0 {
+		config.FetchBytes = 4 * DefaultBlockBytes
+	}
+	c := &Cache{config: config, fetch: fetch, buffers: &buffers{size: config.BlockBytes}, flights: make(map[place]*flight)}
+	here := func(f func()) { f() } // what is evicted is gone when the call that brought something new returns
+	c.kept = otter.Must(&otter.Options[place, *block]{
+		MaximumWeight:    uint64(max(config.Bytes, 1)),
+		Weigher:          func(_ place, b *block) uint32 { return uint32(cap(b.data) + entryBytes) },
+		OnAtomicDeletion: func(e otter.DeletionEvent[place, *block]) { e.Value.release() },
+		Executor:         here,
+	})
+	c.touched = otter.Must(&otter.Options[place, struct{}]{MaximumSize: touchedBlocks, Executor: here})
+	return c
+}
+
+// Counts says what the cache did so far.
+func (c *Cache) Counts() Counts {
+	return Counts{Hits: c.hits.Load(), Misses: c.misses.Load(), Joined: c.joined.Load(), Fetches: c.fetches.Load(), Bytes: c.bytes.Load()}
+}
+
+// Kept is how many bytes are kept now.
+func (c *Cache) Kept() int64 { return int64(c.kept.WeightedSize()) }
+
+// Clear lets go of everything that is kept.
+func (c *Cache) Clear() {
+	c.kept.InvalidateAll()
+	c.buffers.clear()
+}
+
+// want is the part of one block that a read is about.
+type want struct {
+	into   []byte // nil: it need not be copied
+	length int
+	base   int64 // where the block begins
+	at     int   // where the part begins in it
+	got    int   // how much of it there is
+	flight *flight
+	skip   int // from where its flight begins to where the part begins
+}
+
+// Read fills into with an object's bytes from offset (0 or more) on, and returns how many there were: fewer than asked for
+// only at the object's end. With an error into holds anything. Limits hold up a read that does not hurry.
+func (c *Cache) Read(ctx context.Context, object string, into []byte, offset int64, hurry bool) (int, error) {
+	return c.read(ctx, object, into, offset, len(into), hurry)
+}
+
+// Prepare has a range kept, should there be room, as one that is read soon. It returns when that is done.
+func (c *Cache) Prepare(ctx context.Context, object string, offset int64, length int) error {
+	_, err := c.read(ctx, object, nil, offset, length, false)
+	return err
+}
+
+func (c *Cache) read(ctx context.Context, object string, into []byte, offset int64, length int, hurry bool) (int, error) {
+	var few [4]want
+	wants, missing := few[:0], false
+	for done := 0; done < length; {
+		size := int64(c.config.BlockBytes)
+		w := want{base: (offset + int64(done)) / size * size}
+		w.at = int(offset + int64(done) - w.base)
+		w.length = min(length-done, int(size)-w.at)
+		if into != nil {
+			w.into = into[done : done+w.length]
+		}
+		if !c.hit(object, &w) {
+			missing = true
+			w.got = -1
+		}
+		wants = append(wants, w)
+		done += w.length
+	}
+	if missing {
+		if err := c.gather(ctx, object, wants, hurry); err != nil {
+			return 0, err
+		}
+	}
+	n := 0
+	for i := range wants {
+		n += wants[i].got
+		if wants[i].got < wants[i].length {
+			break
+		}
+	}
+	return n, nil
+}
+
+// whole is where a part's block is kept, piece where the part alone is.
+func (c *Cache) whole(object string, w *want) place {
+	return place{object, w.base, c.config.BlockBytes}
+}
+
+func (w *want) piece(object string) place { return place{object, w.base + int64(w.at), w.length} }
+
+// hit copies a part from what is kept.
+func (c *Cache) hit(object string, w *want) bool {
+	if c.take(c.whole(object, w), w, w.at) || c.isSmall(w) && c.take(w.piece(object), w, 0) {
+		c.hits.Add(1)
+		return true
+	}
+	return false
+}
+
+func (c *Cache) take(p place, w *want, at int) bool {
+	b, ok := c.kept.GetIfPresent(p)
+	if !ok || !b.acquire() {
+		return false
+	}
+	w.copy(b, at)
+	b.release()
+	return true
+}
+
+// copy takes a part from a block.
+func (w *want) copy(b *block, at int) {
+	if w.into == nil {
+		w.got = max(0, min(w.length, len(b.data)-at))
+		return
+	}
+	w.got = b.copyTo(w.into, at)
+}
+
+// isSmall says that a part is little of its block.
+func (c *Cache) isSmall(w *want) bool { return w.length*smallest < c.config.BlockBytes }
+
+// alone says whether a small part is to be fetched without its block: nothing else of it was wanted lately.
+func (c *Cache) alone(object string, w *want) bool {
+	if !c.isSmall(w) {
+		return false
+	}
+	_, first := c.touched.SetIfAbsent(c.whole(object, w), struct{}{})
+	return first
+}
