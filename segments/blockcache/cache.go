@@ -46,17 +46,19 @@ type Fetch func(ctx context.Context, r Request) (int, error)
 type Config struct {
 	Bytes      int64 // of blocks that are kept, from 1
 	BlockBytes int   // default 1 MiB
-	// FetchBytes is the most that one fetch brings of neighbouring blocks (default 4 MiB).
+	// FetchBytes is the most that one fetch brings of neighbouring blocks (default 4 MiB). None crosses a multiple of it.
 	FetchBytes int
+	// Counts is what the cache counts in; nil: counts of its own.
+	Counts *Counts
 }
 
 // Counts is what a cache did so far. A read counts once for each block that it touches.
 type Counts struct {
-	Hits    uint64 // found in memory
-	Misses  uint64 // had to be fetched
-	Joined  uint64 // were being fetched for another reader
-	Fetches uint64
-	Bytes   uint64 // that those brought
+	Hits    atomic.Uint64 // found in memory
+	Misses  atomic.Uint64 // not found in memory
+	Joined  atomic.Uint64 // those of them that were being fetched for another reader
+	Fetches atomic.Uint64
+	Bytes   atomic.Uint64 // that those brought
 }
 
 // Cache keeps blocks of objects. All methods may be called at once.
@@ -67,10 +69,11 @@ type Cache struct {
 	touched *otter.Cache[place, struct{}]
 	buffers *buffers
 
-	hits, misses, joined, fetches, bytes atomic.Uint64
+	counts  *Counts
 
 	mu      sync.Mutex
 	flights map[place]*flight
+	flying  sync.WaitGroup
 }
 
 // place is a block, or a piece of one, which has another length.
@@ -88,7 +91,10 @@ func New(config Config, fetch Fetch) *Cache {
 	if config.FetchBytes == 0 {
 		config.FetchBytes = 4 * DefaultBlockBytes
 	}
-	c := &Cache{config: config, fetch: fetch, buffers: &buffers{size: config.BlockBytes}, flights: make(map[place]*flight)}
+	if config.Counts == nil {
+		config.Counts = new(Counts)
+	}
+	c := &Cache{config: config, fetch: fetch, counts: config.Counts, buffers: &buffers{size: config.BlockBytes}, flights: make(map[place]*flight)}
 	here := func(f func()) { f() } // what is evicted is gone when the call that brought something new returns
 	c.kept = otter.Must(&otter.Options[place, *block]{
 		MaximumWeight:    uint64(max(config.Bytes, 1)),
@@ -100,10 +106,8 @@ func New(config Config, fetch Fetch) *Cache {
 	return c
 }
 
-// Counts says what the cache did so far.
-func (c *Cache) Counts() Counts {
-	return Counts{Hits: c.hits.Load(), Misses: c.misses.Load(), Joined: c.joined.Load(), Fetches: c.fetches.Load(), Bytes: c.bytes.Load()}
-}
+// Counts are where the cache counts what it does.
+func (c *Cache) Counts() *Counts { return c.counts }
 
 // Kept is how many bytes are kept now.
 func (c *Cache) Kept() int64 { return int64(c.kept.WeightedSize()) }
@@ -113,6 +117,9 @@ func (c *Cache) Clear() {
 	c.kept.InvalidateAll()
 	c.buffers.clear()
 }
+
+// Wait returns when no fetch is under way any more, also of those that nobody waits for. Nobody may read meanwhile.
+func (c *Cache) Wait() { c.flying.Wait() }
 
 // want is the part of one block that a read is about.
 type want struct {
@@ -180,7 +187,7 @@ func (w *want) piece(object string) place { return place{object, w.base + int64(
 // hit copies a part from what is kept.
 func (c *Cache) hit(object string, w *want) bool {
 	if c.take(c.whole(object, w), w, w.at) || c.isSmall(w) && c.take(w.piece(object), w, 0) {
-		c.hits.Add(1)
+		c.counts.Hits.Add(1)
 		return true
 	}
 	return false

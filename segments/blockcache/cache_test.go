@@ -112,14 +112,15 @@ func TestAgainstPlainStore(t *testing.T) {
 			})
 		}
 		group.Wait()
+		c.Wait()
 		if n := c.loose(); n != 0 {
 			rt.Errorf("%d blocks or flights are held by nobody", n)
 		}
 		if kept := c.Kept(); kept > limit {
 			rt.Errorf("%d bytes are kept, the limit is %d", kept, limit)
 		}
-		if failing == 0 && uint64(fetched.Load()) != c.Counts().Fetches {
-			rt.Errorf("%d fetches, it counts %d", fetched.Load(), c.Counts().Fetches)
+		if failing == 0 && uint64(fetched.Load()) != c.Counts().Fetches.Load() {
+			rt.Errorf("%d fetches, it counts %d", fetched.Load(), c.Counts().Fetches.Load())
 		}
 		c.Clear()
 		if kept := c.Kept(); kept != 0 {
@@ -221,7 +222,7 @@ func TestFetchBound(t *testing.T) {
 	g, _ := newGate(t)
 	close(g.open)
 	c := newTestCache(g)
-	if _, err := c.Read(t.Context(), "o", make([]byte, 10*testBlock), 0, false); err != nil {
+	if _, err := c.Read(t.Context(), "o", make([]byte, 10*testBlock), testBlock, false); err != nil {
 		t.Fatal(err)
 	}
 	if n := g.begun.Load(); n != 3 {

@@ -61,9 +61,9 @@ func (c *Cache) board(ctx context.Context, object string, wants []want, hurry bo
 		if w.got >= 0 {
 			continue
 		}
-		c.misses.Add(1)
+		c.counts.Misses.Add(1)
 		if c.joins(c.whole(object, w), w, w.at, hurry) || c.isSmall(w) && c.joins(w.piece(object), w, 0, hurry) {
-			c.joined.Add(1)
+			c.counts.Joined.Add(1)
 			continue
 		}
 		// Somebody may have brought it since we looked.
@@ -82,7 +82,7 @@ func (c *Cache) board(ctx context.Context, object string, wants []want, hurry bo
 	}
 	c.mu.Unlock()
 	for _, r := range runs {
-		go c.fly(r)
+		c.flying.Go(func() { c.fly(r) })
 	}
 }
 
@@ -109,7 +109,7 @@ func (c *Cache) begin(ctx context.Context, runs []*run, p place, hurry bool) []*
 		r := runs[n-1]
 		last := r.flights[len(r.flights)-1].place
 		if p.length == c.config.BlockBytes && last.length == p.length && last.offset+int64(last.length) == p.offset &&
-			(len(r.flights)+1)*c.config.BlockBytes <= c.config.FetchBytes {
+			p.offset%int64(c.config.FetchBytes) != 0 {
 			f.run = r
 			r.flights = append(r.flights, f)
 			return runs
@@ -161,8 +161,8 @@ func (c *Cache) fly(r *run) {
 		}
 	}
 	n, err := c.fetch(r.ctx, request)
-	c.fetches.Add(1)
-	c.bytes.Add(uint64(max(n, 0)))
+	c.counts.Fetches.Add(1)
+	c.counts.Bytes.Add(uint64(max(n, 0)))
 	blocks := make([]*block, len(r.flights))
 	for i, f := range r.flights {
 		got := max(0, min(n, len(request.Into[i])))

@@ -5,8 +5,8 @@
 // source: varve/peer/v1/peer.proto
 
 // What gateways say to each other, on an address of its own. No payload of records
-// ever travels here: only references, verdicts and index entries. Fields of type
-// bytes hold the encodings of package metadata.
+// ever travels here, but by ReadBlock between gateways of one zone: only references, verdicts
+// and index entries. Other fields of type bytes hold the encodings of package metadata.
 
 package peerv1
 
@@ -1100,6 +1100,137 @@ func (*TakeResponse) Descriptor() ([]byte, []int) {
 	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{16}
 }
 
+type ReadBlockRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Call  *Call                  `protobuf:"bytes,1,opt,name=call,proto3" json:"call,omitempty"`
+	// Of who asks. A gateway of another zone, or of none, refuses.
+	Zone string `protobuf:"bytes,2,opt,name=zone,proto3" json:"zone,omitempty"`
+	// The uploader and number of the segment.
+	Gateway       string `protobuf:"bytes,3,opt,name=gateway,proto3" json:"gateway,omitempty"`
+	Number        uint64 `protobuf:"varint,4,opt,name=number,proto3" json:"number,omitempty"`
+	Offset        int64  `protobuf:"varint,5,opt,name=offset,proto3" json:"offset,omitempty"`
+	Length        int32  `protobuf:"varint,6,opt,name=length,proto3" json:"length,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadBlockRequest) Reset() {
+	*x = ReadBlockRequest{}
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadBlockRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadBlockRequest) ProtoMessage() {}
+
+func (x *ReadBlockRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadBlockRequest.ProtoReflect.Descriptor instead.
+func (*ReadBlockRequest) Descriptor() ([]byte, []int) {
+	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *ReadBlockRequest) GetCall() *Call {
+	if x != nil {
+		return x.Call
+	}
+	return nil
+}
+
+func (x *ReadBlockRequest) GetZone() string {
+	if x != nil {
+		return x.Zone
+	}
+	return ""
+}
+
+func (x *ReadBlockRequest) GetGateway() string {
+	if x != nil {
+		return x.Gateway
+	}
+	return ""
+}
+
+func (x *ReadBlockRequest) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *ReadBlockRequest) GetOffset() int64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *ReadBlockRequest) GetLength() int32 {
+	if x != nil {
+		return x.Length
+	}
+	return 0
+}
+
+type ReadBlockResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Fewer bytes than asked for only at the segment's end.
+	Data          []byte `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadBlockResponse) Reset() {
+	*x = ReadBlockResponse{}
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadBlockResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadBlockResponse) ProtoMessage() {}
+
+func (x *ReadBlockResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadBlockResponse.ProtoReflect.Descriptor instead.
+func (*ReadBlockResponse) Descriptor() ([]byte, []int) {
+	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *ReadBlockResponse) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
 var File_varve_peer_v1_peer_proto protoreflect.FileDescriptor
 
 const file_varve_peer_v1_peer_proto_rawDesc = "" +
@@ -1182,13 +1313,23 @@ const file_varve_peer_v1_peer_proto_rawDesc = "" +
 	"\n" +
 	"partitions\x18\x02 \x03(\v2\x18.varve.peer.v1.PartitionR\n" +
 	"partitions\"\x0e\n" +
-	"\fTakeResponse2\xec\x02\n" +
+	"\fTakeResponse\"\xb1\x01\n" +
+	"\x10ReadBlockRequest\x12'\n" +
+	"\x04call\x18\x01 \x01(\v2\x13.varve.peer.v1.CallR\x04call\x12\x12\n" +
+	"\x04zone\x18\x02 \x01(\tR\x04zone\x12\x18\n" +
+	"\agateway\x18\x03 \x01(\tR\agateway\x12\x16\n" +
+	"\x06number\x18\x04 \x01(\x04R\x06number\x12\x16\n" +
+	"\x06offset\x18\x05 \x01(\x03R\x06offset\x12\x16\n" +
+	"\x06length\x18\x06 \x01(\x05R\x06length\"'\n" +
+	"\x11ReadBlockResponse\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data2\xbe\x03\n" +
 	"\vPeerService\x12D\n" +
 	"\x05Refer\x12\x1b.varve.peer.v1.ReferRequest\x1a\x1c.varve.peer.v1.ReferResponse\"\x00\x12G\n" +
 	"\x06Decide\x12\x1c.varve.peer.v1.DecideRequest\x1a\x1d.varve.peer.v1.DecideResponse\"\x00\x12A\n" +
 	"\x04Read\x12\x1a.varve.peer.v1.ReadRequest\x1a\x1b.varve.peer.v1.ReadResponse\"\x00\x12H\n" +
 	"\x05Watch\x12\x1b.varve.peer.v1.WatchRequest\x1a\x1c.varve.peer.v1.WatchResponse\"\x00(\x010\x01\x12A\n" +
-	"\x04Take\x12\x1a.varve.peer.v1.TakeRequest\x1a\x1b.varve.peer.v1.TakeResponse\"\x00B4Z2github.com/varvelog/varve/api/varve/peer/v1;peerv1b\x06proto3"
+	"\x04Take\x12\x1a.varve.peer.v1.TakeRequest\x1a\x1b.varve.peer.v1.TakeResponse\"\x00\x12P\n" +
+	"\tReadBlock\x12\x1f.varve.peer.v1.ReadBlockRequest\x1a .varve.peer.v1.ReadBlockResponse\"\x00B4Z2github.com/varvelog/varve/api/varve/peer/v1;peerv1b\x06proto3"
 
 var (
 	file_varve_peer_v1_peer_proto_rawDescOnce sync.Once
@@ -1203,26 +1344,28 @@ func file_varve_peer_v1_peer_proto_rawDescGZIP() []byte {
 }
 
 var file_varve_peer_v1_peer_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_varve_peer_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_varve_peer_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_varve_peer_v1_peer_proto_goTypes = []any{
-	(Refusal_Kind)(0),      // 0: varve.peer.v1.Refusal.Kind
-	(*Call)(nil),           // 1: varve.peer.v1.Call
-	(*Partition)(nil),      // 2: varve.peer.v1.Partition
-	(*Refusal)(nil),        // 3: varve.peer.v1.Refusal
-	(*ReferRequest)(nil),   // 4: varve.peer.v1.ReferRequest
-	(*ReferResponse)(nil),  // 5: varve.peer.v1.ReferResponse
-	(*ReferResult)(nil),    // 6: varve.peer.v1.ReferResult
-	(*DecideRequest)(nil),  // 7: varve.peer.v1.DecideRequest
-	(*Fence)(nil),          // 8: varve.peer.v1.Fence
-	(*DecideResponse)(nil), // 9: varve.peer.v1.DecideResponse
-	(*ReadRequest)(nil),    // 10: varve.peer.v1.ReadRequest
-	(*ReadResponse)(nil),   // 11: varve.peer.v1.ReadResponse
-	(*WatchRequest)(nil),   // 12: varve.peer.v1.WatchRequest
-	(*Interest)(nil),       // 13: varve.peer.v1.Interest
-	(*WatchResponse)(nil),  // 14: varve.peer.v1.WatchResponse
-	(*Update)(nil),         // 15: varve.peer.v1.Update
-	(*TakeRequest)(nil),    // 16: varve.peer.v1.TakeRequest
-	(*TakeResponse)(nil),   // 17: varve.peer.v1.TakeResponse
+	(Refusal_Kind)(0),         // 0: varve.peer.v1.Refusal.Kind
+	(*Call)(nil),              // 1: varve.peer.v1.Call
+	(*Partition)(nil),         // 2: varve.peer.v1.Partition
+	(*Refusal)(nil),           // 3: varve.peer.v1.Refusal
+	(*ReferRequest)(nil),      // 4: varve.peer.v1.ReferRequest
+	(*ReferResponse)(nil),     // 5: varve.peer.v1.ReferResponse
+	(*ReferResult)(nil),       // 6: varve.peer.v1.ReferResult
+	(*DecideRequest)(nil),     // 7: varve.peer.v1.DecideRequest
+	(*Fence)(nil),             // 8: varve.peer.v1.Fence
+	(*DecideResponse)(nil),    // 9: varve.peer.v1.DecideResponse
+	(*ReadRequest)(nil),       // 10: varve.peer.v1.ReadRequest
+	(*ReadResponse)(nil),      // 11: varve.peer.v1.ReadResponse
+	(*WatchRequest)(nil),      // 12: varve.peer.v1.WatchRequest
+	(*Interest)(nil),          // 13: varve.peer.v1.Interest
+	(*WatchResponse)(nil),     // 14: varve.peer.v1.WatchResponse
+	(*Update)(nil),            // 15: varve.peer.v1.Update
+	(*TakeRequest)(nil),       // 16: varve.peer.v1.TakeRequest
+	(*TakeResponse)(nil),      // 17: varve.peer.v1.TakeResponse
+	(*ReadBlockRequest)(nil),  // 18: varve.peer.v1.ReadBlockRequest
+	(*ReadBlockResponse)(nil), // 19: varve.peer.v1.ReadBlockResponse
 }
 var file_varve_peer_v1_peer_proto_depIdxs = []int32{
 	0,  // 0: varve.peer.v1.Refusal.kind:type_name -> varve.peer.v1.Refusal.Kind
@@ -1245,21 +1388,24 @@ var file_varve_peer_v1_peer_proto_depIdxs = []int32{
 	3,  // 17: varve.peer.v1.Update.refusal:type_name -> varve.peer.v1.Refusal
 	1,  // 18: varve.peer.v1.TakeRequest.call:type_name -> varve.peer.v1.Call
 	2,  // 19: varve.peer.v1.TakeRequest.partitions:type_name -> varve.peer.v1.Partition
-	4,  // 20: varve.peer.v1.PeerService.Refer:input_type -> varve.peer.v1.ReferRequest
-	7,  // 21: varve.peer.v1.PeerService.Decide:input_type -> varve.peer.v1.DecideRequest
-	10, // 22: varve.peer.v1.PeerService.Read:input_type -> varve.peer.v1.ReadRequest
-	12, // 23: varve.peer.v1.PeerService.Watch:input_type -> varve.peer.v1.WatchRequest
-	16, // 24: varve.peer.v1.PeerService.Take:input_type -> varve.peer.v1.TakeRequest
-	5,  // 25: varve.peer.v1.PeerService.Refer:output_type -> varve.peer.v1.ReferResponse
-	9,  // 26: varve.peer.v1.PeerService.Decide:output_type -> varve.peer.v1.DecideResponse
-	11, // 27: varve.peer.v1.PeerService.Read:output_type -> varve.peer.v1.ReadResponse
-	14, // 28: varve.peer.v1.PeerService.Watch:output_type -> varve.peer.v1.WatchResponse
-	17, // 29: varve.peer.v1.PeerService.Take:output_type -> varve.peer.v1.TakeResponse
-	25, // [25:30] is the sub-list for method output_type
-	20, // [20:25] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	1,  // 20: varve.peer.v1.ReadBlockRequest.call:type_name -> varve.peer.v1.Call
+	4,  // 21: varve.peer.v1.PeerService.Refer:input_type -> varve.peer.v1.ReferRequest
+	7,  // 22: varve.peer.v1.PeerService.Decide:input_type -> varve.peer.v1.DecideRequest
+	10, // 23: varve.peer.v1.PeerService.Read:input_type -> varve.peer.v1.ReadRequest
+	12, // 24: varve.peer.v1.PeerService.Watch:input_type -> varve.peer.v1.WatchRequest
+	16, // 25: varve.peer.v1.PeerService.Take:input_type -> varve.peer.v1.TakeRequest
+	18, // 26: varve.peer.v1.PeerService.ReadBlock:input_type -> varve.peer.v1.ReadBlockRequest
+	5,  // 27: varve.peer.v1.PeerService.Refer:output_type -> varve.peer.v1.ReferResponse
+	9,  // 28: varve.peer.v1.PeerService.Decide:output_type -> varve.peer.v1.DecideResponse
+	11, // 29: varve.peer.v1.PeerService.Read:output_type -> varve.peer.v1.ReadResponse
+	14, // 30: varve.peer.v1.PeerService.Watch:output_type -> varve.peer.v1.WatchResponse
+	17, // 31: varve.peer.v1.PeerService.Take:output_type -> varve.peer.v1.TakeResponse
+	19, // 32: varve.peer.v1.PeerService.ReadBlock:output_type -> varve.peer.v1.ReadBlockResponse
+	27, // [27:33] is the sub-list for method output_type
+	21, // [21:27] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_varve_peer_v1_peer_proto_init() }
@@ -1279,7 +1425,7 @@ func file_varve_peer_v1_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_varve_peer_v1_peer_proto_rawDesc), len(file_varve_peer_v1_peer_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   17,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

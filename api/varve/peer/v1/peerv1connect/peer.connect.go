@@ -3,8 +3,8 @@
 // Source: varve/peer/v1/peer.proto
 
 // What gateways say to each other, on an address of its own. No payload of records
-// ever travels here: only references, verdicts and index entries. Fields of type
-// bytes hold the encodings of package metadata.
+// ever travels here, but by ReadBlock between gateways of one zone: only references, verdicts
+// and index entries. Other fields of type bytes hold the encodings of package metadata.
 package peerv1connect
 
 import (
@@ -37,6 +37,8 @@ const (
 	PeerServiceWatchProcedure = "/varve.peer.v1.PeerService/Watch"
 	// PeerServiceTakeProcedure is the procedure name of the PeerService's Take RPC.
 	PeerServiceTakeProcedure = "/varve.peer.v1.PeerService/Take"
+	// PeerServiceReadBlockProcedure is the procedure name of the PeerService's ReadBlock RPC.
+	PeerServiceReadBlockProcedure = "/varve.peer.v1.PeerService/ReadBlock"
 )
 
 var (
@@ -75,6 +77,13 @@ var (
 			Procedure:  PeerServiceTakeProcedure,
 		}
 	})
+	peerServiceReadBlockSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_varve_peer_v1_peer_proto.Services().ByName("PeerService").Methods().ByName("ReadBlock"),
+			Procedure:  PeerServiceReadBlockProcedure,
+		}
+	})
 )
 
 // PeerServiceClient is a client for the varve.peer.v1.PeerService service.
@@ -90,6 +99,9 @@ type PeerServiceClient interface {
 	Watch(context.Context) (PeerServiceWatchClientStream, error)
 	// Take tells a gateway that partitions were released for it to sequence.
 	Take(context.Context, *v1.TakeRequest) (*v1.TakeResponse, error)
+	// ReadBlock returns a range of a segment to a gateway of the same zone, so that the
+	// zone reads it from the bucket once.
+	ReadBlock(context.Context, *v1.ReadBlockRequest) (*v1.ReadBlockResponse, error)
 }
 
 // NewPeerServiceClient constructs a client for the varve.peer.v1.PeerService service. Multiple
@@ -147,6 +159,9 @@ type PeerServiceHandler interface {
 	Watch(context.Context, PeerServiceWatchServerStream) error
 	// Take tells a gateway that partitions were released for it to sequence.
 	Take(context.Context, *v1.TakeRequest) (*v1.TakeResponse, error)
+	// ReadBlock returns a range of a segment to a gateway of the same zone, so that the
+	// zone reads it from the bucket once.
+	ReadBlock(context.Context, *v1.ReadBlockRequest) (*v1.ReadBlockResponse, error)
 }
 
 // RegisterPeerServiceHandler registers svc as the varve.peer.v1.PeerService implementation on
@@ -159,6 +174,7 @@ func RegisterPeerServiceHandler(server *connect.Server, svc PeerServiceHandler) 
 		connect.Method{Spec: peerServiceReadSpec(), Handler: adapter.read},
 		connect.Method{Spec: peerServiceWatchSpec(), Handler: adapter.watch},
 		connect.Method{Spec: peerServiceTakeSpec(), Handler: adapter.take},
+		connect.Method{Spec: peerServiceReadBlockSpec(), Handler: adapter.readBlock},
 	)
 }
 
@@ -209,6 +225,10 @@ func (UnimplementedPeerServiceHandler) Take(context.Context, *v1.TakeRequest) (*
 	return nil, connect.NewError(connect.CodeUnimplemented, "varve.peer.v1.PeerService.Take is not implemented")
 }
 
+func (UnimplementedPeerServiceHandler) ReadBlock(context.Context, *v1.ReadBlockRequest) (*v1.ReadBlockResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "varve.peer.v1.PeerService.ReadBlock is not implemented")
+}
+
 type peerServiceClient struct {
 	client *connect.Client
 }
@@ -248,6 +268,14 @@ func (c *peerServiceClient) Watch(ctx context.Context) (PeerServiceWatchClientSt
 func (c *peerServiceClient) Take(ctx context.Context, req *v1.TakeRequest) (*v1.TakeResponse, error) {
 	var res v1.TakeResponse
 	if err := c.client.CallUnary(ctx, peerServiceTakeSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *peerServiceClient) ReadBlock(ctx context.Context, req *v1.ReadBlockRequest) (*v1.ReadBlockResponse, error) {
+	var res v1.ReadBlockResponse
+	if err := c.client.CallUnary(ctx, peerServiceReadBlockSpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -301,6 +329,18 @@ func (h peerServiceHandler) take(ctx context.Context, _ connect.Spec, stream con
 		return err
 	}
 	res, err := h.svc.Take(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h peerServiceHandler) readBlock(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.ReadBlockRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.ReadBlock(ctx, &req)
 	if err != nil {
 		return err
 	}
