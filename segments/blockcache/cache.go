@@ -69,7 +69,7 @@ type Cache struct {
 	touched *otter.Cache[place, struct{}]
 	buffers *buffers
 
-	counts  *Counts
+	counts *Counts
 
 	mu      sync.Mutex
 	flights map[place]*flight
@@ -111,6 +111,15 @@ func (c *Cache) Counts() *Counts { return c.counts }
 
 // Kept is how many bytes are kept now.
 func (c *Cache) Kept() int64 { return int64(c.kept.WeightedSize()) }
+
+// Forget lets go of a range that turned out to be damaged, with the blocks in which it lies.
+func (c *Cache) Forget(object string, offset int64, length int) {
+	size := int64(c.config.BlockBytes)
+	for base := offset / size * size; base < offset+int64(length); base += size {
+		c.kept.Invalidate(place{object, base, c.config.BlockBytes})
+	}
+	c.kept.Invalidate(place{object, offset, length})
+}
 
 // Clear lets go of everything that is kept.
 func (c *Cache) Clear() {

@@ -353,3 +353,23 @@ func TestMemoryIsUsedAgain(t *testing.T) {
 	}
 	group.Wait()
 }
+
+// TestForget: what is forgotten is fetched again, whatever it was kept as.
+func TestForget(t *testing.T) {
+	for _, length := range []int{3, testBlock + 1} {
+		g, _ := newGate(t)
+		close(g.open)
+		c := newTestCache(g)
+		for i, want := range []int64{1, 1, 2} {
+			if i == 2 {
+				c.Forget("o", testBlock-1, length)
+			}
+			if _, err := c.Read(t.Context(), "o", make([]byte, length), testBlock-1, false); err != nil {
+				t.Fatal(err)
+			}
+			if got := g.begun.Load(); got < want || got > 2*want {
+				t.Errorf("%d bytes, read %d: %d fetches", length, i, got)
+			}
+		}
+	}
+}
