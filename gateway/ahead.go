@@ -13,6 +13,7 @@ type readAhead struct {
 	done     chan struct{} // closed when it is there; nil: none was begun
 	from, to int64         // offsets
 	bytes    int64         // that it may read
+	counted  bool          // among those that go through old data
 }
 
 // settle has the next read go further ahead if this one was not far enough: the reader is back before it is done.
@@ -35,9 +36,15 @@ func (c *consumer) readAhead(ctx context.Context, p *position, v *metadata.View,
 		if p.next < next {
 			r.blocks.cold.tailMoved()
 		}
+		p.endAhead(r)
 		return
 	}
-	a, most := &p.ahead, r.mostAhead()
+	a := &p.ahead
+	if !a.counted && c.follows && p.told {
+		a.counted = true
+		r.goingThrough.Add(1)
+	}
+	most := r.mostAhead()
 	if !c.follows || most == 0 || !p.told || next >= p.end || a.under(next) {
 		return
 	}
@@ -69,6 +76,14 @@ func (a *readAhead) under(next int64) bool {
 	}
 }
 
+// endAhead notes that a reader does not go through old data any more.
+func (p *position) endAhead(r *reader) {
+	if p.ahead.counted {
+		p.ahead.counted = false
+		r.goingThrough.Add(-1)
+	}
+}
+
 // mostAhead is how much may be read ahead for one reader, in bytes: what is read ahead for all shall be in the cache still
 // when they come to it.
 func (r *reader) mostAhead() int64 {
@@ -76,7 +91,7 @@ func (r *reader) mostAhead() int64 {
 	if r.blocks.cache == nil || config.AheadBytes <= 0 {
 		return 0
 	}
-	share := config.CacheBytes / (4 * max(r.g.meters.following.Load(), 1))
+	share := r.blocks.cache.Recent() / (2 * max(r.goingThrough.Load(), 1))
 	if share < int64(config.CacheBlockBytes) {
 		return 0
 	}

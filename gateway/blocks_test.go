@@ -70,7 +70,7 @@ func (g *testGateway) consumeAll(ctx context.Context, t *testing.T) (seen []byte
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	defer c.aheads.Wait()
+	defer c.end()
 	defer cancel()
 	c.send = func(m *varvev1.ConsumeResponse) error {
 		for b, err := range batch.Split(m.GetRecordBatches()) {
@@ -182,8 +182,11 @@ func TestReadAhead(t *testing.T) {
 			if err := c.run(ctx, nil); !errors.Is(err, context.Canceled) {
 				t.Error(err)
 			}
-			c.aheads.Wait()
+			c.end()
 			synctest.Wait()
+			if n := g.reader.goingThrough.Load(); n != 0 {
+				t.Errorf("%d readers count", n)
+			}
 			if n, took := store.open.Load(), time.Since(left); n != 0 || took > 0 {
 				t.Errorf("%s after the reader left %d bytes are on their way for nobody", took, n)
 			}

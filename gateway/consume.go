@@ -120,7 +120,7 @@ func (s *logService) Consume(ctx context.Context, req *varvev1.ConsumeRequest, s
 	s.g.meters.followers(1)
 	defer s.g.meters.followers(-1)
 	ctx, cancel := context.WithCancel(ctx)
-	defer c.aheads.Wait()
+	defer c.end()
 	defer cancel()
 	return c.run(ctx, nil)
 }
@@ -189,6 +189,14 @@ type consumer struct {
 	// aheads are reads of what is wanted next. A Fetch has none: it ends with its message.
 	follows bool
 	aheads  sync.WaitGroup
+}
+
+// end waits for what was read ahead. Its context has ended.
+func (c *consumer) end() {
+	c.aheads.Wait()
+	for _, p := range c.positions {
+		p.endAhead(c.g.reader)
+	}
 }
 
 // run sends what there is, partition by partition in turn, and sleeps until a commit

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 
 	"github.com/maypok86/otter/v2"
 	"golang.org/x/sync/errgroup"
@@ -28,6 +29,8 @@ type reader struct {
 	// blocks has the bytes that are not fresh, room is for those of messages.
 	blocks *blocks
 	room   *messageRoom
+	// goingThrough is how many readers go through old data, a partition each.
+	goingThrough atomic.Int64
 }
 
 func newReader(g *Gateway) *reader {

@@ -41,6 +41,7 @@ The gateway's cache is small, so that old data comes from the bucket.`,
 			if o.rounds < 1 || o.readers < 1 || o.readers > maxSenders {
 				return usagef("want at least one round and 1 to %d readers", maxSenders)
 			}
+			o.consumers = 1
 			if err := o.check(); err != nil {
 				return err
 			}

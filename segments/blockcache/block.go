@@ -32,6 +32,9 @@ func (b *block) release() {
 	}
 }
 
+// weight is about how much memory it takes, in bytes.
+func (b *block) weight() int64 { return int64(cap(b.data)) + entryBytes }
+
 // copyTo copies from a place in the block on, as far as it reaches.
 func (b *block) copyTo(into []byte, at int) int {
 	if at >= len(b.data) {

@@ -17,6 +17,8 @@ const (
 	touchedBlocks = 4096
 	// entryBytes is about what an entry takes beside its block.
 	entryBytes = 256
+	// recentShare is the part of the cache, one in so many, that has whatever was fetched last.
+	recentShare = 4
 )
 
 // Request is a read of an object that a [Cache] needs done.
@@ -65,6 +67,7 @@ type Counts struct {
 type Cache struct {
 	config  Config
 	fetch   Fetch
+	recent  recent
 	kept    *otter.Cache[place, *block]
 	touched *otter.Cache[place, struct{}]
 	buffers *buffers
@@ -97,11 +100,12 @@ func New(config Config, fetch Fetch) *Cache {
 	c := &Cache{config: config, fetch: fetch, counts: config.Counts, buffers: &buffers{size: config.BlockBytes}, flights: make(map[place]*flight)}
 	here := func(f func()) { f() } // what is evicted is gone when the call that brought something new returns
 	c.kept = otter.Must(&otter.Options[place, *block]{
-		MaximumWeight:    uint64(max(config.Bytes, 1)),
-		Weigher:          func(_ place, b *block) uint32 { return uint32(cap(b.data) + entryBytes) },
+		MaximumWeight:    uint64(max(config.Bytes-config.Bytes/recentShare, 1)),
+		Weigher:          func(_ place, b *block) uint32 { return uint32(b.weight()) },
 		OnAtomicDeletion: func(e otter.DeletionEvent[place, *block]) { e.Value.release() },
 		Executor:         here,
 	})
+	c.recent = recent{limit: config.Bytes / recentShare, list: make(map[place]*block), leave: func(p place, b *block) { c.kept.Set(p, b) }}
 	c.touched = otter.Must(&otter.Options[place, struct{}]{MaximumSize: touchedBlocks, Executor: here})
 	return c
 }
@@ -110,19 +114,28 @@ func New(config Config, fetch Fetch) *Cache {
 func (c *Cache) Counts() *Counts { return c.counts }
 
 // Kept is how many bytes are kept now.
-func (c *Cache) Kept() int64 { return int64(c.kept.WeightedSize()) }
+func (c *Cache) Kept() int64 { return int64(c.kept.WeightedSize()) + c.recent.weight() }
+
+// Recent is how many bytes of what was fetched last are kept whatever else is: so much can be prepared.
+func (c *Cache) Recent() int64 { return c.recent.limit }
 
 // Forget lets go of a range that turned out to be damaged, with the blocks in which it lies.
 func (c *Cache) Forget(object string, offset int64, length int) {
 	size := int64(c.config.BlockBytes)
 	for base := offset / size * size; base < offset+int64(length); base += size {
-		c.kept.Invalidate(place{object, base, c.config.BlockBytes})
+		c.forgetPlace(place{object, base, c.config.BlockBytes})
 	}
-	c.kept.Invalidate(place{object, offset, length})
+	c.forgetPlace(place{object, offset, length})
+}
+
+func (c *Cache) forgetPlace(p place) {
+	c.recent.remove(p)
+	c.kept.Invalidate(p)
 }
 
 // Clear lets go of everything that is kept.
 func (c *Cache) Clear() {
+	c.recent.clear()
 	c.kept.InvalidateAll()
 	c.buffers.clear()
 }
@@ -203,9 +216,12 @@ func (c *Cache) hit(object string, w *want) bool {
 }
 
 func (c *Cache) take(p place, w *want, at int) bool {
-	b, ok := c.kept.GetIfPresent(p)
-	if !ok || !b.acquire() {
-		return false
+	b := c.recent.acquire(p)
+	if b == nil {
+		var ok bool
+		if b, ok = c.kept.GetIfPresent(p); !ok || !b.acquire() {
+			return false
+		}
 	}
 	w.copy(b, at)
 	b.release()

@@ -53,6 +53,11 @@ func expected(data []byte, offset int64, length int) []byte {
 // references counts those of everything that is kept, which nobody should have beside the cache.
 func (c *Cache) loose() int {
 	loose := 0
+	for _, b := range c.recent.list {
+		if b.refers.Load() != 1 {
+			loose++
+		}
+	}
 	for b := range c.kept.Values() {
 		if b.refers.Load() != 1 {
 			loose++
@@ -371,5 +376,48 @@ func TestForget(t *testing.T) {
 				t.Errorf("%d bytes, read %d: %d fetches", length, i, got)
 			}
 		}
+	}
+}
+
+// TestScan reads a long object once, beside blocks that are read again and again: most of those stay, and what was prepared
+// is there when it is read, however little of the whole fits.
+func TestScan(t *testing.T) {
+	const bytes, often = 256 * (testBlock + entryBytes), 100
+	var once, again atomic.Int64
+	c := New(Config{Bytes: bytes, BlockBytes: testBlock, FetchBytes: 4 * testBlock}, func(_ context.Context, r Request) (int, error) {
+		if r.Object == "once" {
+			once.Add(r.Bytes() / testBlock)
+		} else {
+			again.Add(r.Bytes() / testBlock)
+		}
+		return int(r.Bytes()), nil
+	})
+	read := func(object string, block int) {
+		// Blocks are read in two parts, as messages do that end within one.
+		for _, at := range []int{0, testBlock / 2} {
+			if _, err := c.Read(t.Context(), object, make([]byte, testBlock/2), int64(block*testBlock+at), false); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for n := range 5 * often {
+		read("often", n%often)
+	}
+	again.Store(0)
+	const scanned = 5000
+	for n := range scanned {
+		if n%2 == 0 {
+			if err := c.Prepare(t.Context(), "once", int64(n*testBlock), 2*testBlock); err != nil {
+				t.Fatal(err)
+			}
+		}
+		read("once", n)
+		read("often", n%often)
+	}
+	if n := once.Load(); n != scanned {
+		t.Errorf("%d blocks were fetched for %d", n, scanned)
+	}
+	if n := again.Load(); n > scanned/20 {
+		t.Errorf("blocks that are read often were fetched %d times in %d reads", n, scanned)
 	}
 }

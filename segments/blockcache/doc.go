@@ -5,6 +5,10 @@
 //	                               (joined by all who   └─ piece: a small range alone
 //	                                want it meanwhile)
 //
+// What comes in stays for a while whatever else is kept: it has been prepared for somebody, or others read it
+// right behind. Then it is offered to a cache that admits what is asked for more often than what would have to go. So a
+// reader that goes through everything once pushes nothing out.
+//
 // An object is read in blocks, aligned to their size. Of a block of which little is wanted, and nothing was wanted
 // lately, that piece alone is fetched. Because objects never change and their names are never used again, nothing that
 // is kept can be wrong.

@@ -201,7 +201,7 @@ func (c *Cache) land(p place, data []byte, got int) *block {
 	b.refers.Store(1)
 	if got > 0 {
 		b.refers.Store(2)
-		c.kept.Set(p, b)
+		c.recent.add(p, b)
 	}
 	return b
 }
