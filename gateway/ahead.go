@@ -33,12 +33,14 @@ func (p *position) settle() {
 func (c *consumer) readAhead(ctx context.Context, p *position, v *metadata.View, next int64) {
 	r := c.g.reader
 	if next >= v.Next {
-		if p.next < next {
+		if p.caughtUp && p.next < next {
 			r.blocks.cold.tailMoved()
 		}
+		p.caughtUp = true
 		p.endAhead(r)
 		return
 	}
+	p.caughtUp = false
 	a := &p.ahead
 	if !a.counted && c.follows && p.told {
 		a.counted = true
@@ -91,7 +93,7 @@ func (r *reader) mostAhead() int64 {
 	if r.blocks.cache == nil || config.AheadBytes <= 0 {
 		return 0
 	}
-	share := r.blocks.cache.Recent() / (2 * max(r.goingThrough.Load(), 1))
+	share := r.blocks.cache.Recent() / (4 * max(r.goingThrough.Load(), 1))
 	if share < int64(config.CacheBlockBytes) {
 		return 0
 	}

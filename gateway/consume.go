@@ -47,6 +47,7 @@ type position struct {
 	end       int64 // exclusive; math.MaxInt64 to follow
 	told      bool  // the reader knows where it begins
 	done      bool
+	caughtUp  bool // it had come to the end
 	ahead     readAhead
 }
 

@@ -421,3 +421,23 @@ func TestScan(t *testing.T) {
 		t.Errorf("blocks that are read often were fetched %d times in %d reads", n, scanned)
 	}
 }
+
+// TestPopular: when half of what one fetch can bring is there, the next miss brings the rest, up to the object's end.
+func TestPopular(t *testing.T) {
+	g, _ := newGate(t)
+	close(g.open)
+	c := newTestCache(g)
+	for i, want := range []int64{1, 2, 4, 4, 5, 7, 8} {
+		block := []int64{0, 1, 2, 3, 4, 6, 5}[i] // of fetches of four
+		if i == 5 {                              // two at once are no reason for a third
+			if _, err := c.Read(t.Context(), "o", make([]byte, 2*testBlock), block*testBlock, false); err != nil {
+				t.Fatal(err)
+			}
+		} else if _, err := c.Read(t.Context(), "o", make([]byte, testBlock), block*testBlock, false); err != nil {
+			t.Fatal(err)
+		}
+		if got := g.bytes.Load() / testBlock; got != want {
+			t.Errorf("block %d: %d were fetched, want %d", block, got, want)
+		}
+	}
+}

@@ -10,8 +10,8 @@
 // reader that goes through everything once pushes nothing out.
 //
 // An object is read in blocks, aligned to their size. Of a block of which little is wanted, and nothing was wanted
-// lately, that piece alone is fetched. Because objects never change and their names are never used again, nothing that
-// is kept can be wrong.
+// lately, that piece alone is fetched. Where half of what one fetch can bring is there, a miss brings the rest of it.
+// Because objects never change and their names are never used again, nothing that is kept can be wrong.
 //
 // What holds:
 //

@@ -55,6 +55,7 @@ func (c *Cache) gather(ctx context.Context, object string, wants []want, hurry b
 // board joins the flights that bring the missing parts, and begins those that nobody has begun.
 func (c *Cache) board(ctx context.Context, object string, wants []want, hurry bool) {
 	var runs []*run
+	begun := 0
 	c.mu.Lock()
 	for i := range wants {
 		w := &wants[i]
@@ -79,6 +80,10 @@ func (c *Cache) board(ctx context.Context, object string, wants []want, hurry bo
 		w.flight, w.skip = last.flights[len(last.flights)-1], skip
 		w.flight.waiting++
 		last.waiting++
+		if next := i + 1; skip == w.at && p.length == c.config.BlockBytes && c.popular(p, begun) && (next == len(wants) || wants[next].got >= 0) {
+			runs = c.extend(ctx, runs, p, hurry)
+		}
+		begun++
 	}
 	c.mu.Unlock()
 	for _, r := range runs {
@@ -124,6 +129,36 @@ func (c *Cache) begin(ctx context.Context, runs []*run, p place, hurry bool) []*
 	// The fetch is everybody's who waits: it ends with the last of them, not with the first.
 	r.ctx, r.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	return append(runs, r)
+}
+
+// popular says that half of the blocks that one fetch can bring are there, or on their way, beside the number that
+// this read has begun: it looks as if all of them were wanted. The caller holds mu.
+func (c *Cache) popular(p place, own int) bool {
+	size, span := int64(c.config.BlockBytes), int64(c.config.FetchBytes)
+	blocks, there := int(span/size), -1-own
+	for at := p.offset / span * span; at < p.offset/span*span+span; at += size {
+		if c.has(place{p.object, at, p.length}) {
+			there++
+		}
+	}
+	return 2*there >= blocks
+}
+
+// has says whether a block is there, or on its way. The caller holds mu.
+func (c *Cache) has(p place) bool {
+	if c.flights[p] != nil || c.recent.has(p) {
+		return true
+	}
+	_, kept := c.kept.GetEntryQuietly(p)
+	return kept
+}
+
+// extend adds the blocks behind a block to its run, up to one that is there. The caller holds mu.
+func (c *Cache) extend(ctx context.Context, runs []*run, p place, hurry bool) []*run {
+	for p.offset += int64(p.length); p.offset%int64(c.config.FetchBytes) != 0 && !c.has(p); p.offset += int64(p.length) {
+		runs = c.begin(ctx, runs, p, hurry)
+	}
+	return runs
 }
 
 // leave ends the wait of one reader.

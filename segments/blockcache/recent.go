@@ -53,6 +53,12 @@ func (r *recent) acquire(p place) *block {
 	return b
 }
 
+func (r *recent) has(p place) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.list[p] != nil
+}
+
 // remove lets go of a block.
 func (r *recent) remove(p place) {
 	r.mu.Lock()
