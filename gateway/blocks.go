@@ -22,7 +22,7 @@ const (
 	// mateBytes bounds the blocks that are being sent to others of the zone.
 	mateBytes = 32 << 20
 	// fetchBytes is the most that one GET brings, and what one gateway of a zone reads for all of it.
-	fetchBytes = 4 << 20
+	fetchBytes = 8 << 20
 )
 
 // blocks is where the bytes of segments come from that are not fresh:

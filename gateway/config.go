@@ -48,7 +48,7 @@ type Config struct {
 	IndexCacheRows int
 
 	// CacheBytes is how much of what was read from the bucket stays in memory (default 256 MiB; negative: nothing, which
-	// suits files, since the system caches them). CacheBlockBytes is the size of its blocks (default 1 MiB).
+	// suits files, since the system caches them). CacheBlockBytes is the size of its blocks (default 2 MiB).
 	CacheBytes      int64
 	CacheBlockBytes int
 	// ReadBytes bounds the messages of records that are being made or sent, with the transport's copies (default 128 MiB).
@@ -150,7 +150,7 @@ func (c Config) Validate() error {
 	check(int64(c.MaxRequestBytes) <= c.BufferBytes, "a request of %d bytes cannot fit the buffer limit %d", c.MaxRequestBytes, c.BufferBytes)
 	check(int64(c.MaxRequestBytes) <= c.RequestBytes, "a request of %d bytes cannot fit the request limit %d", c.MaxRequestBytes, c.RequestBytes)
 	check(c.MaxMessageBytes >= 64<<10, "message limit %d: want at least 64 KiB", c.MaxMessageBytes)
-	check(c.CacheBlockBytes >= 4<<10 && c.CacheBlockBytes <= fetchBytes, "blocks of %d bytes: want 4 KiB to 4 MiB", c.CacheBlockBytes)
+	check(c.CacheBlockBytes >= 4<<10 && c.CacheBlockBytes <= fetchBytes, "blocks of %d bytes: want 4 KiB to 8 MiB", c.CacheBlockBytes)
 	check(c.CacheBytes < 0 || c.CacheBytes >= int64(c.CacheBlockBytes), "a cache of %d bytes holds no block of %d", c.CacheBytes, c.CacheBlockBytes)
 	check(c.ReadBytes >= messageCopies*int64(c.MaxMessageBytes), "a message of %d bytes and its copy do not fit the read limit %d", c.MaxMessageBytes, c.ReadBytes)
 	check(c.ColdBytes > 0, "limit of %d bytes for cold reads: want at least 1", c.ColdBytes)

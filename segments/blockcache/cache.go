@@ -10,7 +10,7 @@ import (
 
 const (
 	// DefaultBlockBytes is the size of a block.
-	DefaultBlockBytes = 1 << 20
+	DefaultBlockBytes = 2 << 20
 	// smallest is the part of a block, one in so many, from which on the whole of it is fetched at once.
 	smallest = 8
 	// touchedBlocks is of how many blocks it is remembered that a piece of them was wanted.
@@ -47,8 +47,8 @@ type Fetch func(ctx context.Context, r Request) (int, error)
 // Config of a [Cache]. The zero value of a field means its default.
 type Config struct {
 	Bytes      int64 // of blocks that are kept, from 1
-	BlockBytes int   // default 1 MiB
-	// FetchBytes is the most that one fetch brings of neighbouring blocks (default 4 MiB). None crosses a multiple of it.
+	BlockBytes int   // default 2 MiB
+	// FetchBytes is the most that one fetch brings of neighbouring blocks (default 8 MiB). None crosses a multiple of it.
 	FetchBytes int
 	// Counts is what the cache counts in; nil: counts of its own.
 	Counts *Counts
