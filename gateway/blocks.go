@@ -179,10 +179,3 @@ func (b *blocks) clear() {
 		b.cache.Clear()
 	}
 }
-
-// wait returns when no fetch is under way.
-func (b *blocks) wait() {
-	if b.cache != nil {
-		b.cache.Wait()
-	}
-}
