@@ -171,9 +171,11 @@ func TestReadAhead(t *testing.T) {
 				t.Fatal(err)
 			}
 			ctx, cancel := context.WithCancel(t.Context())
-			sent, left := 0, time.Time{}
+			sent, begun, left := 0, false, time.Time{}
 			c.send = func(*varvev1.ConsumeResponse) error {
-				if sent++; sent == 3 {
+				sent++
+				synctest.Wait()
+				if begun = store.open.Load() > 0; begun || sent == 10 {
 					left = time.Now()
 					cancel()
 				}
@@ -184,6 +186,9 @@ func TestReadAhead(t *testing.T) {
 			}
 			c.end()
 			synctest.Wait()
+			if begun != (ahead > 0) {
+				t.Errorf("%d bytes ahead, it is read ahead: %v", ahead, begun)
+			}
 			if n := g.reader.goingThrough.Load(); n != 0 {
 				t.Errorf("%d readers count", n)
 			}
