@@ -6,11 +6,13 @@ import (
 	"time"
 
 	"github.com/varvelog/varve/metadata"
+	"github.com/varvelog/varve/segments/blockcache"
 )
 
 // Config is what a gateway may be told. The zero value of a field means its default.
 type Config struct {
-	// Address and Zone are published in the gateway's row, for people.
+	// Address is published in the gateway's row, for people. So is Zone: gateways of the same one, if it is named,
+	// read blocks from the bucket for each other.
 	Address, Zone string
 	// PeerAddress is where other gateways reach [Gateway.PeerServer], host:port. Needed
 	// unless Exclusive.
@@ -46,6 +48,20 @@ type Config struct {
 	FreshBytes int64
 	// IndexCacheRows is how many pages and nodes of indexes stay in memory (default 1,024).
 	IndexCacheRows int
+
+	// CacheBytes is how much of what was read from the bucket stays in memory (default 256 MiB; negative: nothing, which
+	// suits files, since the system caches them). CacheBlockBytes is the size of its blocks (default 2 MiB).
+	CacheBytes      int64
+	CacheBlockBytes int
+	// ReadBytes bounds the messages of records that are being made or sent, with the transport's copies (default 128 MiB).
+	ReadBytes int64
+	// ColdBytes bounds what is on its way from the bucket for readers of old data (default 32 MiB), ColdRate how
+	// many bytes they get from there in a second while somebody appends or follows (default 64 MiB; negative: no bound).
+	ColdBytes, ColdRate int64
+	// AheadBytes is the most that is read ahead for a reader of old data (default 8 MiB; negative: nothing).
+	AheadBytes int64
+	// HedgeShare is the share of GETs that may be sent a second time because they are late (default 0.05; negative: none).
+	HedgeShare float64
 
 	// MaxRequestBytes bounds one request message (default 16 MiB).
 	MaxRequestBytes int
@@ -100,6 +116,15 @@ func (c Config) withDefaults() Config {
 	setTime(&c.AdmitWait, 2*time.Second)
 	set(&c.FreshBytes, 16<<20)
 	setInt(&c.IndexCacheRows, 1024)
+	set(&c.CacheBytes, 256<<20)
+	setInt(&c.CacheBlockBytes, blockcache.DefaultBlockBytes)
+	set(&c.ReadBytes, 128<<20)
+	set(&c.ColdBytes, 32<<20)
+	set(&c.ColdRate, 64<<20)
+	set(&c.AheadBytes, 8<<20)
+	if c.HedgeShare == 0 {
+		c.HedgeShare = 0.05
+	}
 	setInt(&c.MaxRequestBytes, 16<<20)
 	setInt(&c.MaxMessageBytes, 8<<20)
 	setInt(&c.FoldRows, 64)
@@ -127,6 +152,11 @@ func (c Config) Validate() error {
 	check(int64(c.MaxRequestBytes) <= c.BufferBytes, "a request of %d bytes cannot fit the buffer limit %d", c.MaxRequestBytes, c.BufferBytes)
 	check(int64(c.MaxRequestBytes) <= c.RequestBytes, "a request of %d bytes cannot fit the request limit %d", c.MaxRequestBytes, c.RequestBytes)
 	check(c.MaxMessageBytes >= 64<<10, "message limit %d: want at least 64 KiB", c.MaxMessageBytes)
+	check(c.CacheBlockBytes >= 4<<10 && c.CacheBlockBytes <= fetchBytes, "blocks of %d bytes: want 4 KiB to 8 MiB", c.CacheBlockBytes)
+	check(c.CacheBytes < 0 || c.CacheBytes >= int64(c.CacheBlockBytes), "a cache of %d bytes holds no block of %d", c.CacheBytes, c.CacheBlockBytes)
+	check(c.ReadBytes >= messageCopies*int64(c.MaxMessageBytes), "a message of %d bytes and its copy do not fit the read limit %d", c.MaxMessageBytes, c.ReadBytes)
+	check(c.ColdBytes > 0, "limit of %d bytes for cold reads: want at least 1", c.ColdBytes)
+	check(c.HedgeShare <= 1, "second tries for %g of the reads: want at most 1", c.HedgeShare)
 	check(c.AutoCreate >= 0 && c.AutoCreate <= metadata.MaxPartitions, "auto-create with %d partitions: want 0 to %d", c.AutoCreate, metadata.MaxPartitions)
 	check(c.Exclusive || c.PeerAddress != "", "no address for peers: gateways that share a table must reach each other")
 	check(c.FoldRows > 0 && c.FoldBytes > 0, "checkpoints after %d rows and %d bytes: want at least 1 of both", c.FoldRows, c.FoldBytes)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math"
+	"sync"
 	"time"
 
 	"connectrpc.com/connect/v2"
@@ -47,6 +48,8 @@ type position struct {
 	end       int64 // exclusive; math.MaxInt64 to follow
 	told      bool  // the reader knows where it begins
 	done      bool
+	caughtUp  bool // it had come to the end
+	ahead     readAhead
 }
 
 // viewer gets a partition's view.
@@ -118,13 +121,16 @@ func (s *logService) Consume(ctx context.Context, req *varvev1.ConsumeRequest, s
 	}
 	s.g.meters.followers(1)
 	defer s.g.meters.followers(-1)
+	ctx, cancel := context.WithCancel(ctx)
+	defer c.end()
+	defer cancel()
 	return c.run(ctx, nil)
 }
 
 // consumer resolves where a Consume begins and ends.
 func (s *logService) consumer(ctx context.Context, t *metadata.Topic, req *varvev1.ConsumeRequest) (*consumer, error) {
 	c := &consumer{g: s.g, tenure: s.g.tenure.Load(), topic: t, decode: req.GetDecode(),
-		maxBytes: clampBytes(req.GetMaxMessageBytes(), s.g.config.MaxMessageBytes), wake: make(chan struct{}, 1)}
+		maxBytes: clampBytes(req.GetMaxMessageBytes(), s.g.config.MaxMessageBytes), wake: make(chan struct{}, 1), follows: true}
 	var err error
 	if c.times, err = timesOf(req.TimeRange); err != nil {
 		return nil, err
@@ -182,6 +188,17 @@ type consumer struct {
 	reuse bool
 	send  func(*varvev1.ConsumeResponse) error
 	wake  chan struct{}
+	// aheads are reads of what is wanted next. A Fetch has none: it ends with its message.
+	follows bool
+	aheads  sync.WaitGroup
+}
+
+// end waits for what was read ahead. Its context has ended.
+func (c *consumer) end() {
+	c.aheads.Wait()
+	for _, p := range c.positions {
+		p.endAhead(c.g.reader)
+	}
 }
 
 // run sends what there is, partition by partition in turn, and sleeps until a commit
@@ -233,17 +250,13 @@ func (c *consumer) run(ctx context.Context, enough <-chan time.Time) error {
 
 // advance sends the next message of a partition, if there is anything to say.
 func (c *consumer) advance(ctx context.Context, p *position) (sent bool, err error) {
-	var data, buffer []byte
+	var data []byte
 	var next int64
 	var view *metadata.View
-	if c.reuse {
-		pooled := c.g.reader.buffers.Get().(*[]byte)
-		defer c.g.reader.buffers.Put(pooled)
-		if cap(*pooled) < c.maxBytes {
-			*pooled = make([]byte, 0, c.maxBytes)
-		}
-		buffer = *pooled
-	}
+	room := c.g.reader.room
+	m := &message{room: room, reuse: c.reuse}
+	defer m.leave()
+	p.settle()
 	err = c.g.withView(ctx, p.partition.id, func(v *metadata.View) (err error) {
 		if view = v; v.Closed {
 			return refuse(connect.CodeNotFound, reasonTopicDeleted, "the topic was deleted")
@@ -251,7 +264,7 @@ func (c *consumer) advance(ctx context.Context, p *position) (sent bool, err err
 		if err := inRange(v, p.next); err != nil {
 			return err
 		}
-		data, next, err = c.g.reader.read(ctx, v, filter{from: p.next, until: p.end, times: c.times}, c.maxBytes, buffer)
+		data, next, err = c.g.reader.read(ctx, v, filter{from: p.next, until: p.end, times: c.times}, room.share(c.maxBytes), m)
 		return err
 	})
 	if err != nil {
@@ -274,6 +287,7 @@ func (c *consumer) advance(ctx context.Context, p *position) (sent bool, err err
 		}
 		out.RecordBatches = nil
 	}
+	c.readAhead(ctx, p, view, next)
 	p.next, p.told = next, true
 	return true, c.send(out)
 }

@@ -58,6 +58,13 @@ func (f *freshSegments) read(name segmentName, into []byte, position int64) bool
 	return err == nil
 }
 
+// has says whether a segment is there.
+func (f *freshSegments) has(name segmentName) bool {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return f.list[name] != nil
+}
+
 // clear forgets all of them.
 func (f *freshSegments) clear() {
 	f.mu.Lock()

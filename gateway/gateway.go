@@ -110,7 +110,7 @@ func New(config Config, d Dependencies) (*Gateway, error) {
 	g.ledger = bill.NewLedger(g.now())
 	// Counted below the retries: what a bucket bills are tries.
 	observed := g.ledger.Store(g.meters.observeStore(d.Store))
-	g.store, g.notes = segments.Retry(observed, segments.DefaultRetry()), segments.Retry(observed, notesRetry)
+	g.store, g.notes = segments.Retry(g.hedged(observed), segments.DefaultRetry()), segments.Retry(observed, notesRetry)
 	g.table = metadata.Retry(g.ledger.Table(g.meters.observeTable(d.Table)), fewPauses)
 	g.topics = metadata.NewTopics(g.table)
 	g.producerIDs.turn = make(chan struct{}, 1)
@@ -132,6 +132,15 @@ func New(config Config, d Dependencies) (*Gateway, error) {
 	g.tenure.Store(newTenure(g))
 	g.setState(false, "starting")
 	return g, nil
+}
+
+// hedged returns the store with late reads sent a second time, within a share of them.
+func (g *Gateway) hedged(store segments.Store) segments.Store {
+	if g.config.HedgeShare < 0 {
+		return store
+	}
+	return segments.Hedge(store, segments.HedgeConfig{Share: g.config.HedgeShare,
+		Sent: func() { g.meters.hedges.Add(1) }, Won: func() { g.meters.hedgesWon.Add(1) }})
 }
 
 // ID names this run of the gateway. It changes when another gateway took this one for

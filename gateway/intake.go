@@ -466,6 +466,7 @@ func (in *intake) failSpan(span *openSpan, err error) {
 func (in *intake) finish(a *appending, result appended) {
 	if result.err == nil && result.verdict.Outcome == metadata.Accepted {
 		in.g.meters.appended(int(a.info.Records), a.size)
+		in.g.reader.blocks.cold.tailMoved()
 	} else if a.info.Ack == segments.AckBuffered {
 		in.g.log.Error("a batch that was acked as buffered was not appended", "outcome", result.verdict.Outcome.String(), "error", result.err)
 	}

@@ -461,18 +461,27 @@ func (g *Gateway) lookUp(ctx context.Context, id metadata.PartitionID, req *varv
 }
 
 // withView runs a read on the partition's newest view, and again on a newer one when
-// the index moved under it.
+// the index moved under it, or named an object that is gone: merging puts others in its place.
 func (g *Gateway) withView(ctx context.Context, id metadata.PartitionID, read func(*metadata.View) error) error {
 	return g.withViewOf(ctx, id, g.view, read)
 }
 
 func (g *Gateway) withViewOf(ctx context.Context, id metadata.PartitionID, view viewer, read func(*metadata.View) error) error {
+	gone := ""
 	for try := 0; ; try++ {
 		v, err := view(ctx, id)
 		if err != nil {
 			return err
 		}
-		if err = read(v); !errors.Is(err, metadata.ErrIndexMoved) || try == 8 {
+		err = read(v)
+		var missing *missingObject
+		switch {
+		case try == 8:
+			return err
+		case errors.Is(err, metadata.ErrIndexMoved):
+		case errors.As(err, &missing) && missing.key != gone:
+			gone = missing.key // if the newest index names it too, it is lost
+		default:
 			return err
 		}
 		view = g.viewNow // what is gone from the index is gone from the newest view of it

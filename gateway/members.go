@@ -276,6 +276,24 @@ func (m *members) peerOf(id metadata.GatewayID) (address string, protocol uint32
 	return row.Peer, row.Protocol
 }
 
+// zone lists the gateways that live in this one's zone, this one included; nobody when it has no zone.
+func (m *members) zone() []metadata.GatewayID {
+	zone := m.g.config.Zone
+	if zone == "" {
+		return nil
+	}
+	own := m.g.ID()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var list []metadata.GatewayID
+	for _, id := range m.living {
+		if id == own || m.seen[id].row.Zone == zone {
+			list = append(list, id)
+		}
+	}
+	return list
+}
+
 // watch returns what is closed when somebody comes or goes next.
 func (m *members) watch() <-chan struct{} {
 	m.mu.Lock()

@@ -14,6 +14,7 @@ import (
 	"github.com/varvelog/varve/bill"
 	"github.com/varvelog/varve/metadata"
 	"github.com/varvelog/varve/segments"
+	"github.com/varvelog/varve/segments/blockcache"
 )
 
 // namespace begins the name of every metric.
@@ -62,6 +63,10 @@ type Meters struct {
 	fences, sealings, handovers, lostRecords        atomic.Uint64
 	repeats, inheritedRepeats, closings             atomic.Uint64
 	peerCalls, peerBytes                            atomic.Uint64
+	blocks                                          blockcache.Counts
+	blocksBorrowed, blockBytesBorrowed, blocksLate  atomic.Uint64
+	blocksLent, blockBytesLent                      atomic.Uint64
+	blocksDamaged, hedges, hedgesWon                atomic.Uint64
 	panics, internals                               atomic.Uint64
 	following                                       atomic.Int64
 
@@ -103,7 +108,20 @@ func NewMeters() *Meters {
 	m.counter("repeats_total", "References and batches of producers that came again and got their first answers.", &m.repeats)
 	m.counter("inherited_repeats_total", "Those of them whose first answers were given before this gateway took the partition.", &m.inheritedRepeats)
 	m.counter("peer_calls_total", "Calls to other gateways.", &m.peerCalls)
-	m.counter("peer_bytes_total", "Bytes of references, verdicts and index entries to and from other gateways. Records never travel between gateways.", &m.peerBytes)
+	m.counter("peer_bytes_total", "Bytes of references, verdicts and index entries to and from other gateways. Records travel only between gateways of one zone, and are counted apart.", &m.peerBytes)
+	m.counter("block_hits_total", "Parts of segments that were found in memory, a block at most each; the newest segments are not counted.", &m.blocks.Hits)
+	m.counter("block_misses_total", "Parts of segments that were not found in memory.", &m.blocks.Misses)
+	m.counter("block_joins_total", "Those of them that were on their way for another reader.", &m.blocks.Joined)
+	m.counter("block_fetches_total", "Reads from the bucket, or from another gateway of the zone, that brought the others.", &m.blocks.Fetches)
+	m.counter("block_fetched_bytes_total", "Bytes that those brought.", &m.blocks.Bytes)
+	m.counter("block_damages_total", "Parts of segments that were damaged in memory or on their way, and right in the bucket.", &m.blocksDamaged)
+	m.counter("zone_fetches_total", "Those of them that another gateway of the zone answered.", &m.blocksBorrowed)
+	m.counter("zone_fetched_bytes_total", "Bytes of records from other gateways of the zone.", &m.blockBytesBorrowed)
+	m.counter("zone_late_total", "Reads that another gateway of the zone refused, or did not answer in time, and that went to the bucket.", &m.blocksLate)
+	m.counter("zone_lent_total", "Reads that were answered for other gateways of the zone.", &m.blocksLent)
+	m.counter("zone_lent_bytes_total", "Bytes of records to other gateways of the zone.", &m.blockBytesLent)
+	m.counter("hedged_reads_total", "Reads from the bucket that were late and sent a second time.", &m.hedges)
+	m.counter("hedged_reads_won_total", "Those of them whose second try was answered first.", &m.hedgesWon)
 	m.counter("panics_total", "Panics in handlers, each logged.", &m.panics)
 	m.counter("internal_errors_total", "Calls that ended with an internal error, each logged.", &m.internals)
 	m.gauge("followers", "Consume calls that are open.", func() float64 { return float64(m.following.Load()) })

@@ -14,6 +14,7 @@ import (
 	"github.com/varvelog/varve/api/varve/peer/v1/peerv1connect"
 	"github.com/varvelog/varve/internal/seeded"
 	"github.com/varvelog/varve/metadata"
+	"github.com/varvelog/varve/segments"
 )
 
 // peerService is what this gateway does for others.
@@ -181,6 +182,29 @@ func (s *peerService) Take(_ context.Context, r *peerv1.TakeRequest) (*peerv1.Ta
 	}
 	s.g.tenure.Load().sequencer.submit(tickets...)
 	return &peerv1.TakeResponse{}, nil
+}
+
+// ReadBlock implements peerv1connect.PeerServiceHandler. Whatever goes wrong, who asks reads from the bucket then.
+func (s *peerService) ReadBlock(ctx context.Context, r *peerv1.ReadBlockRequest) (*peerv1.ReadBlockResponse, error) {
+	if err := s.check(r.GetCall()); err != nil {
+		return nil, err
+	}
+	if zone := s.g.config.Zone; zone == "" || r.GetZone() != zone {
+		return nil, refuse(connect.CodeFailedPrecondition, reasonWrongPeer, "this gateway is of zone %q, the call comes from zone %q: records do not travel between zones", zone, r.GetZone())
+	}
+	if err := segments.GatewayID(r.GetGateway()).Validate(); err != nil {
+		return nil, connect.NewError(connect.CodeInvalidArgument, err.Error())
+	}
+	if r.GetOffset() < 0 || r.GetLength() <= 0 || r.GetLength() > fetchBytes {
+		return nil, connect.Errorf(connect.CodeInvalidArgument, "that is no range: %d bytes at %d", r.GetLength(), r.GetOffset())
+	}
+	data, err := s.g.reader.blocks.lend(ctx, segmentName{metadata.GatewayID(r.GetGateway()), r.GetNumber()}, r.GetOffset(), int(r.GetLength()))
+	if err != nil {
+		return nil, connect.NewError(connect.CodeUnavailable, err.Error())
+	}
+	s.g.meters.blocksLent.Add(1)
+	s.g.meters.blockBytesLent.Add(uint64(len(data)))
+	return &peerv1.ReadBlockResponse{Data: data}, nil
 }
 
 // Watch implements peerv1connect.PeerServiceHandler.

@@ -21,7 +21,7 @@ import (
 const (
 	// peerProtocol is the version of what gateways say to each other. One that speaks another
 	// is not spoken to.
-	peerProtocol = 2
+	peerProtocol = 3
 	// peerWait is how long a gateway lets another one wait for a verdict, peerTime how long
 	// that one waits for the answer.
 	peerWait = 2 * time.Second
@@ -244,6 +244,27 @@ func (s *peers) read(ctx context.Context, to metadata.GatewayID, id metadata.Par
 		err = refused
 	}
 	return v, err
+}
+
+// readBlock asks another gateway of the zone for a range of a segment.
+func (s *peers) readBlock(ctx context.Context, to metadata.GatewayID, name segmentName, offset int64, length int) (data []byte, err error) {
+	p, err := s.get(to)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(p.gone, cancel)()
+	s.g.meters.peerCalls.Add(1)
+	answer, err := p.client.ReadBlock(ctx, &peerv1.ReadBlockRequest{Call: s.introduce(to), Zone: s.g.config.Zone,
+		Gateway: string(name.gateway), Number: name.number, Offset: offset, Length: int32(length)})
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s: %w", errUnreachable, to, err)
+	}
+	if len(answer.GetData()) > length {
+		return nil, fmt.Errorf("%w: %s answered with %d bytes, it was asked for %d", errUnreachable, to, len(answer.GetData()), length)
+	}
+	return answer.GetData(), nil
 }
 
 // take tells another gateway that partitions were released for it.

@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
+	"sync/atomic"
 
 	"github.com/maypok86/otter/v2"
 	"golang.org/x/sync/errgroup"
@@ -27,13 +27,16 @@ type reader struct {
 	g     *Gateway
 	index metadata.Index
 	fresh *freshSegments
-	// buffers are *[]byte for messages that are written out before the next one is made.
-	buffers sync.Pool
+	// blocks has the bytes that are not fresh, room is for those of messages.
+	blocks *blocks
+	room   *messageRoom
+	// goingThrough is how many readers go through old data, a partition each.
+	goingThrough atomic.Int64
 }
 
 func newReader(g *Gateway) *reader {
 	return &reader{g: g, index: newIndexCache(metadata.TableIndex{Table: g.table}, g.config.IndexCacheRows), fresh: newFreshSegments(g.config.FreshBytes),
-		buffers: sync.Pool{New: func() any { return new([]byte) }}}
+		blocks: newBlocks(g), room: newMessageRoom(g.config.ReadBytes)}
 }
 
 // view is what readers may see of a partition now. It may be milliseconds late where
@@ -107,9 +110,9 @@ type wanted struct {
 }
 
 // read gathers whole batches from offset f.from on, at most maxBytes (but at least
-// one batch), in buffer if they fit there. next is the offset that the reader has got to:
-// past batches that the filter left out, too.
-func (r *reader) read(ctx context.Context, v *metadata.View, f filter, maxBytes int, buffer []byte) (data []byte, next int64, err error) {
+// one batch), in the memory of a message; nil: in memory of their own. next is the offset that the
+// reader has got to: past batches that the filter left out, too.
+func (r *reader) read(ctx context.Context, v *metadata.View, f filter, maxBytes int, m *message) (data []byte, next int64, err error) {
 	until := min(f.until, v.Next)
 	ctx = bill.ForTopic(ctx, v.Partition.Topic)
 	ranges, next, err := r.plan(ctx, v, f, until, maxBytes)
@@ -121,18 +124,19 @@ func (r *reader) read(ctx context.Context, v *metadata.View, f filter, maxBytes 
 	for _, w := range ranges {
 		total += w.length
 	}
-	if buffer = buffer[:0]; int64(cap(buffer)) < total {
-		buffer = make([]byte, 0, total)
+	buffer, err := m.take(ctx, total)
+	if err != nil {
+		return nil, 0, err
 	}
-	pieces, faults := r.fetch(ctx, ranges, buffer[:total])
-	into := buffer
+	pieces, faults := r.fetch(ctx, ranges, buffer, next >= v.Next) // who has come to the end waits for nobody
+	into := buffer[:0]
 	for i := range ranges {
 		reached, err := ranges[i].chunk.First, faults[i]
 		if errors.Is(err, errMissing) {
 			continue
 		}
 		if err == nil {
-			into, reached, err = r.stamp(ranges[i], pieces[i], f, into)
+			into, reached, err = r.check(ctx, ranges[i], pieces[i], f, into)
 		}
 		switch {
 		case err != nil && len(into) == 0:
@@ -195,20 +199,20 @@ func join(ranges []wanted, c metadata.Chunk) []wanted {
 }
 
 // fetch reads the ranges one behind the other into buffer, each with its own error.
-func (r *reader) fetch(ctx context.Context, ranges []wanted, buffer []byte) ([][]byte, []error) {
+func (r *reader) fetch(ctx context.Context, ranges []wanted, buffer []byte, hurry bool) ([][]byte, []error) {
 	pieces, faults := make([][]byte, len(ranges)), make([]error, len(ranges))
 	for i, w := range ranges {
 		pieces[i], buffer = buffer[:w.length:w.length], buffer[w.length:]
 	}
 	if len(ranges) == 1 {
-		faults[0] = r.bytes(ctx, ranges[0], pieces[0])
+		faults[0] = r.bytes(ctx, ranges[0], pieces[0], hurry)
 		return pieces, faults
 	}
 	var group errgroup.Group
 	group.SetLimit(readsAtOnce)
 	for i := range ranges {
 		group.Go(func() error {
-			faults[i] = r.bytes(ctx, ranges[i], pieces[i])
+			faults[i] = r.bytes(ctx, ranges[i], pieces[i], hurry)
 			return nil
 		})
 	}
@@ -219,18 +223,33 @@ func (r *reader) fetch(ctx context.Context, ranges []wanted, buffer []byte) ([][
 // errMissing is what [seeded.MissingIsEmpty] is about.
 var errMissing = errors.New("gateway: object is missing")
 
-// bytes reads a range: from memory while the segment is fresh, else from the bucket.
-func (r *reader) bytes(ctx context.Context, w wanted, into []byte) error {
+// missingObject says that an object which the index names is not there. A newer index may name others for its offsets.
+type missingObject struct {
+	key         string
+	first, last int64 // offsets that lie in it
+}
+
+func (m *missingObject) Error() string {
+	return fmt.Sprintf("%v: segment %s is gone, but offsets %d to %d lie in it", segments.ErrCorrupt, m.key, m.first, m.last)
+}
+
+func (m *missingObject) Unwrap() error { return segments.ErrCorrupt }
+
+// bytes reads a range: from memory while the segment is fresh, else by the blocks.
+func (r *reader) bytes(ctx context.Context, w wanted, into []byte, hurry bool) error {
 	if r.fresh.read(segmentName{w.chunk.Gateway, w.chunk.Number}, into, w.chunk.Position) {
 		return nil
 	}
 	key := r.g.objectKey(w.chunk)
-	n, err := segments.GetInto(ctx, r.g.store, key, into, w.chunk.Position)
+	n, err := r.blocks.read(ctx, key, into, w.chunk.Position, hurry)
+	if err == nil && n < len(into) && r.blocks.cache != nil { // make sure that it is so
+		n, err = r.blocks.again(ctx, key, into, w.chunk.Position)
+	}
 	switch {
 	case errors.Is(err, segments.ErrNotFound) && seeded.Has(seeded.MissingIsEmpty):
 		return errMissing
 	case errors.Is(err, segments.ErrNotFound):
-		return fmt.Errorf("%w: segment %s is gone, but offsets %d to %d lie in it", segments.ErrCorrupt, key, w.chunk.First, w.chunk.End-1)
+		return &missingObject{key, w.chunk.First, w.chunk.End - 1}
 	case err != nil:
 		return fmt.Errorf("read segment %s: %w", key, err)
 	case n < len(into):
@@ -242,6 +261,24 @@ func (r *reader) bytes(ctx context.Context, w wanted, into []byte) error {
 
 func (g *Gateway) objectKey(c metadata.Chunk) string {
 	return segments.ObjectKey(segments.ClusterID(g.cluster.ID), segments.GatewayID(c.Gateway), c.Number)
+}
+
+// check is stamp, and once more with what the bucket has if the bytes are damaged that came by memory or by another gateway.
+func (r *reader) check(ctx context.Context, w wanted, data []byte, f filter, into []byte) (_ []byte, reached int64, _ error) {
+	stamped, reached, err := r.stamp(w, data, f, into)
+	if err == nil || r.blocks.cache == nil {
+		return stamped, reached, err
+	}
+	key := r.g.objectKey(w.chunk)
+	if n, failed := r.blocks.again(ctx, key, data, w.chunk.Position); failed != nil || n < len(data) {
+		return into, w.chunk.First, err // what was good lay where this may have been written
+	}
+	again, further, failed := r.stamp(w, data, f, into)
+	if failed == nil {
+		r.g.log.Warn("bytes of a segment were damaged on their way, not in the bucket", "segment", key, "error", err)
+		r.g.meters.blocksDamaged.Add(1)
+	}
+	return again, further, failed
 }
 
 // stamp checks the batches of a range, gives them their offsets and appends those
@@ -291,11 +328,11 @@ func (r *reader) damage(w wanted, position int, offset int64, err error) error {
 func (r *reader) scan(ctx context.Context, c metadata.Chunk, from, t int64) (metadata.Found, int64, bool, error) {
 	w := wanted{c, c.Length}
 	data := make([]byte, w.length)
-	err := r.bytes(ctx, w, data)
+	err := r.bytes(ctx, w, data, true)
 	if err != nil {
 		return metadata.Found{}, 0, false, err
 	}
-	if data, _, err = r.stamp(w, data, filter{from: from, until: c.End}, data[:0]); err != nil {
+	if data, _, err = r.check(ctx, w, data, filter{from: from, until: c.End}, data[:0]); err != nil {
 		return metadata.Found{}, 0, false, err
 	}
 	found, ok, largest := metadata.Found{}, false, metadata.NoTimestamp

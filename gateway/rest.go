@@ -53,6 +53,7 @@ func (r *resting) run(ctx context.Context) error {
 		}
 		r.awake.Store(false)
 		r.g.reader.fresh.clear()
+		r.g.reader.blocks.clear()
 		r.free()
 	}
 }

@@ -29,6 +29,7 @@ type impostor struct {
 	answer func(ctx context.Context, request any) (any, error)
 	tell   func(stream peerv1connect.PeerServiceWatchServerStream) error
 	leave  func()
+	zone   string
 }
 
 // appear has it live in the cluster until it leaves. It begins by taking what is its own.
@@ -40,7 +41,7 @@ func (c *testCluster) appear(protocol uint32, i *impostor) {
 	peerv1connect.RegisterPeerServiceHandler(server, i)
 	c.network.set(address, server)
 	i.id = metadata.NewGatewayID(time.Now())
-	row, err := metadata.RegisterGateway(c.t.Context(), c.d.Table, metadata.Gateway{ID: i.id, Peer: address, Protocol: protocol, Version: "impostor", Floor: 1})
+	row, err := metadata.RegisterGateway(c.t.Context(), c.d.Table, metadata.Gateway{ID: i.id, Peer: address, Protocol: protocol, Zone: i.zone, Version: "impostor", Floor: 1})
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -69,6 +70,14 @@ func (c *testCluster) appear(protocol uint32, i *impostor) {
 func (i *impostor) ask(ctx context.Context, request any) (any, error) {
 	i.calls.Add(1)
 	return i.answer(ctx, request)
+}
+
+func (i *impostor) ReadBlock(ctx context.Context, r *peerv1.ReadBlockRequest) (*peerv1.ReadBlockResponse, error) {
+	out, err := i.ask(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	return out.(*peerv1.ReadBlockResponse), nil
 }
 
 func (i *impostor) Refer(ctx context.Context, r *peerv1.ReferRequest) (*peerv1.ReferResponse, error) {
@@ -163,6 +172,7 @@ func TestStrangersAreRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newTestCluster(t)
 		c.prepare = func(g *Gateway) { g.UseCompactor(&notebook{}) }
+		c.config.Zone = "z"
 		first := c.start()
 		client := peerv1connect.NewPeerServiceClient(connect.NewClient(c.network.Dial(first.address)))
 		calls := map[string]func(call *peerv1.Call) error{
@@ -201,6 +211,10 @@ func TestStrangersAreRefused(t *testing.T) {
 			},
 			"Account": func(call *peerv1.Call) error {
 				_, err := client.Account(t.Context(), &peerv1.AccountRequest{Call: call})
+				return err
+			},
+			"ReadBlock": func(call *peerv1.Call) error {
+				_, err := client.ReadBlock(t.Context(), &peerv1.ReadBlockRequest{Call: call, Zone: "z"})
 				return err
 			},
 			"Watch": func(call *peerv1.Call) error {

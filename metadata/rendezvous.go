@@ -12,11 +12,19 @@ import (
 // highest weight, whatever the order of among; "" when there is none. A gateway that joins
 // or leaves moves no partition but its own.
 func Rendezvous(id PartitionID, among []GatewayID) GatewayID {
-	partition := hashPartition(id)
+	return rendezvous(hashPartition(id), among)
+}
+
+// RendezvousText chooses a gateway for anything else that has a name, in the same way.
+func RendezvousText(name string, among []GatewayID) GatewayID {
+	return rendezvous(xxhash.Sum64String(name), among)
+}
+
+func rendezvous(hashed uint64, among []GatewayID) GatewayID {
 	var best GatewayID
 	var highest uint64
 	for _, g := range among {
-		if w := weight(partition, g); best == "" || w > highest || w == highest && g < best {
+		if w := weight(hashed, g); best == "" || w > highest || w == highest && g < best {
 			best, highest = g, w
 		}
 	}

@@ -75,6 +75,14 @@ func (o *observed) GetInto(ctx context.Context, key string, into []byte, offset 
 	return n, err
 }
 
+// GetScattered implements [ScatterReader].
+func (o *observed) GetScattered(ctx context.Context, key string, into [][]byte, offset int64) (int, error) {
+	end := o.begin(OpGet)
+	n, err := GetScattered(ctx, o.Store, key, into, offset)
+	end(int64(n), err)
+	return n, err
+}
+
 func (o *observed) Delete(ctx context.Context, key string) error {
 	end := o.begin(OpDelete)
 	err := o.Store.Delete(ctx, key)

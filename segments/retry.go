@@ -109,6 +109,15 @@ func (r *retrying) GetInto(ctx context.Context, key string, into []byte, offset 
 	return n, err
 }
 
+// GetScattered implements [ScatterReader].
+func (r *retrying) GetScattered(ctx context.Context, key string, into [][]byte, offset int64) (n int, err error) {
+	err = r.try(ctx, func(ctx context.Context) (err error) {
+		n, err = GetScattered(ctx, r.Store, key, into, offset)
+		return err
+	})
+	return n, err
+}
+
 func (r *retrying) Delete(ctx context.Context, key string) error {
 	return r.try(ctx, func(ctx context.Context) error { return r.Store.Delete(ctx, key) })
 }

@@ -18,7 +18,7 @@ var fastRetry = segments.RetryConfig{Tries: 4, MinWait: time.Millisecond, MaxWai
 
 func TestDecoratorsKeepTheContract(t *testing.T) {
 	storetest.Run(t, func(*testing.T) segments.Store {
-		return segments.Retry(segments.Observe(memstore.New(), segments.Observer{}), fastRetry)
+		return segments.Retry(segments.Hedge(segments.Observe(memstore.New(), segments.Observer{}), segments.HedgeConfig{}), fastRetry)
 	})
 }
 

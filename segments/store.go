@@ -95,6 +95,47 @@ func GetInto(ctx context.Context, s Store, key string, into []byte, offset int64
 	return copy(into, data), err
 }
 
+// ScatterReader is a [Store] that can read one range into several pieces of memory.
+type ScatterReader interface {
+	// GetScattered fills the slices one after the other. Otherwise it is as GetInto.
+	GetScattered(ctx context.Context, key string, into [][]byte, offset int64) (int, error)
+}
+
+// GetScattered reads by the store's own GetScattered, or by Get and copies.
+func GetScattered(ctx context.Context, s Store, key string, into [][]byte, offset int64) (int, error) {
+	if len(into) == 1 {
+		return GetInto(ctx, s, key, into[0], offset)
+	}
+	if r, ok := s.(ScatterReader); ok {
+		return r.GetScattered(ctx, key, into, offset)
+	}
+	length := int64(0)
+	for _, b := range into {
+		length += int64(len(b))
+	}
+	data, _, err := s.Get(ctx, key, offset, length)
+	return Scatter(into, data), err
+}
+
+// Scatter copies data into slices, one after the other, and returns how much there was room for.
+func Scatter(into [][]byte, data []byte) (n int) {
+	for _, b := range into {
+		n += copy(b, data[n:])
+	}
+	return n
+}
+
+// ReadScattered reads count bytes into slices, one after the other. They must have room for it.
+func ReadScattered(body io.Reader, into [][]byte, count int64) (n int64, err error) {
+	for _, b := range into {
+		m, err := io.ReadFull(body, b[:min(int64(len(b)), count-n)])
+		if n += int64(m); err != nil || n == count {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
 // clusterKey names the object that says which cluster a bucket belongs to.
 const clusterKey = "cluster-id"
 

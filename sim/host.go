@@ -25,6 +25,9 @@ type host struct {
 	gone bool
 }
 
+// zone is one of two, by the last letter of the name.
+func (h *host) zone() string { return string('a' + h.name[len(h.name)-1]%2) }
+
 func (h *host) apiAddress() string  { return h.name + ":api" }
 func (h *host) peerAddress() string { return h.name + ":peer" }
 
@@ -96,10 +99,10 @@ func (p *process) run(ctx context.Context) error {
 	me := party{h.name, p.life}
 	o := c.options
 	g, err := gateway.New(gateway.Config{
-		Address: h.apiAddress(), PeerAddress: h.peerAddress(), Version: "sim",
+		Address: h.apiAddress(), PeerAddress: h.peerAddress(), Version: "sim", Zone: h.zone(),
 		FlushInterval: o.FlushInterval, LeaseTime: o.LeaseTime, DrainTime: drainTime,
 		SegmentBytes: 64 << 10, UploadBytes: 1 << 20, BufferBytes: 1 << 20, RequestBytes: 1 << 20, MaxRequestBytes: 256 << 10,
-		FreshBytes: 64 << 10, MaxMessageBytes: 64 << 10, CloseAfter: o.CloseAfter, FoldRows: o.FoldRows, FoldBytes: min(o.FoldRows, 1),
+		FreshBytes: 64 << 10, MaxMessageBytes: 64 << 10, CacheBytes: 256 << 10, CacheBlockBytes: 4 << 10, ReadBytes: 1 << 20, ColdBytes: 64 << 10, CloseAfter: o.CloseAfter, FoldRows: o.FoldRows, FoldBytes: min(o.FoldRows, 1),
 	}, gateway.Dependencies{
 		Store: &bucket{c.way(me, bucketName), c.bucket}, Table: &table{c.way(me, tableName), c.rows, c.paths}, Buffers: buffers,
 		Log: c.log.With("host", h.name), Dial: c.dial(me), Now: h.clock.now, Meters: c.meters, FreeMemory: func() {},

@@ -21,6 +21,7 @@ import (
 //	lookup   ─┘
 //	floor     ── bare servers and bare S3 clients, as processes of their own
 //	compare   ── both in turns, with a gateway of its own: ratios
+//	catchup   ── the tail with and without readers of old data beside it
 //	counts    ── what must not depend on the machine: calls, rows and bytes
 //	cluster   ── the same of several gateways: commit writes, bytes between them, takeovers
 func newBenchCommand(a *app) *cobra.Command {
@@ -37,6 +38,7 @@ On a shared machine only ratios of one run mean much: 'varve bench compare' prin
 	cmd.AddCommand(
 		newBenchProduceCommand(a),
 		newBenchConsumeCommand(a),
+		newBenchCatchupCommand(a),
 		newBenchLookupCommand(a),
 		newBenchFloorCommand(a),
 		newBenchCompareCommand(a),

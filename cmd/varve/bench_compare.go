@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +11,7 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -36,8 +36,8 @@ else the machine does meanwhile touches both sides.
 
 The gateway keeps its data in a temporary folder, or in the places of --segments and --metadata. A bucket is
 used under a prefix of its own, which is emptied at the end; a table should be one that no other gateway
-uses, since rows of the run's gateway stay in it. With a bucket the floor of produce is the bare server
-plus a bare S3 client: the cheapest for CPU time, the fastest for throughput.`,
+uses, since rows of the run's gateway stay in it. With a bucket the floor is the bare server plus a bare S3
+client, which puts, or gets what the gateway did not have in memory: the cheapest for CPU time, the fastest for throughput.`,
 		Example: `  varve bench compare
   varve bench compare --segments 's3://varve/bench?endpoint=http://127.0.0.1:9000' --metadata 'dynamodb://varve?endpoint=http://127.0.0.1:8000'`,
 		Args: cobra.NoArgs, ValidArgsFunction: cobra.NoFileCompletions,
@@ -54,6 +54,7 @@ plus a bare S3 client: the cheapest for CPU time, the fastest for throughput.`,
 	}
 	o.register(cmd, 2*time.Second)
 	cmd.Flags().StringVar(&o.metadata, "metadata", "", "the table of the gateway (default: a file)")
+	cmd.Flags().Int64Var(&o.cacheBytes, "cache-bytes", -1, "memory of the gateway for what it read from the bucket (default: its own default): little of it has all reads go to the bucket, much none")
 	cmd.Flags().IntVar(&rounds, "rounds", 5, "how often everything is measured")
 	return cmd
 }
@@ -68,6 +69,7 @@ type compareRound struct {
 	ConsumeCosts   costs       `json:"consume_costs"`
 	ProduceCPU     float64     `json:"produce_cpu_ratio"`
 	ConsumeCPU     float64     `json:"consume_cpu_ratio"`
+	FromBucket     float64     `json:"consume_from_bucket"`
 	PutThroughput  float64     `json:"put_throughput_ratio,omitempty"`
 	ServerRate     float64     `json:"produce_throughput_ratio"`
 	ConsumeOfFloor float64     `json:"consume_throughput_ratio"`
@@ -130,7 +132,8 @@ func (r *compareReport) text() string {
 		}
 	}
 	fmt.Fprintf(&b, "  %-28s %.2f x the floor\n", "produce, server CPU", r.Produce)
-	fmt.Fprintf(&b, "  %-28s %.2f x the floor (pread)\n", "consume, server CPU", r.Consume)
+	fmt.Fprintf(&b, "  %-28s %.2f x the floor (pread, and the cheapest get for what came from a bucket: %.0f %%)\n", "consume, server CPU", r.Consume,
+		100*r.median(func(c *compareRound) float64 { return c.FromBucket }))
 	if r.Put > 0 {
 		fmt.Fprintf(&b, "  %-28s %.0f %% of the fastest bare S3 client\n", "produce, throughput", r.Put*100)
 	}
@@ -157,7 +160,11 @@ func (a *app) benchCompare(ctx context.Context, o *floorOptions, rounds int) (r 
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	own, stop, err := a.ownGateway(ctx, dir, o.segments, o.metadata)
+	var more []string
+	if o.cacheBytes >= 0 {
+		more = append(more, "--cache-bytes", strconv.FormatInt(o.cacheBytes, 10))
+	}
+	own, stop, err := a.ownGateway(ctx, dir, o.segments, o.metadata, more...)
 	if err != nil {
 		return nil, err
 	}
@@ -197,8 +204,8 @@ func (a *app) benchCompare(ctx context.Context, o *floorOptions, rounds int) (r 
 }
 
 // ownGateway starts a gateway for a bench, and returns an app whose server it is.
-func (a *app) ownGateway(ctx context.Context, dir, place, table string) (own *app, stop func() error, err error) {
-	args := []string{"--data", dir}
+func (a *app) ownGateway(ctx context.Context, dir, place, table string, more ...string) (own *app, stop func() error, err error) {
+	args := append([]string{"--data", dir}, more...)
 	clean := func() error { return nil }
 	if place != "" {
 		if place, err = ownPrefix(place); err != nil {
@@ -351,16 +358,32 @@ func (c *comparison) consume(ctx context.Context, t benchTopic, r *compareRound)
 // bareClients measures both SDKs with few and with many callers.
 func bareClients(ctx context.Context, place string, duration time.Duration) ([]objectsResult, error) {
 	var all []objectsResult
-	for _, sdk := range []string{sdkAWS, sdkMinIO} {
-		for _, callers := range []int{4, 16} {
-			r, err := floorObjects(ctx, sdk, place, callers, duration)
-			if err != nil {
-				return nil, err
+	for _, op := range []string{opPut, opGet} {
+		for _, sdk := range []string{sdkAWS, sdkMinIO} {
+			for _, callers := range []int{4, 16} {
+				r, err := floorObjects(ctx, op, sdk, place, callers, duration)
+				if err != nil {
+					return nil, err
+				}
+				all = append(all, r)
 			}
-			all = append(all, r)
 		}
 	}
 	return all, nil
+}
+
+// bare is the least CPU time a GiB and the highest throughput of the bare clients that put, or get.
+func (f *floorReport) bare(op string) (cpu, rate float64, ok bool) {
+	for _, o := range f.Objects {
+		if o.Op != op {
+			continue
+		}
+		if !ok || o.CPU < cpu {
+			cpu = o.CPU
+		}
+		rate, ok = max(rate, o.MiB), true
+	}
+	return cpu, rate, ok
 }
 
 // ratios sets the gateway against the floor of the same round.
@@ -371,15 +394,18 @@ func (r *compareRound) ratios() {
 		}
 		return a / b
 	}
-	floor := r.Floor.Produce.ServerCPU
-	if objects := r.Floor.Objects; len(objects) > 0 {
-		cheapest := slices.MinFunc(objects, func(a, b objectsResult) int { return cmp.Compare(a.CPU, b.CPU) })
-		fastest := slices.MaxFunc(objects, func(a, b objectsResult) int { return cmp.Compare(a.MiB, b.MiB) })
-		floor += cheapest.CPU
-		r.PutThroughput = ratio(r.Produce.MiB, fastest.MiB)
+	produce, consume := r.Floor.Produce.ServerCPU, r.Floor.Pread.ServerCPU
+	if cheapest, fastest, ok := r.Floor.bare(opPut); ok {
+		produce += cheapest
+		r.PutThroughput = ratio(r.Produce.MiB, fastest)
 	}
-	r.ProduceCPU = ratio(r.Produce.ServerCPU, floor)
-	r.ConsumeCPU = ratio(r.Consume.ServerCPU, r.Floor.Pread.ServerCPU)
+	// What the gateway had in memory, nobody has to get.
+	r.FromBucket = ratio(float64(r.ConsumeCosts.ObjectGetBytes), float64(r.Consume.Bytes))
+	if cheapest, _, ok := r.Floor.bare(opGet); ok {
+		consume += min(r.FromBucket, 1) * cheapest
+	}
+	r.ProduceCPU = ratio(r.Produce.ServerCPU, produce)
+	r.ConsumeCPU = ratio(r.Consume.ServerCPU, consume)
 	r.ServerRate = ratio(r.Produce.MiB, r.Floor.Produce.MiB)
 	r.ConsumeOfFloor = ratio(r.Consume.MiB, r.Floor.Pread.MiB)
 }

@@ -244,7 +244,7 @@ func (r *floorReport) text() string {
 }
 
 func (o objectsResult) text() string {
-	return fmt.Sprintf("  %-28s %8.1f MiB/s   client %.2f s/GiB\n", fmt.Sprintf("put 8 MiB: %s, %d callers", o.SDK, o.Callers), o.MiB, o.CPU)
+	return fmt.Sprintf("  %-28s %8.1f MiB/s   client %.2f s/GiB\n", fmt.Sprintf("%s 8 MiB: %s, %d callers", o.Op, o.SDK, o.Callers), o.MiB, o.CPU)
 }
 
 // floorOptions are the flags of floor and compare.
@@ -255,6 +255,7 @@ type floorOptions struct {
 	duration           time.Duration
 	dir                string
 	segments, metadata string
+	cacheBytes         int64 // of compare's gateway; negative: its default
 }
 
 func (o *floorOptions) register(cmd *cobra.Command, duration time.Duration) {
@@ -280,7 +281,7 @@ func newBenchFloorCommand(a *app) *cobra.Command {
 		Short: "Measure the least that the same work costs on this machine",
 		Long: `Measure bare servers, as processes of their own, so that their CPU time is told from the bench's:
 one takes the bodies that 'varve bench produce' sends, checks the CRC of the batch in each and writes
-it to a file; one sends ranges of a file. With --segments, bare S3 clients put objects of 8 MiB.`,
+it to a file; one sends ranges of a file. With --segments, bare S3 clients put and get objects of 8 MiB.`,
 		Args: cobra.NoArgs, ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			r, err := a.benchFloor(cmd.Context(), &o)
@@ -327,8 +328,8 @@ func (a *app) benchFloor(ctx context.Context, o *floorOptions) (r *floorReport, 
 }
 
 // floorObjects runs a bare client of the bucket as a process.
-func floorObjects(ctx context.Context, sdk, place string, callers int, duration time.Duration) (r objectsResult, err error) {
-	c, err := startChild("bench", "floor-objects", "--sdk", sdk, "--segments", place, "--callers", fmt.Sprint(callers), "--duration", duration.String())
+func floorObjects(ctx context.Context, op, sdk, place string, callers int, duration time.Duration) (r objectsResult, err error) {
+	c, err := startChild("bench", "floor-objects", "--op", op, "--sdk", sdk, "--segments", place, "--callers", fmt.Sprint(callers), "--duration", duration.String())
 	if err != nil {
 		return r, err
 	}

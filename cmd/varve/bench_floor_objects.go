@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net/http"
 	"strconv"
@@ -29,11 +30,14 @@ const floorObject = 8 * mib
 // objectClient is the least that a client of a bucket does: payload unsigned, no checksum.
 type objectClient interface {
 	put(ctx context.Context, key string, data []byte) error
+	// get fills into with the whole object.
+	get(ctx context.Context, key string, into []byte) error
 	remove(ctx context.Context, key string) error
 }
 
 // objectsResult is what `varve bench floor-objects` prints.
 type objectsResult struct {
+	Op      string  `json:"op"`
 	SDK     string  `json:"sdk"`
 	Callers int     `json:"callers"`
 	Objects int64   `json:"objects"`
@@ -44,7 +48,7 @@ type objectsResult struct {
 
 // newFloorObjectsCommand is hidden: `varve bench floor` runs it as a process of its own.
 func newFloorObjectsCommand() *cobra.Command {
-	var sdk, place string
+	var sdk, op, place string
 	var callers int
 	var duration time.Duration
 	cmd := &cobra.Command{
@@ -62,18 +66,23 @@ func newFloorObjectsCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			r, err := putObjects(cmd.Context(), c, prefix, callers, duration)
+			run := putObjects
+			if op == opGet {
+				run = getObjects
+			}
+			r, err := run(cmd.Context(), c, prefix, callers, duration)
 			if err != nil {
 				return err
 			}
-			r.SDK = sdk
+			r.SDK, r.Op = sdk, op
 			return json.NewEncoder(cmd.OutOrStdout()).Encode(r)
 		},
 	}
 	f := cmd.Flags()
 	f.StringVar(&sdk, "sdk", sdkAWS, "aws or minio")
+	f.StringVar(&op, "op", opPut, "put or get")
 	f.StringVar(&place, "segments", "", "the bucket")
-	f.IntVar(&callers, "callers", 4, "puts at once")
+	f.IntVar(&callers, "callers", 4, "calls at once")
 	f.DurationVar(&duration, "duration", 3*time.Second, "how long")
 	return cmd
 }
@@ -81,26 +90,39 @@ func newFloorObjectsCommand() *cobra.Command {
 const (
 	sdkAWS   = "aws"
 	sdkMinIO = "minio"
+
+	opPut = "put"
+	opGet = "get"
+	// floorObjectsRead is how many objects a bare client gets, over and over.
+	floorObjectsRead = 16
 )
 
-// putObjects puts objects for a while and then deletes them.
-func putObjects(ctx context.Context, c objectClient, prefix string, callers int, duration time.Duration) (objectsResult, error) {
-	data := make([]byte, floorObject)
-	random := rand.NewChaCha8([32]byte{1})
-	// It never fails.
-	_, _ = random.Read(data)
+// getObjects puts a few objects, gets them for a while, each caller into memory of its own, and deletes them.
+func getObjects(ctx context.Context, c objectClient, prefix string, callers int, duration time.Duration) (r objectsResult, err error) {
 	run := fmt.Sprintf("%sfloor-%016x/", prefix, rand.Uint64())
-	key := func(n int64) string { return run + strconv.FormatInt(n, 10) }
-	if err := c.put(ctx, key(0), data); err != nil { // connections and credentials
-		return objectsResult{}, err
+	key := func(n int64) string { return run + strconv.FormatInt(n%floorObjectsRead, 10) }
+	defer func() { err = errors.Join(err, removeObjects(ctx, c, floorObjectsRead, key)) }()
+	for n := range int64(floorObjectsRead) {
+		if err := c.put(ctx, key(n), randomObject()); err != nil {
+			return r, err
+		}
 	}
+	return timed(ctx, callers, duration, func() func(n int64) error {
+		into := make([]byte, floorObject)
+		return func(n int64) error { return c.get(ctx, key(n), into) }
+	})
+}
+
+// timed has callers make calls of an object each, for a while.
+func timed(ctx context.Context, callers int, duration time.Duration, caller func() func(n int64) error) (objectsResult, error) {
 	var next atomic.Int64
 	began, cpu := time.Now(), processCPU()
 	var group errgroup.Group
 	for range callers {
 		group.Go(func() error {
+			call := caller()
 			for time.Since(began) < duration && ctx.Err() == nil {
-				if err := c.put(ctx, key(next.Add(1)), data); err != nil {
+				if err := call(next.Add(1)); err != nil {
 					return err
 				}
 			}
@@ -109,19 +131,43 @@ func putObjects(ctx context.Context, c objectClient, prefix string, callers int,
 	}
 	err := group.Wait()
 	elapsed, used := time.Since(began), processCPU()-cpu
-	cleaning, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeTimeout)
+	bytes := float64(next.Load() * floorObject)
+	return objectsResult{Callers: callers, Objects: next.Load(), Seconds: elapsed.Seconds(),
+		MiB: bytes / mib / elapsed.Seconds(), CPU: used.Seconds() / (bytes / gib)}, err
+}
+
+func randomObject() []byte {
+	data := make([]byte, floorObject)
+	random := rand.NewChaCha8([32]byte{1})
+	// It never fails.
+	_, _ = random.Read(data)
+	return data
+}
+
+// removeObjects deletes objects 0 to count, also when the run was interrupted.
+func removeObjects(ctx context.Context, c objectClient, count int64, key func(int64) string) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeTimeout)
 	defer cancel()
 	var sweep errgroup.Group
 	sweep.SetLimit(8)
-	for n := range next.Load() + 1 {
-		sweep.Go(func() error { return c.remove(cleaning, key(n)) })
+	for n := range count {
+		sweep.Go(func() error { return c.remove(ctx, key(n)) })
 	}
-	if err := errors.Join(err, sweep.Wait()); err != nil {
+	return sweep.Wait()
+}
+
+// putObjects puts objects for a while and then deletes them.
+func putObjects(ctx context.Context, c objectClient, prefix string, callers int, duration time.Duration) (objectsResult, error) {
+	data := randomObject()
+	run := fmt.Sprintf("%sfloor-%016x/", prefix, rand.Uint64())
+	key := func(n int64) string { return run + strconv.FormatInt(n, 10) }
+	if err := c.put(ctx, key(0), data); err != nil { // connections and credentials
 		return objectsResult{}, err
 	}
-	bytes := float64(next.Load() * floorObject)
-	return objectsResult{Callers: callers, Objects: next.Load(), Seconds: elapsed.Seconds(),
-		MiB: bytes / mib / elapsed.Seconds(), CPU: used.Seconds() / (bytes / gib)}, nil
+	r, err := timed(ctx, callers, duration, func() func(n int64) error {
+		return func(n int64) error { return c.put(ctx, key(n), data) }
+	})
+	return r, errors.Join(err, removeObjects(ctx, c, r.Objects+1, key))
 }
 
 // bareAWS is Amazon's client.
@@ -159,6 +205,15 @@ func openBareAWS(ctx context.Context, l location) (objectClient, string, error) 
 func (c *bareAWS) put(ctx context.Context, key string, data []byte) error {
 	_, err := c.client.PutObject(ctx, &s3.PutObjectInput{Bucket: &c.bucket, Key: &key, Body: bytes.NewReader(data)})
 	return err
+}
+
+func (c *bareAWS) get(ctx context.Context, key string, into []byte) error {
+	answer, err := c.client.GetObject(ctx, &s3.GetObjectInput{Bucket: &c.bucket, Key: &key})
+	if err != nil {
+		return err
+	}
+	_, err = io.ReadFull(answer.Body, into)
+	return errors.Join(err, answer.Body.Close())
 }
 
 func (c *bareAWS) remove(ctx context.Context, key string) error {
@@ -201,6 +256,15 @@ func (c *bareMinIO) put(ctx context.Context, key string, data []byte) error {
 	_, err := c.core.PutObject(ctx, c.bucket, key, bytes.NewReader(data), int64(len(data)), "", "",
 		minio.PutObjectOptions{DisableMultipart: true, DisableContentSha256: true})
 	return err
+}
+
+func (c *bareMinIO) get(ctx context.Context, key string, into []byte) error {
+	body, _, _, err := c.core.GetObject(ctx, c.bucket, key, minio.GetObjectOptions{})
+	if err != nil {
+		return err
+	}
+	_, err = io.ReadFull(body, into)
+	return errors.Join(err, body.Close())
 }
 
 func (c *bareMinIO) remove(ctx context.Context, key string) error {

@@ -53,6 +53,8 @@ type serveOptions struct {
 	startTimeout                   time.Duration
 	gcInterval, gcGrace            time.Duration
 	gcShare                        float64
+	cacheBytes, readBytes          int64
+	coldBytes, coldRate            int64
 }
 
 func newServeCommand() *cobra.Command {
@@ -81,12 +83,31 @@ second later or more, exits at once.`,
 	return cmd
 }
 
+const (
+	// cacheBytes is how much of the bucket stays in memory, unless a memory limit is less than cacheShare times that.
+	cacheBytes = 256 << 20
+	cacheShare = 4
+	// coldRate leaves most of a core, and of a network of a few hundred MiB a second, to the tail.
+	coldRate = 64 << 20
+)
+
+// cache is how many bytes of the bucket stay in memory; negative: none.
+func (o *serveOptions) cache(p *plan) int64 {
+	switch {
+	case o.cacheBytes > 0:
+		return o.cacheBytes
+	case o.cacheBytes == 0 || p.segments.local():
+		return -1
+	}
+	return min(cacheBytes, debug.SetMemoryLimit(-1)/cacheShare)
+}
+
 func (o *serveOptions) register(f *pflag.FlagSet) {
 	f.StringVar(&o.listen, "listen", "127.0.0.1:7480", "address of the API; other than loopback needs --insecure")
 	f.StringVar(&o.data, "data", "./varve-data", "folder for the buffer, and for segments and table unless they are elsewhere")
 	f.StringVar(&o.segments, "segments", "", "where segments go: file:///dir, s3://bucket/prefix?region=&endpoint=&checksum=, minio://host:port/bucket/prefix?tls=&region=&checksum=, mem:// (default file, in --data)")
 	f.StringVar(&o.metadata, "metadata", "", "where the table is: bolt:///file, dynamodb://table?region=&endpoint=, mem:// (default bolt, in --data)")
-	f.StringVar(&o.zone, "zone", "", "zone that this gateway runs in, shown to others")
+	f.StringVar(&o.zone, "zone", "", "zone that this gateway runs in; gateways of one zone read from the bucket for each other")
 	f.StringVar(&o.peerListen, "peer-listen", "", "address where other gateways on the same table reach this one; other than loopback needs --insecure (default: a free port on the host of --listen)")
 	f.StringVar(&o.advertise, "advertise", "", "address that other gateways are told (default: that of --peer-listen)")
 	f.Int32Var(&o.autoCreate, "auto-create", 1, "partitions of a topic that its first produce makes; 0: none is made")
@@ -95,6 +116,10 @@ func (o *serveOptions) register(f *pflag.FlagSet) {
 	f.Int64Var(&o.segmentBytes, "segment-bytes", 8<<20, "size at which a segment is sealed")
 	f.Int64Var(&o.bufferBytes, "buffer-bytes", 128<<20, "bytes of appends that may wait for their commit; more are slowed, then refused")
 	f.Int64Var(&o.uploadBytes, "upload-bytes", 64<<20, "bytes of segments that may be uploading at once")
+	f.Int64Var(&o.cacheBytes, "cache-bytes", -1, "memory for what was read from the bucket, 0: none; -1: 256 MiB, or a quarter of GOMEMLIMIT if that is less, and none on files, which the system caches")
+	f.Int64Var(&o.readBytes, "read-bytes", 128<<20, "memory for messages of records that are being sent")
+	f.Int64Var(&o.coldBytes, "cold-bytes", 32<<20, "bytes that may be on their way from the bucket for readers of old data")
+	f.Int64Var(&o.coldRate, "cold-rate", coldRate, "bytes a second that readers of old data get from the bucket while somebody appends or follows; 0: no limit")
 	f.DurationVar(&o.startTimeout, "start-timeout", time.Minute, "how long a start waits for a bucket or table that does not answer; what refuses it ends it at once")
 	f.DurationVar(&o.drainTimeout, "drain-timeout", 25*time.Second, "how long a clean shutdown may take")
 	f.DurationVar(&o.leaseTime, "lease-time", 5*time.Second, "silence after which a gateway counts as dead")
@@ -171,6 +196,13 @@ func (o *serveOptions) config(p *plan) gateway.Config {
 		Address: o.listen, PeerAddress: o.advertise, Zone: o.zone, Version: version, Role: roleOf(o.role),
 		FlushInterval: o.flushInterval, SegmentBytes: o.segmentBytes, BufferBytes: o.bufferBytes, UploadBytes: o.uploadBytes,
 		AutoCreate: o.autoCreate, LeaseTime: o.leaseTime, DrainTime: o.drainTimeout, Exclusive: p.exclusive(), CheckAddress: !p.exclusive(),
+	}
+	c.CacheBytes, c.ReadBytes, c.ColdBytes, c.ColdRate = o.cache(p), o.readBytes, o.coldBytes, o.coldRate
+	if c.ColdRate == 0 {
+		c.ColdRate = -1
+	}
+	if p.segments.local() {
+		c.HedgeShare = -1 // a disk does not become faster by that
 	}
 	if c.FlushInterval == 0 {
 		c.FlushInterval = bucketPace
@@ -484,7 +516,7 @@ func limitMemory(p *plan) {
 	}
 	const base = 128 << 20 // caches, connections, the runtime
 	const requests = 128 << 20
-	limit := base + requests + p.config.BufferBytes + p.config.UploadBytes
+	limit := base + requests + p.config.BufferBytes + p.config.UploadBytes + max(p.config.CacheBytes, 0) + p.config.ReadBytes + p.config.ColdBytes
 	if p.config.Role != metadata.RoleGateway {
 		limit += 2 * p.merging.TargetBytes // the segment that is made, and what is read for it
 	}

@@ -162,7 +162,12 @@ func openFile(path string) (*os.File, fs.FileInfo, error) {
 
 // GetInto implements [segments.IntoReader].
 func (s *Store) GetInto(ctx context.Context, key string, into []byte, offset int64) (int, error) {
-	err := segments.CheckCall(ctx, key)
+	return s.GetScattered(ctx, key, [][]byte{into}, offset)
+}
+
+// GetScattered implements [segments.ScatterReader].
+func (s *Store) GetScattered(ctx context.Context, key string, into [][]byte, offset int64) (n int, err error) {
+	err = segments.CheckCall(ctx, key)
 	if err == nil && offset < 0 {
 		err = fmt.Errorf("offset %d is negative", offset)
 	}
@@ -174,9 +179,14 @@ func (s *Store) GetInto(ctx context.Context, key string, into []byte, offset int
 		return 0, fmt.Errorf("get %s: %w", key, s.explain(err))
 	}
 	defer f.Close()
-	n, err := f.ReadAt(into, offset)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return 0, fmt.Errorf("get %s: %w", key, s.explain(err))
+	for _, b := range into {
+		m, err := f.ReadAt(b, offset+int64(n))
+		if err != nil && !errors.Is(err, io.EOF) {
+			return 0, fmt.Errorf("get %s: %w", key, s.explain(err))
+		}
+		if n += m; m < len(b) {
+			break
+		}
 	}
 	return n, nil
 }

@@ -136,6 +136,11 @@ func ranges(t *testing.T, store segments.Store) {
 		if n, err := segments.GetInto(t.Context(), store, "range", into, test.offset); err != nil || string(into[:n]) != test.want {
 			t.Errorf("%s: GetInto(%d, %d) = %q, %v; want %q", test.name, test.offset, test.length, into[:n], err, test.want)
 		}
+		scattered := make([]byte, test.length)
+		pieces := slices.Collect(slices.Chunk(scattered, 3))
+		if n, err := segments.GetScattered(t.Context(), store, "range", pieces, test.offset); err != nil || string(scattered[:n]) != test.want {
+			t.Errorf("%s: GetScattered(%d, %d) = %q, %v; want %q", test.name, test.offset, test.length, scattered[:n], err, test.want)
+		}
 	}
 	if _, err := segments.GetInto(t.Context(), store, "absent", make([]byte, 1), 0); !errors.Is(err, segments.ErrNotFound) {
 		t.Errorf("GetInto of an absent object: %v", err)

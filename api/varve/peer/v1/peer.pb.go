@@ -5,8 +5,8 @@
 // source: varve/peer/v1/peer.proto
 
 // What gateways say to each other, on an address of its own. No payload of records
-// ever travels here: only references, verdicts and index entries. Fields of type
-// bytes hold the encodings of package metadata.
+// ever travels here, but by ReadBlock between gateways of one zone: only references, verdicts
+// and index entries. Other fields of type bytes hold the encodings of package metadata.
 
 package peerv1
 
@@ -1653,6 +1653,137 @@ func (x *Account) GetUsed() []uint64 {
 	return nil
 }
 
+type ReadBlockRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Call  *Call                  `protobuf:"bytes,1,opt,name=call,proto3" json:"call,omitempty"`
+	// Of who asks. A gateway of another zone, or of none, refuses.
+	Zone string `protobuf:"bytes,2,opt,name=zone,proto3" json:"zone,omitempty"`
+	// The uploader and number of the segment.
+	Gateway       string `protobuf:"bytes,3,opt,name=gateway,proto3" json:"gateway,omitempty"`
+	Number        uint64 `protobuf:"varint,4,opt,name=number,proto3" json:"number,omitempty"`
+	Offset        int64  `protobuf:"varint,5,opt,name=offset,proto3" json:"offset,omitempty"`
+	Length        int32  `protobuf:"varint,6,opt,name=length,proto3" json:"length,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadBlockRequest) Reset() {
+	*x = ReadBlockRequest{}
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadBlockRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadBlockRequest) ProtoMessage() {}
+
+func (x *ReadBlockRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadBlockRequest.ProtoReflect.Descriptor instead.
+func (*ReadBlockRequest) Descriptor() ([]byte, []int) {
+	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *ReadBlockRequest) GetCall() *Call {
+	if x != nil {
+		return x.Call
+	}
+	return nil
+}
+
+func (x *ReadBlockRequest) GetZone() string {
+	if x != nil {
+		return x.Zone
+	}
+	return ""
+}
+
+func (x *ReadBlockRequest) GetGateway() string {
+	if x != nil {
+		return x.Gateway
+	}
+	return ""
+}
+
+func (x *ReadBlockRequest) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *ReadBlockRequest) GetOffset() int64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *ReadBlockRequest) GetLength() int32 {
+	if x != nil {
+		return x.Length
+	}
+	return 0
+}
+
+type ReadBlockResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Fewer bytes than asked for only at the segment's end.
+	Data          []byte `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadBlockResponse) Reset() {
+	*x = ReadBlockResponse{}
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadBlockResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadBlockResponse) ProtoMessage() {}
+
+func (x *ReadBlockResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadBlockResponse.ProtoReflect.Descriptor instead.
+func (*ReadBlockResponse) Descriptor() ([]byte, []int) {
+	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *ReadBlockResponse) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
 var File_varve_peer_v1_peer_proto protoreflect.FileDescriptor
 
 const file_varve_peer_v1_peer_proto_rawDesc = "" +
@@ -1768,7 +1899,16 @@ const file_varve_peer_v1_peer_proto_rawDesc = "" +
 	"\x04rest\x18\x05 \x03(\x04R\x04rest\"3\n" +
 	"\aAccount\x12\x14\n" +
 	"\x05topic\x18\x01 \x01(\fR\x05topic\x12\x12\n" +
-	"\x04used\x18\x02 \x03(\x04R\x04used2\xa1\x05\n" +
+	"\x04used\x18\x02 \x03(\x04R\x04used\"\xb1\x01\n" +
+	"\x10ReadBlockRequest\x12'\n" +
+	"\x04call\x18\x01 \x01(\v2\x13.varve.peer.v1.CallR\x04call\x12\x12\n" +
+	"\x04zone\x18\x02 \x01(\tR\x04zone\x12\x18\n" +
+	"\agateway\x18\x03 \x01(\tR\agateway\x12\x16\n" +
+	"\x06number\x18\x04 \x01(\x04R\x06number\x12\x16\n" +
+	"\x06offset\x18\x05 \x01(\x03R\x06offset\x12\x16\n" +
+	"\x06length\x18\x06 \x01(\x05R\x06length\"'\n" +
+	"\x11ReadBlockResponse\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data2\xf3\x05\n" +
 	"\vPeerService\x12D\n" +
 	"\x05Refer\x12\x1b.varve.peer.v1.ReferRequest\x1a\x1c.varve.peer.v1.ReferResponse\"\x00\x12G\n" +
 	"\x06Decide\x12\x1c.varve.peer.v1.DecideRequest\x1a\x1d.varve.peer.v1.DecideResponse\"\x00\x12A\n" +
@@ -1778,7 +1918,8 @@ const file_varve_peer_v1_peer_proto_rawDesc = "" +
 	"\x04Note\x12\x1a.varve.peer.v1.NoteRequest\x1a\x1b.varve.peer.v1.NoteResponse\"\x00\x12L\n" +
 	"\aCompact\x12\x1d.varve.peer.v1.CompactRequest\x1a\x1e.varve.peer.v1.CompactResponse\"\x000\x01\x12V\n" +
 	"\vAcknowledge\x12!.varve.peer.v1.AcknowledgeRequest\x1a\".varve.peer.v1.AcknowledgeResponse\"\x00\x12J\n" +
-	"\aAccount\x12\x1d.varve.peer.v1.AccountRequest\x1a\x1e.varve.peer.v1.AccountResponse\"\x00B4Z2github.com/varvelog/varve/api/varve/peer/v1;peerv1b\x06proto3"
+	"\aAccount\x12\x1d.varve.peer.v1.AccountRequest\x1a\x1e.varve.peer.v1.AccountResponse\"\x00\x12P\n" +
+	"\tReadBlock\x12\x1f.varve.peer.v1.ReadBlockRequest\x1a .varve.peer.v1.ReadBlockResponse\"\x00B4Z2github.com/varvelog/varve/api/varve/peer/v1;peerv1b\x06proto3"
 
 var (
 	file_varve_peer_v1_peer_proto_rawDescOnce sync.Once
@@ -1793,7 +1934,7 @@ func file_varve_peer_v1_peer_proto_rawDescGZIP() []byte {
 }
 
 var file_varve_peer_v1_peer_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_varve_peer_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_varve_peer_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_varve_peer_v1_peer_proto_goTypes = []any{
 	(Refusal_Kind)(0),           // 0: varve.peer.v1.Refusal.Kind
 	(*Call)(nil),                // 1: varve.peer.v1.Call
@@ -1823,6 +1964,8 @@ var file_varve_peer_v1_peer_proto_goTypes = []any{
 	(*AccountRequest)(nil),      // 25: varve.peer.v1.AccountRequest
 	(*AccountResponse)(nil),     // 26: varve.peer.v1.AccountResponse
 	(*Account)(nil),             // 27: varve.peer.v1.Account
+	(*ReadBlockRequest)(nil),    // 28: varve.peer.v1.ReadBlockRequest
+	(*ReadBlockResponse)(nil),   // 29: varve.peer.v1.ReadBlockResponse
 }
 var file_varve_peer_v1_peer_proto_depIdxs = []int32{
 	0,  // 0: varve.peer.v1.Refusal.kind:type_name -> varve.peer.v1.Refusal.Kind
@@ -1852,29 +1995,32 @@ var file_varve_peer_v1_peer_proto_depIdxs = []int32{
 	1,  // 24: varve.peer.v1.AcknowledgeRequest.call:type_name -> varve.peer.v1.Call
 	1,  // 25: varve.peer.v1.AccountRequest.call:type_name -> varve.peer.v1.Call
 	27, // 26: varve.peer.v1.AccountResponse.topics:type_name -> varve.peer.v1.Account
-	4,  // 27: varve.peer.v1.PeerService.Refer:input_type -> varve.peer.v1.ReferRequest
-	7,  // 28: varve.peer.v1.PeerService.Decide:input_type -> varve.peer.v1.DecideRequest
-	10, // 29: varve.peer.v1.PeerService.Read:input_type -> varve.peer.v1.ReadRequest
-	12, // 30: varve.peer.v1.PeerService.Watch:input_type -> varve.peer.v1.WatchRequest
-	16, // 31: varve.peer.v1.PeerService.Take:input_type -> varve.peer.v1.TakeRequest
-	18, // 32: varve.peer.v1.PeerService.Note:input_type -> varve.peer.v1.NoteRequest
-	21, // 33: varve.peer.v1.PeerService.Compact:input_type -> varve.peer.v1.CompactRequest
-	23, // 34: varve.peer.v1.PeerService.Acknowledge:input_type -> varve.peer.v1.AcknowledgeRequest
-	25, // 35: varve.peer.v1.PeerService.Account:input_type -> varve.peer.v1.AccountRequest
-	5,  // 36: varve.peer.v1.PeerService.Refer:output_type -> varve.peer.v1.ReferResponse
-	9,  // 37: varve.peer.v1.PeerService.Decide:output_type -> varve.peer.v1.DecideResponse
-	11, // 38: varve.peer.v1.PeerService.Read:output_type -> varve.peer.v1.ReadResponse
-	14, // 39: varve.peer.v1.PeerService.Watch:output_type -> varve.peer.v1.WatchResponse
-	17, // 40: varve.peer.v1.PeerService.Take:output_type -> varve.peer.v1.TakeResponse
-	20, // 41: varve.peer.v1.PeerService.Note:output_type -> varve.peer.v1.NoteResponse
-	22, // 42: varve.peer.v1.PeerService.Compact:output_type -> varve.peer.v1.CompactResponse
-	24, // 43: varve.peer.v1.PeerService.Acknowledge:output_type -> varve.peer.v1.AcknowledgeResponse
-	26, // 44: varve.peer.v1.PeerService.Account:output_type -> varve.peer.v1.AccountResponse
-	36, // [36:45] is the sub-list for method output_type
-	27, // [27:36] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	1,  // 27: varve.peer.v1.ReadBlockRequest.call:type_name -> varve.peer.v1.Call
+	4,  // 28: varve.peer.v1.PeerService.Refer:input_type -> varve.peer.v1.ReferRequest
+	7,  // 29: varve.peer.v1.PeerService.Decide:input_type -> varve.peer.v1.DecideRequest
+	10, // 30: varve.peer.v1.PeerService.Read:input_type -> varve.peer.v1.ReadRequest
+	12, // 31: varve.peer.v1.PeerService.Watch:input_type -> varve.peer.v1.WatchRequest
+	16, // 32: varve.peer.v1.PeerService.Take:input_type -> varve.peer.v1.TakeRequest
+	18, // 33: varve.peer.v1.PeerService.Note:input_type -> varve.peer.v1.NoteRequest
+	21, // 34: varve.peer.v1.PeerService.Compact:input_type -> varve.peer.v1.CompactRequest
+	23, // 35: varve.peer.v1.PeerService.Acknowledge:input_type -> varve.peer.v1.AcknowledgeRequest
+	25, // 36: varve.peer.v1.PeerService.Account:input_type -> varve.peer.v1.AccountRequest
+	28, // 37: varve.peer.v1.PeerService.ReadBlock:input_type -> varve.peer.v1.ReadBlockRequest
+	5,  // 38: varve.peer.v1.PeerService.Refer:output_type -> varve.peer.v1.ReferResponse
+	9,  // 39: varve.peer.v1.PeerService.Decide:output_type -> varve.peer.v1.DecideResponse
+	11, // 40: varve.peer.v1.PeerService.Read:output_type -> varve.peer.v1.ReadResponse
+	14, // 41: varve.peer.v1.PeerService.Watch:output_type -> varve.peer.v1.WatchResponse
+	17, // 42: varve.peer.v1.PeerService.Take:output_type -> varve.peer.v1.TakeResponse
+	20, // 43: varve.peer.v1.PeerService.Note:output_type -> varve.peer.v1.NoteResponse
+	22, // 44: varve.peer.v1.PeerService.Compact:output_type -> varve.peer.v1.CompactResponse
+	24, // 45: varve.peer.v1.PeerService.Acknowledge:output_type -> varve.peer.v1.AcknowledgeResponse
+	26, // 46: varve.peer.v1.PeerService.Account:output_type -> varve.peer.v1.AccountResponse
+	29, // 47: varve.peer.v1.PeerService.ReadBlock:output_type -> varve.peer.v1.ReadBlockResponse
+	38, // [38:48] is the sub-list for method output_type
+	28, // [28:38] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_varve_peer_v1_peer_proto_init() }
@@ -1895,7 +2041,7 @@ func file_varve_peer_v1_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_varve_peer_v1_peer_proto_rawDesc), len(file_varve_peer_v1_peer_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   27,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -3,8 +3,8 @@
 // Source: varve/peer/v1/peer.proto
 
 // What gateways say to each other, on an address of its own. No payload of records
-// ever travels here: only references, verdicts and index entries. Fields of type
-// bytes hold the encodings of package metadata.
+// ever travels here, but by ReadBlock between gateways of one zone: only references, verdicts
+// and index entries. Other fields of type bytes hold the encodings of package metadata.
 package peerv1connect
 
 import (
@@ -45,6 +45,8 @@ const (
 	PeerServiceAcknowledgeProcedure = "/varve.peer.v1.PeerService/Acknowledge"
 	// PeerServiceAccountProcedure is the procedure name of the PeerService's Account RPC.
 	PeerServiceAccountProcedure = "/varve.peer.v1.PeerService/Account"
+	// PeerServiceReadBlockProcedure is the procedure name of the PeerService's ReadBlock RPC.
+	PeerServiceReadBlockProcedure = "/varve.peer.v1.PeerService/ReadBlock"
 )
 
 var (
@@ -111,6 +113,13 @@ var (
 			Procedure:  PeerServiceAccountProcedure,
 		}
 	})
+	peerServiceReadBlockSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_varve_peer_v1_peer_proto.Services().ByName("PeerService").Methods().ByName("ReadBlock"),
+			Procedure:  PeerServiceReadBlockProcedure,
+		}
+	})
 )
 
 // PeerServiceClient is a client for the varve.peer.v1.PeerService service.
@@ -135,6 +144,9 @@ type PeerServiceClient interface {
 	Acknowledge(context.Context, *v1.AcknowledgeRequest) (*v1.AcknowledgeResponse, error)
 	// Account tells what topics have used of bucket and table through this gateway.
 	Account(context.Context, *v1.AccountRequest) (*v1.AccountResponse, error)
+	// ReadBlock returns a range of a segment to a gateway of the same zone, so that the
+	// zone reads it from the bucket once.
+	ReadBlock(context.Context, *v1.ReadBlockRequest) (*v1.ReadBlockResponse, error)
 }
 
 // NewPeerServiceClient constructs a client for the varve.peer.v1.PeerService service. Multiple
@@ -221,6 +233,9 @@ type PeerServiceHandler interface {
 	Acknowledge(context.Context, *v1.AcknowledgeRequest) (*v1.AcknowledgeResponse, error)
 	// Account tells what topics have used of bucket and table through this gateway.
 	Account(context.Context, *v1.AccountRequest) (*v1.AccountResponse, error)
+	// ReadBlock returns a range of a segment to a gateway of the same zone, so that the
+	// zone reads it from the bucket once.
+	ReadBlock(context.Context, *v1.ReadBlockRequest) (*v1.ReadBlockResponse, error)
 }
 
 // RegisterPeerServiceHandler registers svc as the varve.peer.v1.PeerService implementation on
@@ -237,6 +252,7 @@ func RegisterPeerServiceHandler(server *connect.Server, svc PeerServiceHandler) 
 		connect.Method{Spec: peerServiceCompactSpec(), Handler: adapter.compact},
 		connect.Method{Spec: peerServiceAcknowledgeSpec(), Handler: adapter.acknowledge},
 		connect.Method{Spec: peerServiceAccountSpec(), Handler: adapter.account},
+		connect.Method{Spec: peerServiceReadBlockSpec(), Handler: adapter.readBlock},
 	)
 }
 
@@ -318,6 +334,10 @@ func (UnimplementedPeerServiceHandler) Account(context.Context, *v1.AccountReque
 	return nil, connect.NewError(connect.CodeUnimplemented, "varve.peer.v1.PeerService.Account is not implemented")
 }
 
+func (UnimplementedPeerServiceHandler) ReadBlock(context.Context, *v1.ReadBlockRequest) (*v1.ReadBlockResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "varve.peer.v1.PeerService.ReadBlock is not implemented")
+}
+
 type peerServiceClient struct {
 	client *connect.Client
 }
@@ -389,6 +409,14 @@ func (c *peerServiceClient) Acknowledge(ctx context.Context, req *v1.Acknowledge
 func (c *peerServiceClient) Account(ctx context.Context, req *v1.AccountRequest) (*v1.AccountResponse, error) {
 	var res v1.AccountResponse
 	if err := c.client.CallUnary(ctx, peerServiceAccountSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *peerServiceClient) ReadBlock(ctx context.Context, req *v1.ReadBlockRequest) (*v1.ReadBlockResponse, error) {
+	var res v1.ReadBlockResponse
+	if err := c.client.CallUnary(ctx, peerServiceReadBlockSpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -486,6 +514,18 @@ func (h peerServiceHandler) account(ctx context.Context, _ connect.Spec, stream 
 		return err
 	}
 	res, err := h.svc.Account(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h peerServiceHandler) readBlock(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.ReadBlockRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.ReadBlock(ctx, &req)
 	if err != nil {
 		return err
 	}
