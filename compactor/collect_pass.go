@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -227,10 +228,12 @@ func (p *collecting) forgetHeard(closed []metadata.GatewayID) {
 // standing is what is known of an uploader. One without a row in the list began later, or its row was removed.
 func (p *collecting) standing(ctx context.Context, uploader metadata.GatewayID) (standing, error) {
 	owner := uploader.Owner()
-	if s, known := p.standings[owner]; known {
+	p.mu.Lock()
+	s, known := p.standings[owner]
+	p.mu.Unlock()
+	if known {
 		return s, nil
 	}
-	var s standing
 	_, err := p.Table.Get(ctx, owner.RowKey(), metadata.Strong)
 	switch {
 	case err == nil:
@@ -242,7 +245,9 @@ func (p *collecting) standing(ctx context.Context, uploader metadata.GatewayID) 
 	default:
 		return s, fmt.Errorf("gateway %s: %w", owner, err)
 	}
+	p.mu.Lock()
 	p.standings[owner] = s
+	p.mu.Unlock()
 	return s, nil
 }
 
@@ -298,11 +303,7 @@ func (p *collecting) markPartition(ctx context.Context, g *glimpse) error {
 // note notes what a partition needs of gateways, and rows of it that nothing names and never will.
 func (p *collecting) note(ctx context.Context, g *glimpse, rows []metadata.Row) error {
 	folded := metadata.Stamp{Epoch: g.stored.Epoch, Sequence: g.lease.Through}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if !g.lease.Released {
-		p.needed[g.lease.Source()], p.needed[g.lease.Journal] = true, true
-	}
+	leftover := make(map[metadata.Key]metadata.Stamp)
 	for _, row := range rows {
 		uploader, number, err := metadata.RowWriter(row.Value)
 		if err != nil {
@@ -310,7 +311,7 @@ func (p *collecting) note(ctx context.Context, g *glimpse, rows []metadata.Row) 
 		}
 		if uploader == "" { // a checkpoint's: one that is not older than the last belongs to the next
 			if row.Stamp.Compare(folded) < 0 {
-				p.leftover[row.Key] = row.Stamp
+				leftover[row.Key] = row.Stamp
 			}
 			continue
 		}
@@ -319,8 +320,14 @@ func (p *collecting) note(ctx context.Context, g *glimpse, rows []metadata.Row) 
 			return err
 		}
 		if s.judge(uploader, number) == "" {
-			p.leftover[row.Key] = row.Stamp
+			leftover[row.Key] = row.Stamp
 		}
+	}
+	p.mu.Lock() // not before: who a row is of may have to be read
+	defer p.mu.Unlock()
+	maps.Copy(p.leftover, leftover)
+	if !g.lease.Released {
+		p.needed[g.lease.Source()], p.needed[g.lease.Journal] = true, true
 	}
 	return nil
 }

@@ -193,7 +193,7 @@ type journals struct {
 }
 
 type oneJournal struct {
-	once  sync.Once
+	done  chan struct{} // closed when it was read
 	parts map[metadata.PartitionID]*metadata.SealedJournal
 	err   error
 }
@@ -201,21 +201,28 @@ type oneJournal struct {
 // of reads a journal, once for all who ask.
 func (js *journals) of(ctx context.Context, t metadata.Table, id metadata.GatewayID) (map[metadata.PartitionID]*metadata.SealedJournal, error) {
 	js.mu.Lock()
-	j := js.read[id]
-	if j == nil {
-		j = &oneJournal{}
+	j, known := js.read[id]
+	if !known {
+		j = &oneJournal{done: make(chan struct{})}
 		if js.read == nil {
 			js.read = make(map[metadata.GatewayID]*oneJournal)
 		}
 		js.read[id] = j
 	}
 	js.mu.Unlock()
-	j.once.Do(func() {
-		var whole *metadata.SealedJournal
-		if whole, j.err = metadata.ReadJournal(ctx, t, id); j.err == nil {
-			j.parts = byPartition(whole)
+	if known {
+		select {
+		case <-j.done:
+			return j.parts, j.err
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
 		}
-	})
+	}
+	defer close(j.done)
+	var whole *metadata.SealedJournal
+	if whole, j.err = metadata.ReadJournal(ctx, t, id); j.err == nil {
+		j.parts = byPartition(whole)
+	}
 	return j.parts, j.err
 }
 

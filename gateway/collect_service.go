@@ -19,7 +19,13 @@ type CollectFunc func(context.Context, *varvev1.CollectRequest) (*varvev1.Collec
 func (g *Gateway) CollectBy(collect CollectFunc) { g.collect = collect }
 
 // Beat writes this gateway's row, with its floors as they are: one that has its table for itself writes it for nobody else.
-func (g *Gateway) Beat(ctx context.Context) error { return g.tenure.Load().own.write(ctx, "") }
+// Others beat anyway, and what their rows say is never too high.
+func (g *Gateway) Beat(ctx context.Context) error {
+	if !g.config.Exclusive {
+		return nil
+	}
+	return g.tenure.Load().own.write(ctx, "")
+}
 
 // First says whether what is to be done once in the cluster is up to this gateway.
 func (g *Gateway) First() bool { return g.members.first() }

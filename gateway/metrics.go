@@ -62,6 +62,7 @@ type Meters struct {
 	recoveredBatches                                atomic.Uint64
 	fences, sealings, handovers, lostRecords        atomic.Uint64
 	repeats, inheritedRepeats, closings             atomic.Uint64
+	swaps, swapsRefused, trims                      atomic.Uint64
 	peerCalls, peerBytes                            atomic.Uint64
 	blocks                                          blockcache.Counts
 	blocksBorrowed, blockBytesBorrowed, blocksLate  atomic.Uint64
@@ -107,6 +108,9 @@ func NewMeters() *Meters {
 	m.counter("closed_overdue_total", "Ids of gateways that were closed since their disks did not come back.", &m.closings)
 	m.counter("repeats_total", "References and batches of producers that came again and got their first answers.", &m.repeats)
 	m.counter("inherited_repeats_total", "Those of them whose first answers were given before this gateway took the partition.", &m.inheritedRepeats)
+	m.counter("swaps_total", "Swaps of index entries that were sequenced: what merging and compaction by key come to.", &m.swaps)
+	m.counter("swaps_refused_total", "Swaps that were refused as what they were to replace had changed; they are tried again.", &m.swapsRefused)
+	m.counter("trims_total", "Log starts that were moved, by retention or by hand.", &m.trims)
 	m.counter("peer_calls_total", "Calls to other gateways.", &m.peerCalls)
 	m.counter("peer_bytes_total", "Bytes of references, verdicts and index entries to and from other gateways. Records travel only between gateways of one zone, and are counted apart.", &m.peerBytes)
 	m.counter("block_hits_total", "Parts of segments that were found in memory, a block at most each; the newest segments are not counted.", &m.blocks.Hits)
@@ -237,12 +241,29 @@ type Deeds struct {
 	Checkpoints, HandOvers, TakeOvers, Fenced, RecoveredBatches, ClosedOverdue uint64
 	// Repeats got their first answers, InheritedRepeats those that an earlier owner had given.
 	Repeats, InheritedRepeats uint64
+	// Swaps of index entries that were made, and that were refused, as sequenced.
+	Swaps, SwapsRefused uint64
+	// Trims of log starts.
+	Trims uint64
 }
 
 // Deeds says what the gateways that count here did so far.
 func (m *Meters) Deeds() Deeds {
 	return Deeds{Checkpoints: m.checkpoints.Load(), HandOvers: m.handovers.Load(), TakeOvers: m.sealings.Load(), Fenced: m.fences.Load(),
-		RecoveredBatches: m.recoveredBatches.Load(), ClosedOverdue: m.closings.Load(), Repeats: m.repeats.Load(), InheritedRepeats: m.inheritedRepeats.Load()}
+		RecoveredBatches: m.recoveredBatches.Load(), ClosedOverdue: m.closings.Load(), Repeats: m.repeats.Load(), InheritedRepeats: m.inheritedRepeats.Load(),
+		Swaps: m.swaps.Load(), SwapsRefused: m.swapsRefused.Load(), Trims: m.trims.Load()}
+}
+
+// decided counts what is sequenced beside appends.
+func (m *Meters) decided(c *metadata.Change) {
+	switch {
+	case c.Kind == metadata.ChangeTrim:
+		m.trims.Add(1)
+	case c.Kind == metadata.ChangeSwap && c.Refused():
+		m.swapsRefused.Add(1)
+	case c.Kind == metadata.ChangeSwap:
+		m.swaps.Add(1)
+	}
 }
 
 // acked counts an ack and how long its producer waited.

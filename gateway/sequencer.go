@@ -521,6 +521,7 @@ func (c *cycle) decide(h *held, t *ticket) error {
 		}
 		before := c.rows[n-1].Size()
 		c.rows[n-1].Add(change)
+		c.s.g.meters.decided(change)
 		if litters(change) {
 			c.litter++
 		}

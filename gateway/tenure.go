@@ -186,6 +186,8 @@ type ownRow struct {
 
 	using chan struct{} // holds one while somebody uses row: whoever waits for it can give up
 	row   *metadata.Gateway
+	// fenced is what a write came upon: the row was marked sealed or closed.
+	fenced error
 }
 
 // register writes the row. The id's folder in the buffer is there before it:
@@ -255,15 +257,22 @@ func (o *ownRow) write(ctx context.Context, state metadata.GatewayState) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	if state != "" {
+	switch {
+	case state != "":
 		o.row.State = state
+	case o.fenced != nil: // whoever came upon it, the heartbeats must hear of it
+		return o.fenced
 	}
 	o.row.Floor, o.row.Buffered = o.t.intake.floor()
 	o.row.MergeFloor = o.t.mergeFloor()
 	o.row.Clock, o.row.TopicChanges = o.t.g.now().UnixMilli(), o.t.g.upkeep.changes.Load()
 	o.row.Garbage = o.t.g.litter.ofOwn()
 	o.row.Partitions = uint64(o.t.sequencer.holding.Load())
-	return o.row.Write(ctx, o.t.g.table)
+	err := o.row.Write(ctx, o.t.g.table)
+	if errors.Is(err, metadata.ErrFenced) {
+		o.fenced = err
+	}
+	return err
 }
 
 // drainingTime is how long telling the others may take.

@@ -133,3 +133,25 @@ func TestRemovedTopics(t *testing.T) {
 		t.Errorf("%+v, %v", list, err)
 	}
 }
+
+// TestReadRemoved: the rows of a deleted topic's partition being gone, it is read as closed, not as one that nobody has
+// appended to: some gateway may still know the topic by its name, which is another one's by now.
+func TestReadRemoved(t *testing.T) {
+	ctx, table := t.Context(), memtable.New()
+	id := metadata.PartitionID{Topic: metadata.NewTopicID(), Number: 0}
+	if v, err := metadata.ReadView(ctx, table, id); err != nil || v.Closed || v.Next != 0 {
+		t.Fatalf("never used: %+v %v", v, err)
+	}
+	if err := metadata.NoteRemoved(ctx, table, &metadata.Topic{ID: id.Topic, Name: "a", Partitions: 1}); err != nil {
+		t.Fatal(err)
+	}
+	v, err := metadata.ReadView(ctx, table, id)
+	if err != nil || !v.Closed {
+		t.Errorf("removed: %+v %v", v, err)
+	}
+	o := arrive(t, table, "g1")
+	o.refer(t, reference(1, plain()))
+	if was := o.state.View(); !v.Newer(was) || was.Newer(v) || !v.Newer(v) {
+		t.Error("a reader keeps the view of the time before")
+	}
+}

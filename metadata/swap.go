@@ -306,6 +306,9 @@ func (u *uploaderState) recallSwap(number uint64) SwapOutcome {
 	return SwapForgotten
 }
 
+// Refused says that a change of kind ChangeSwap makes a number void and nothing else.
+func (c *Change) Refused() bool { return c.swap == nil }
+
 // swapping is what a swap that was accepted does to the index.
 type swapping struct {
 	level    int

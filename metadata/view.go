@@ -40,8 +40,17 @@ func (v *View) paged() int64 {
 // Newer says that v may replace than: it shows as much or more. With equal stamps both show
 // the same, and v may have moved entries into pages. The nil view is older than any.
 func (v *View) Newer(than *View) bool {
-	return than == nil || v.Stamp.Compare(than.Stamp) >= 0
+	switch {
+	case than == nil || v.removed():
+		return true
+	case than.removed():
+		return false
+	}
+	return v.Stamp.Compare(than.Stamp) >= 0
 }
+
+// removed says that the partition's topic was deleted and its rows are gone: nothing comes after that.
+func (v *View) removed() bool { return v.Closed && v.Stamp == (Stamp{}) }
 
 // ReadView returns what readers may see of a partition as of a moment after the call, by
 // strong reads of the table alone, whether its owner lives or not. It writes nothing. A
@@ -53,7 +62,7 @@ func ReadView(ctx context.Context, t Table, id PartitionID) (*View, error) {
 			return nil, fmt.Errorf("read %s: %w", id, err)
 		}
 		if row.Stamp == (Stamp{}) {
-			return NewPartition(id).View(), nil
+			return unused(ctx, t, id)
 		}
 		lease, err := decodeLease(id, row)
 		if err != nil {
@@ -76,6 +85,18 @@ func ReadView(ctx context.Context, t Table, id PartitionID) (*View, error) {
 			return view, readErr
 		}
 	}
+}
+
+// unused is the view of a partition that has no lease row: nobody has appended to it, or its topic was deleted and its rows are gone
+// already. Whoever still knows the topic by its name must not take it for an empty one.
+func unused(ctx context.Context, t Table, id PartitionID) (*View, error) {
+	removed, err := IsRemoved(ctx, t, id.Topic)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", id, err)
+	}
+	v := NewPartition(id).View()
+	v.Closed = removed && !seeded.Has(seeded.RemovedIsEmpty)
+	return v, nil
 }
 
 // readOn folds what the journal of the lease's source holds after the checkpoint. Of what was

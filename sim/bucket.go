@@ -12,6 +12,7 @@ import (
 type bucket struct {
 	way   *way
 	store segments.Store
+	paths *paths
 }
 
 var _ segments.Store = (*bucket)(nil)
@@ -28,7 +29,13 @@ func (b *bucket) call(ctx context.Context, key string, effect func(context.Conte
 func (b *bucket) Put(ctx context.Context, key string, body segments.Body) error {
 	kept := segments.NewBody(segments.Bytes(body)) // the effect may outlive the call
 	return b.call(ctx, key, func(ctx context.Context) error {
-		return b.way.ambushes.around(b.way, uploadStep, func() error { return b.store.Put(ctx, key, kept) })
+		return b.way.ambushes.around(b.way, uploadStep, func() error {
+			err := b.store.Put(ctx, key, kept)
+			if err == nil {
+				b.paths.object(key, false)
+			}
+			return err
+		})
 	})
 }
 
@@ -53,7 +60,14 @@ func (b *bucket) Get(ctx context.Context, key string, offset, length int64) ([]b
 
 // Delete implements segments.Store.
 func (b *bucket) Delete(ctx context.Context, key string) error {
-	return b.call(ctx, key, func(ctx context.Context) error { return b.store.Delete(ctx, key) })
+	return b.call(ctx, key, func(ctx context.Context) error {
+		_, _, err := b.store.Get(ctx, key, 0, 1)
+		there := err == nil
+		if err = b.store.Delete(ctx, key); err == nil && there {
+			b.paths.object(key, true)
+		}
+		return err
+	})
 }
 
 // List implements segments.Store.

@@ -104,18 +104,23 @@ func (p *process) run(ctx context.Context) error {
 		SegmentBytes: 64 << 10, UploadBytes: 1 << 20, BufferBytes: 1 << 20, RequestBytes: 1 << 20, MaxRequestBytes: 256 << 10,
 		FreshBytes: 64 << 10, MaxMessageBytes: 64 << 10, CacheBytes: 256 << 10, CacheBlockBytes: 4 << 10, ReadBytes: 1 << 20, ColdBytes: 64 << 10, CloseAfter: o.CloseAfter, FoldRows: o.FoldRows, FoldBytes: min(o.FoldRows, 1),
 	}, gateway.Dependencies{
-		Store: &bucket{c.way(me, bucketName), c.bucket}, Table: &table{c.way(me, tableName), c.rows, c.paths}, Buffers: buffers,
+		Store: &bucket{c.way(me, bucketName), c.bucket, c.paths}, Table: &table{c.way(me, tableName), c.rows, c.paths}, Buffers: buffers,
 		Log: c.log.With("host", h.name), Dial: c.dial(me), Now: h.clock.now, Meters: c.meters, FreeMemory: func() {},
 	})
 	if err != nil {
 		return err
 	}
+	b, err := newBeside(o, g, c.log.With("host", h.name))
+	if err != nil {
+		return err
+	}
+	defer b.stop()
 	c.network.listen(h.apiAddress(), &listener{me, g.APIServer()})
 	c.network.listen(h.peerAddress(), &listener{me, g.PeerServer()})
 	defer c.network.hangUp(h.apiAddress(), p.life)
 	defer c.network.hangUp(h.peerAddress(), p.life)
 	defer p.life.die() // whatever is left of it, its process has ended
-	return g.Run(ctx, nil)
+	return g.Run(ctx, func() { b.start(ctx) })
 }
 
 // drainTime is what a gateway has for leaving in good order.

@@ -53,6 +53,11 @@ type Options struct {
 	LongOutage bool
 	// Skew is how far each host's wall clock may be off, one way or the other; they also jump.
 	Skew time.Duration
+	// Upkeep: small segments are merged once they are MergeAge old, what nothing names is collected after Grace (negative: at
+	// once), and t0 keeps no more than KeepBytes of each partition (0: all).
+	Upkeep          bool
+	MergeAge, Grace time.Duration
+	KeepBytes       int
 }
 
 // OptionsOf draws the options of a seed.
@@ -86,6 +91,12 @@ func OptionsOf(seed uint64) Options {
 	if r.IntN(5) == 0 {
 		o.Slow, o.Length = 6, 2*o.Length
 	}
+	if r.IntN(4) > 0 {
+		o.Upkeep = true
+		o.MergeAge = []time.Duration{time.Second, 3 * time.Second, 10 * time.Second}[r.IntN(3)]
+		o.Grace = []time.Duration{-1, time.Second, 5 * time.Second}[r.IntN(3)]
+		o.KeepBytes = []int{0, 2 << 10, 32 << 10}[r.IntN(3)]
+	}
 	return o
 }
 
@@ -98,8 +109,8 @@ func (o Options) String() string {
 	for i, f := range o.Faults {
 		faults[i] = string(f)
 	}
-	return fmt.Sprintf("seed %d: %d gateways, %d topics of %d partitions, %s, lease %s, flush %s, checkpoints after %d rows, closing after %s, %d times slower, long outage %v, clocks off by up to %s, faults: [%s]",
-		o.Seed, o.Gateways, o.Topics, o.Partitions, o.Length, o.LeaseTime, o.FlushInterval, o.FoldRows, o.CloseAfter, o.Slow, o.LongOutage, o.Skew, strings.Join(faults, ", "))
+	return fmt.Sprintf("seed %d: %d gateways, %d topics of %d partitions, %s, lease %s, flush %s, checkpoints after %d rows, closing after %s, %d times slower, long outage %v, clocks off by up to %s, upkeep %v (merging after %s, grace %s, t0 keeps %d bytes), faults: [%s]",
+		o.Seed, o.Gateways, o.Topics, o.Partitions, o.Length, o.LeaseTime, o.FlushInterval, o.FoldRows, o.CloseAfter, o.Slow, o.LongOutage, o.Skew, o.Upkeep, o.MergeAge, o.Grace, o.KeepBytes, strings.Join(faults, ", "))
 }
 
 // dice are randomness of one purpose, so that one part of a run does not shift another.

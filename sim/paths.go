@@ -8,6 +8,7 @@ import (
 
 	"github.com/varvelog/varve/gateway"
 	"github.com/varvelog/varve/metadata"
+	"github.com/varvelog/varve/segments"
 )
 
 // Path is something that gateways do now and then, and that a rule of the design is about.
@@ -34,11 +35,21 @@ const (
 	repeated          Path = "first answer given again"
 	repeatedByAnother Path = "first answer given again by another owner"
 	setAside          Path = "buffered append set aside"
+	merged            Path = "merged segment put"
+	swapRowWritten    Path = "page or tree node written for a swap"
+	swapped           Path = "index entries swapped"
+	swapRefused       Path = "swap refused"
+	trimmedLog        Path = "log start moved"
+	collected         Path = "segment removed"
+	collectedMerged   Path = "merged segment removed"
+	leaseRemoved      Path = "lease row of a deleted topic removed"
+	gatewayRemoved    Path = "row of a gateway removed"
 )
 
 // Paths lists all of them.
 var Paths = []Path{pageWritten, pageReplaced, pageThere, nodeWritten, producerWritten, leaseLost, fencedEntry, journalTrimmed, entryRemoved, indexRowRemoved, checkpointed,
-	handedOver, takenOver, reborn, recovered, closedOverdue, repeated, repeatedByAnother, setAside}
+	handedOver, takenOver, reborn, recovered, closedOverdue, repeated, repeatedByAnother, setAside,
+	merged, swapRowWritten, swapped, swapRefused, trimmedLog, collected, collectedMerged, leaseRemoved, gatewayRemoved}
 
 // paths counts those that show in writes to the table.
 type paths struct {
@@ -69,6 +80,8 @@ func (p *paths) put(row metadata.Row, replaces bool, err error) {
 	case strings.HasPrefix(row.Partition, "journal/") && lost:
 		p.count(fencedEntry, 1)
 	case !strings.HasPrefix(row.Partition, "partition/"):
+	case (kind == "page" || kind == "tree") && err == nil && writtenForSwap(row):
+		p.count(swapRowWritten, 1)
 	case kind == "page" && lost:
 		p.count(pageThere, 1)
 	case kind == "page" && err == nil && replaces:
@@ -81,6 +94,25 @@ func (p *paths) put(row metadata.Row, replaces bool, err error) {
 		p.count(producerWritten, 1)
 	case kind == "lease" && lost:
 		p.count(leaseLost, 1)
+	}
+}
+
+func writtenForSwap(row metadata.Row) bool {
+	uploader, _, err := metadata.RowWriter(row.Value)
+	return err == nil && uploader != ""
+}
+
+// object notes that a segment was put, or removed.
+func (p *paths) object(key string, removed bool) {
+	_, id, _, err := segments.ParseObjectKey(key)
+	switch merger := metadata.GatewayID(id).IsMerger(); {
+	case err != nil:
+	case removed && merger:
+		p.count(collectedMerged, 1)
+	case removed:
+		p.count(collected, 1)
+	case merger:
+		p.count(merged, 1)
 	}
 }
 
@@ -103,13 +135,18 @@ func (p *paths) deleted(key metadata.Key) {
 		p.count(entryRemoved, 1)
 	case kind == "page" || kind == "tree":
 		p.count(indexRowRemoved, 1)
+	case key.Sort == "lease":
+		p.count(leaseRemoved, 1)
+	case key.Partition == "gateways":
+		p.count(gatewayRemoved, 1)
 	}
 }
 
 // sum adds what the gateways counted themselves.
 func (p *paths) sum(d gateway.Deeds) map[Path]int {
 	for path, n := range map[Path]uint64{checkpointed: d.Checkpoints, handedOver: d.HandOvers, takenOver: d.TakeOvers, reborn: d.Fenced,
-		recovered: d.RecoveredBatches, closedOverdue: d.ClosedOverdue, repeated: d.Repeats, repeatedByAnother: d.InheritedRepeats} {
+		recovered: d.RecoveredBatches, closedOverdue: d.ClosedOverdue, repeated: d.Repeats, repeatedByAnother: d.InheritedRepeats,
+		swapped: d.Swaps, swapRefused: d.SwapsRefused, trimmedLog: d.Trims} {
 		p.count(path, int(n))
 	}
 	return p.counts

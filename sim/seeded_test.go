@@ -80,6 +80,8 @@ var catches = []caught{
 	{bug: seeded.CollectAboveFloor, breaks: "an upload that is not committed yet is deleted", pkg: "compactor", test: "TestUnsettledStays"},
 	{bug: seeded.ForgetClosedEarly, breaks: "a late reference names what was deleted", pkg: "compactor", test: "TestClosedUploadersLateReference"},
 	{bug: seeded.SwapAnyway, breaks: "a swap that comes late puts back what another one replaced", pkg: "metadata", test: "TestSwapOfWhatMoved"},
+	{bug: seeded.RemovedIsEmpty, breaks: "who still has a deleted topic's id reads the next one of its name as empty", seeds: []uint64{51248, 51065, 51375, 51315}, anomalies: []string{LostWrite},
+		pkg: "metadata", test: "TestReadRemoved"},
 }
 
 func planted(bug seeded.Bug) bool {

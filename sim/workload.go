@@ -77,6 +77,9 @@ func (w *workload) create() error {
 			if topic == raced.Topic { // by the gateways' wall clocks, which disagree
 				request.Config = map[string]string{"timestamp.type": "append"}
 			}
+			if topic == w.partitions[0].Topic && w.options.KeepBytes > 0 {
+				request.Config = map[string]string{"retention.bytes": fmt.Sprint(w.options.KeepBytes)}
+			}
 			_, err := c.topics(c.some()).CreateTopic(ctx, request)
 			cancel()
 			if err == nil {

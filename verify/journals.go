@@ -244,7 +244,10 @@ func (v *verifier) checkFold(ctx context.Context, id metadata.GatewayID, p *part
 func (v *verifier) checkOwner(id metadata.GatewayID, p *partition, lease *metadata.Lease, changes []change) {
 	newest := changes[len(changes)-1] // out of order is reported apart
 	var message string
-	switch {
+	switch t := v.topics[p.id.Topic]; {
+	case t == nil, t.Removed():
+		// Its rows were removed, the lease row with them, and who came late began anew before it found out.
+		return
 	case newest.Epoch > lease.Epoch():
 		message = fmt.Sprintf("the journal of gateway %s has a change in epoch %d, the lease row is at %d", id, newest.Epoch, lease.Epoch())
 	case newest.Epoch == lease.Epoch() && lease.Journal != id:

@@ -70,6 +70,8 @@ const (
 	TrimEarly Bug = "trim-early"
 	// SwapAnyway replaces index entries whatever is there by now.
 	SwapAnyway Bug = "swap-anyway"
+	// RemovedIsEmpty takes a partition of a deleted topic, whose rows are gone, for one that nobody has appended to.
+	RemovedIsEmpty Bug = "removed-is-empty"
 	// CollectStaleView takes for named what lease rows name, whatever journals say.
 	CollectStaleView Bug = "collect-stale-view"
 	// CollectAboveFloor collects segments that their uploader has not settled.
@@ -82,5 +84,5 @@ const (
 var All = []Bug{SkipEpochCheck, DeleteSeal, UnsettledDuplicate, AckBeforeCommit, ReuseNumber, MissingIsEmpty, ForgetUploader,
 	ForgetProducers, ForgetFence, AdoptAnyPage, SkipFolderSync, RetrySync, ClockDecides, SkipFold, ReleaseEarly, AcceptClosedUploader,
 	StaleConfirm, OlderView, IgnoreChain, TrimEarly, LatePage, ForgetDoubt, JudgeAfterRelease, SkipRefresh, RecoverAgain, ReadOnce,
-	TrimRowsFirst, IgnoreNonce, RefusalInMemory, PublishBeforeCommit, SwapAnyway,
+	TrimRowsFirst, IgnoreNonce, RefusalInMemory, PublishBeforeCommit, SwapAnyway, RemovedIsEmpty,
 	CollectStaleView, CollectAboveFloor, ForgetClosedEarly}
