@@ -38,7 +38,7 @@ func (c RemovalConfig) withDefaults() RemovalConfig {
 	return c
 }
 
-// Removal removes the rows of topics that were deleted, and then what reminds of them. A topic's rows are removed by the
+// Removal removes the rows of topics that were deleted, but for the one that says so. A topic's rows are removed by the
 // gateway that its first partition is; that two believe to be that does no harm.
 type Removal struct {
 	config RemovalConfig
@@ -103,7 +103,7 @@ func (r *Removal) reload(ctx context.Context) error {
 	was := r.found
 	r.found = make(map[metadata.TopicID]*removal, len(all))
 	for _, t := range all {
-		if !r.mine(metadata.PartitionID{Topic: t.ID}) {
+		if t.Done || !r.mine(metadata.PartitionID{Topic: t.ID}) {
 			continue
 		}
 		next := &removal{RemovedTopic: t, at: time.Now()}
@@ -163,7 +163,7 @@ func (r *Removal) again(t *removal) time.Duration {
 	return wait
 }
 
-// remove takes the next step with a topic. gone: nothing reminds of it any more.
+// remove takes the next step with a topic. gone: nothing more is to be done.
 func (r *Removal) remove(ctx context.Context, t *removal) (gone bool, err error) {
 	if t.Swept {
 		waiting, err := t.Waiting(ctx, r.table)
@@ -185,7 +185,7 @@ func (r *Removal) remove(ctx context.Context, t *removal) (gone bool, err error)
 		return false, nil
 	}
 	if t.Swept {
-		return true, t.Forget(ctx, r.table)
+		return true, t.Finish(ctx, r.table)
 	}
 	if err := t.MarkSwept(ctx, r.table); err != nil {
 		return false, err

@@ -187,10 +187,11 @@ func TestRowsOfRemovedTopics(t *testing.T) {
 			t.Fatal(err)
 		}
 		waiting(0)
-		if err := r.Forget(t.Context(), c.d.Table); err != nil {
+		if err := r.Finish(t.Context(), c.d.Table); err != nil {
 			t.Fatal(err)
 		}
-		if there, err := metadata.IsRemoved(t.Context(), c.d.Table, topic.ID); there || err != nil {
+		// Who goes on under a new id may still know the topic.
+		if there, err := metadata.IsRemoved(t.Context(), c.d.Table, topic.ID); !there || err != nil {
 			t.Errorf("%v, %v", there, err)
 		}
 	})

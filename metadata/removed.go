@@ -7,18 +7,18 @@ import (
 	"slices"
 )
 
-// RemovedTopic is a row about a topic that was deleted. It is there from before the topic's name is free
-// until nothing is left of the topic, nor can be: whoever takes a partition that has no lease row looks for it. So
+// RemovedTopic is a row about a topic that was deleted. It is there from before the topic's name is free,
+// and stays: whoever takes or reads a partition that has no lease row looks for it. So
 // the partitions' rows can go, closed lease rows too, and late appends still meet a closed partition.
 type RemovedTopic struct {
 	ID         TopicID
 	Name       string // that it had
 	Partitions int32
 	// Swept: its partitions had no rows left, and the gateways that were not closed then were Waits.
-	// Nobody else can know of the topic: once all of them are closed, nothing of it can come back.
-	Swept bool
-	Waits []GatewayID
-	Stamp Stamp
+	// Once all of them are closed nothing more is written, and the last look at the partitions is taken: then it is Done.
+	Swept, Done bool
+	Waits       []GatewayID
+	Stamp       Stamp
 }
 
 type removedRow struct {
@@ -26,13 +26,14 @@ type removedRow struct {
 	Name       string      `json:"name"`
 	Partitions int32       `json:"partitions"`
 	Swept      bool        `json:"swept,omitempty"`
+	Done       bool        `json:"done,omitempty"`
 	Waits      []GatewayID `json:"waits,omitempty"`
 }
 
 func removedKey(id TopicID) Key { return Key{removedPartition, id.String()} }
 
 func (r *RemovedTopic) row() removedRow {
-	return removedRow{Format: formatV1, Name: r.Name, Partitions: r.Partitions, Swept: r.Swept, Waits: r.Waits}
+	return removedRow{Format: formatV1, Name: r.Name, Partitions: r.Partitions, Swept: r.Swept, Done: r.Done, Waits: r.Waits}
 }
 
 func decodeRemoved(row Row) (RemovedTopic, error) {
@@ -47,7 +48,7 @@ func decodeRemoved(row Row) (RemovedTopic, error) {
 	if err != nil {
 		return RemovedTopic{}, fmt.Errorf("%w: row %s: %v", ErrCorrupt, row.Key, err)
 	}
-	return RemovedTopic{ID: id, Name: r.Name, Partitions: r.Partitions, Swept: r.Swept, Waits: r.Waits, Stamp: row.Stamp}, nil
+	return RemovedTopic{ID: id, Name: r.Name, Partitions: r.Partitions, Swept: r.Swept, Done: r.Done, Waits: r.Waits, Stamp: row.Stamp}, nil
 }
 
 // NoteRemoved writes the row of a topic whose partitions are closed. It is no error when it is there.
@@ -65,7 +66,7 @@ func NoteRemoved(ctx context.Context, t Table, topic *Topic) error {
 	return nil
 }
 
-// IsRemoved says whether a topic was deleted and something of it may be left. A strong read.
+// IsRemoved says whether a topic was deleted. A strong read.
 func IsRemoved(ctx context.Context, t Table, id TopicID) (bool, error) {
 	_, err := t.Get(ctx, removedKey(id), Strong)
 	if errors.Is(err, ErrNotFound) {
@@ -74,7 +75,7 @@ func IsRemoved(ctx context.Context, t Table, id TopicID) (bool, error) {
 	return err == nil, err
 }
 
-// ListRemoved returns the topics that were deleted and of which something may be left, by id.
+// ListRemoved returns the topics that were deleted, by id; of those that are Done nothing is left.
 func ListRemoved(ctx context.Context, t Table) ([]RemovedTopic, error) {
 	var list []RemovedTopic
 	for row, err := range Rows(ctx, t, Range{Partition: removedPartition, Consistency: Strong}) {
@@ -132,9 +133,17 @@ func (r *RemovedTopic) Waiting(ctx context.Context, t Table) ([]GatewayID, error
 	return list, nil
 }
 
-// Forget removes the row: nothing is left of the topic, and nobody knows of it.
-func (r *RemovedTopic) Forget(ctx context.Context, t Table) error {
-	return DeleteSettled(ctx, t, removedKey(r.ID), IfEqual(r.Stamp), nil)
+// Finish notes that nothing is left of the topic. The row stays: a process that went on under a new id may still know
+// the topic, and have a read or an append of it under way.
+func (r *RemovedTopic) Finish(ctx context.Context, t Table) error {
+	next := *r
+	next.Done, next.Waits, next.Stamp.Sequence = true, nil, r.Stamp.Sequence+1
+	row := Row{Key: removedKey(r.ID), Stamp: next.Stamp, Nonce: NewNonce(), Value: encodeJSON(next.row())}
+	if err := PutSettled(ctx, t, row, IfEqual(r.Stamp), nil); err != nil {
+		return err
+	}
+	*r = next
+	return nil
 }
 
 // SweepPartition removes the rows of a partition of a removed topic: of one that is closed, or with final whatever there is. The

@@ -114,8 +114,8 @@ func TestRemovedTopics(t *testing.T) {
 	if err := was.MarkSwept(ctx, table); !errors.Is(err, metadata.ErrConflict) {
 		t.Errorf("two of them at once: %v", err)
 	}
-	if err := was.Forget(ctx, table); !errors.Is(err, metadata.ErrConflict) {
-		t.Errorf("the row as it was is forgotten: %v", err)
+	if err := was.Finish(ctx, table); !errors.Is(err, metadata.ErrConflict) {
+		t.Errorf("the row as it was is finished: %v", err)
 	}
 	if err := metadata.MarkClosed(ctx, table, "g2"); err != nil {
 		t.Fatal(err)
@@ -126,10 +126,10 @@ func TestRemovedTopics(t *testing.T) {
 	if waiting, err := list[0].Waiting(ctx, table); err != nil || len(waiting) != 1 || waiting[0] != "g3" {
 		t.Errorf("it waits for %v, %v", waiting, err)
 	}
-	if err := list[0].Forget(ctx, table); err != nil {
+	if err := list[0].Finish(ctx, table); err != nil {
 		t.Fatal(err)
 	}
-	if list, err := metadata.ListRemoved(ctx, table); err != nil || len(list) != 1 {
+	if list, err := metadata.ListRemoved(ctx, table); err != nil || len(list) != 2 || !list[0].Done || list[1].Done {
 		t.Errorf("%+v, %v", list, err)
 	}
 }

@@ -221,21 +221,21 @@ func TestDeletedInMidRetention(t *testing.T) {
 		if starts := first.starts(t, "a"); again == id || starts[0] != 0 {
 			t.Errorf("the new topic begins at %v", starts)
 		}
-		reminders := func(want int) {
+		reminder := func(done bool) {
 			t.Helper()
 			removed, err := metadata.ListRemoved(t.Context(), c.table)
-			if err != nil || len(removed) != want || want > 0 && (removed[0].ID != id || !removed[0].Swept || len(removed[0].Waits) != 2) {
+			if err != nil || len(removed) != 1 || removed[0].ID != id || !removed[0].Swept || removed[0].Done != done || !done && len(removed[0].Waits) != 2 {
 				t.Errorf("%+v, %v", removed, err)
 			}
 		}
-		reminders(1)
+		reminder(false)
 		first.stop()
 		third := c.start(0)
 		time.Sleep(10 * time.Second)
-		reminders(1) // the second one may know of it
+		reminder(false) // the second one may know of it
 		second.stop()
 		time.Sleep(10 * time.Second)
-		reminders(0)
+		reminder(true)
 		third.stop()
 	})
 }
