@@ -46,6 +46,8 @@ type serveOptions struct {
 	uploadBytes                    int64
 	drainTimeout, leaseTime        time.Duration
 	startTimeout                   time.Duration
+	// wrap, if set, has its way with bucket and table: for benches.
+	wrap func(*backends)
 }
 
 func newServeCommand() *cobra.Command {
@@ -285,6 +287,9 @@ func serve(ctx context.Context, o *serveOptions, logs io.Writer, started func(ne
 		return err
 	}
 	defer func() { err = errors.Join(err, b.close()) }()
+	if o.wrap != nil {
+		o.wrap(b)
+	}
 	if !p.segments.local() || !p.metadata.local() {
 		p.config.StartTime = time.Until(wait.until)
 	}
