@@ -111,8 +111,11 @@ bench: build fetch ## measure all that is promised, on files and on MinIO: a tab
 bench-go: ## the Go benchmarks, for profiles
 	go test -p 1 -run '^$$' -bench '$(BENCH)' -benchmem ./...
 
-bench-peers: build fetch ## the same work against other servers, with what an ack of each means
-	bench/peers/run.sh
+# A module of its own: nothing of the other servers enters ours. Redis and PostgreSQL are measured where they are installed.
+bench-peers: build fetch ## the same work for Varve and other servers, with what an ack of each means
+	go build -C bench/peers -trimpath -o ../../bin/peers .
+	@mkdir -p bench/results
+	go run ./localstack with bin/peers --commit "$$(git rev-parse --short HEAD 2>/dev/null || echo unknown)" --results bench/results
 
 soak: build ## SOAK (1h) of steady load: memory, goroutines, files and rows must not grow
 	bin/varve bench soak --duration $(SOAK)
