@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/varvelog/varve/gateway"
 	"github.com/varvelog/varve/metadata"
 	"github.com/varvelog/varve/segments"
 )
@@ -20,12 +21,13 @@ import (
 // counted: a line on standard input is answered by one with the counts.
 func newBenchGatewayCommand() *cobra.Command {
 	o := &serveOptions{}
-	var putRate byteSize
+	var putRate, foldBytes byteSize
 	cmd := &cobra.Command{
 		Use: "gateway", Hidden: true, Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			rows := &rowCounter{live: make(map[metadata.Key]struct{})}
-			o.wrap = func(b *backends) {
+			o.wrap = func(c *gateway.Config, b *backends) {
+				c.FoldBytes = int(foldBytes)
 				b.table = metadata.Observe(b.table, rows.observe)
 				if putRate > 0 {
 					b.store = &slowStore{Store: b.store, rate: float64(putRate)}
@@ -36,6 +38,7 @@ func newBenchGatewayCommand() *cobra.Command {
 		},
 	}
 	o.register(cmd.Flags())
+	cmd.Flags().Var(&foldBytes, "fold-bytes", "bytes of journal entries that no checkpoint has before there are checkpoints (default: the gateway's)")
 	cmd.Flags().Var(&putRate, "put-rate", "bytes a second that the bucket takes (default: as many as it can)")
 	return cmd
 }

@@ -46,8 +46,8 @@ type serveOptions struct {
 	uploadBytes                    int64
 	drainTimeout, leaseTime        time.Duration
 	startTimeout                   time.Duration
-	// wrap, if set, has its way with bucket and table: for benches.
-	wrap func(*backends)
+	// wrap, if set, has its way with what a gateway is made of: for benches.
+	wrap func(*gateway.Config, *backends)
 }
 
 func newServeCommand() *cobra.Command {
@@ -288,7 +288,7 @@ func serve(ctx context.Context, o *serveOptions, logs io.Writer, started func(ne
 	}
 	defer func() { err = errors.Join(err, b.close()) }()
 	if o.wrap != nil {
-		o.wrap(b)
+		o.wrap(&p.config, b)
 	}
 	if !p.segments.local() || !p.metadata.local() {
 		p.config.StartTime = time.Until(wait.until)
