@@ -16,6 +16,8 @@ type varveServer struct {
 	*process
 	c *client.Client
 	o *options
+	// idle are clients that nobody uses, one for each worker: the appends of one client to a partition wait for each other.
+	idle chan *client.Client
 }
 
 func startVarveFiles(ctx context.Context, dir string, o *options) (server, error) {
@@ -38,7 +40,7 @@ func startVarve(ctx context.Context, o *options, args ...string) (server, error)
 	if err != nil {
 		return nil, err
 	}
-	s := &varveServer{process: p, o: o}
+	s := &varveServer{process: p, o: o, idle: make(chan *client.Client, o.workers)}
 	err = p.ready(ctx, func() error {
 		response, err := http.Get("http://" + address + "/readyz")
 		if err != nil {
@@ -53,8 +55,16 @@ func startVarve(ctx context.Context, o *options, args ...string) (server, error)
 	if err != nil {
 		return nil, err
 	}
-	if s.c, err = client.New(client.Config{Servers: []string{"http://" + address}}); err == nil {
+	config := client.Config{Servers: []string{"http://" + address}}
+	if s.c, err = client.New(config); err == nil {
 		_, _, err = s.c.CreateTopic(ctx, topic, client.CreateTopicOptions{Partitions: int32(o.logs)})
+	}
+	for range o.workers {
+		if err == nil {
+			var c *client.Client
+			c, err = client.New(config)
+			s.idle <- c
+		}
 	}
 	if err != nil {
 		return nil, errors.Join(err, p.close())
@@ -69,7 +79,9 @@ func (s *varveServer) produce(ctx context.Context, log int, records [][]byte) er
 	for i, value := range records {
 		list[i].Value = value
 	}
-	_, err := s.c.Append(ctx, topic, int32(log), list, client.AppendOptions{})
+	c := <-s.idle
+	defer func() { s.idle <- c }()
+	_, err := c.Append(ctx, topic, int32(log), list, client.AppendOptions{})
 	return err
 }
 
@@ -90,4 +102,10 @@ func (s *varveServer) consume(ctx context.Context, log int, records int64) (byte
 	return bytes, fmt.Errorf("the log ended %d records too early", records)
 }
 
-func (s *varveServer) close() error { return errors.Join(s.c.Close(), s.process.close()) }
+func (s *varveServer) close() error {
+	faults := []error{s.c.Close()}
+	for range s.o.workers {
+		faults = append(faults, (<-s.idle).Close())
+	}
+	return errors.Join(append(faults, s.process.close())...)
+}
