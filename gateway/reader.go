@@ -310,6 +310,9 @@ func (r *reader) scan(ctx context.Context, c metadata.Chunk, from, t int64) (met
 				largest = max(largest, record.Timestamp)
 				if !ok && record.Timestamp >= t {
 					found, ok = metadata.Found{Offset: record.Offset, Timestamp: record.Timestamp, Previous: previous, PreviousKnown: previousKnown}, true
+					if t > 0 { // nobody asks for the largest
+						return found, metadata.NoTimestamp, true, nil
+					}
 				}
 			}
 			previous, previousKnown = record.Timestamp, record.Offset >= from

@@ -19,7 +19,7 @@ type Found struct {
 // ScanFunc reads one chunk (one bounded ranged GET) and returns its first record, in
 // offset order, at or after offset from whose timestamp is at least t; ok is false
 // when there is none. largest is the largest timestamp among the chunk's records
-// at or after from, NoTimestamp without one.
+// at or after from, NoTimestamp without one; it is looked at only when t is 0.
 type ScanFunc func(ctx context.Context, chunk Chunk, from, t int64) (f Found, largest int64, ok bool, err error)
 
 // Answer is what a time lookup says of one partition.
