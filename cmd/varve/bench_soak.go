@@ -217,9 +217,9 @@ func (a *app) soak(ctx context.Context, o *soakOptions, r *soakReport) error {
 	if err != nil {
 		return err
 	}
-	w := a.newWire(a.servers[0], 64+o.followers)
+	w := a.newWire(a.servers[0], 16+o.followers)
 	defer w.close()
-	lo := loadOptions{recordSize: 200, batchRecords: 10, producers: 32, inFlight: 2, rate: o.rate, acks: "committed", codec: "none", idempotent: true}
+	lo := loadOptions{recordSize: 200, batchRecords: 10, producers: 16, inFlight: 1, rate: o.rate, acks: "committed", codec: "none", idempotent: true}
 	l, err := lo.load(topic)
 	if err != nil {
 		return err
@@ -228,6 +228,12 @@ func (a *app) soak(ctx context.Context, o *soakOptions, r *soakReport) error {
 	if err := l.prepare(ctx); err != nil {
 		return err
 	}
+	// All of the load's connections are made at first, lest they are taken for something that grows.
+	l.rate = 0
+	if _, err := l.run(ctx, limit{duration: min(time.Second, o.duration/10)}); err != nil {
+		return err
+	}
+	l.rate = o.rate
 	m, err := startMeter(ctx, c)
 	if err != nil {
 		return err
