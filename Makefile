@@ -3,6 +3,9 @@
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 FUZZTIME ?= 10s
 BENCH    ?= .
+QUICK    ?=
+ONLY     ?=
+SOAK     ?= 1h
 SEEDS    ?= 200
 FROM     ?= 1
 CHAOS    ?= 10m
@@ -20,7 +23,7 @@ WITHOUT_RACE := /(api|cmd|e2e|segments/batch)(/|$$)
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 .PHONY: help build image run test check fmt-check vet lint generate generate-check manifests \
-        unit race e2e sim seeded seeded-some chaos fuzz bench fetch demo scale-demo localstack localstack-down clean
+        unit race e2e sim seeded seeded-some chaos fuzz bench bench-go bench-peers soak fetch demo scale-demo localstack localstack-down clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -99,8 +102,23 @@ fuzz: ## every fuzz test, for FUZZTIME (10s) each
 		go test -run '^$$' -fuzz "^$${func#func }\$$" -fuzztime $(FUZZTIME) "$${file%/*}" </dev/null || exit 1; \
 	done
 
-bench: ## the Go benchmarks; bin/varve bench measures the whole
+# QUICK=1: a little of everything, to see that it works; ONLY=files,small: some parts. Figures of a full run go to
+# bench/results, whose files are committed when the docs quote them.
+bench: build fetch ## measure all that is promised, on files and on MinIO: a table, and bench/results
+	go run ./localstack with bin/varve bench all --commit "$$(git rev-parse --short HEAD 2>/dev/null || echo unknown)" \
+	  $(if $(QUICK),--quick --results bin/bench-results,--results bench/results) $(if $(ONLY),--only $(ONLY))
+
+bench-go: ## the Go benchmarks, for profiles
 	go test -p 1 -run '^$$' -bench '$(BENCH)' -benchmem ./...
+
+# A module of its own: nothing of the other servers enters ours. Redis and PostgreSQL are measured where they are installed.
+bench-peers: build fetch ## the same work for Varve and other servers, with what an ack of each means
+	go build -C bench/peers -trimpath -o ../../bin/peers .
+	@mkdir -p bench/results
+	go run ./localstack with bin/peers --commit "$$(git rev-parse --short HEAD 2>/dev/null || echo unknown)" --results bench/results
+
+soak: build ## SOAK (1h) of steady load: memory, goroutines, files and rows must not grow
+	bin/varve bench soak --duration $(SOAK)
 
 fetch: ## get MinIO and dynalite into the user's cache folder
 	go run ./localstack fetch

@@ -352,6 +352,9 @@ func (r *reader) scan(ctx context.Context, c metadata.Chunk, from, t int64) (met
 			case ok:
 			case record.Timestamp >= t:
 				found.Offset, found.Timestamp, ok = record.Offset, record.Timestamp, true
+				if t > 0 { // nobody asks for the largest
+					return found, metadata.NoTimestamp, true, nil
+				}
 			default:
 				found.PreviousOffset, found.Previous, found.PreviousKnown = record.Offset, record.Timestamp, true
 			}

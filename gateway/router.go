@@ -241,12 +241,13 @@ func (x *exchange) sendTo(ctx context.Context, to metadata.GatewayID, group []in
 // settles says whether a result is the last word on its reference.
 func (x *exchange) settles(result *indexed) bool {
 	id := x.references[result.index].Partition
-	var held *elsewhere
-	var closed *uploaderClosed
+	// Nothing is allocated when there is no error: this is asked of every span.
+	held, isHeld := errors.AsType[*elsewhere](result.err)
+	_, isClosed := errors.AsType[*uploaderClosed](result.err)
 	switch err := result.err; {
 	case err == nil && result.verdict.Status == metadata.Waiting:
 		return false
-	case err == nil, errors.Is(err, metadata.ErrClosed), errors.As(err, &closed):
+	case err == nil, errors.Is(err, metadata.ErrClosed), isClosed:
 		if result.to != x.r.g.ID() {
 			x.r.learn(id, result.to)
 		}
@@ -261,7 +262,7 @@ func (x *exchange) settles(result *indexed) bool {
 			x.r.breakOff(id, err)
 		}
 		return true
-	case errors.As(err, &held):
+	case isHeld:
 		x.r.learn(id, held.holder)
 	case errors.Is(err, metadata.ErrFenced), errors.Is(err, metadata.ErrUnknown), errors.Is(err, errStopped), errors.Is(err, metadata.ErrBusy):
 		x.doubt[result.index] = true // goes on in the next tenure, or with whoever takes over

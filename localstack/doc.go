@@ -7,6 +7,8 @@
 //	go run ./localstack down    stop it; the data stays
 //	go run ./localstack status  what runs, and where
 //	go run ./localstack fetch   only get the servers' programs
+//	go run ./localstack with bin/varve bench all
+//	                            run a command with servers of its own, which end with it
 //
 // Run it at the top of the checkout. It keeps data, logs and process ids in
 // localstack/.state; removing that folder after a down starts afresh.

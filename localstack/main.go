@@ -17,11 +17,14 @@ import (
 )
 
 const usage = `usage: localstack up|down|status|fetch [flags]
+       localstack with COMMAND…
 
   up      start MinIO and dynalite, make the bucket and the table, print how to use them
   down    stop them; the data stays
   status  what runs, and where
   fetch   only get the servers' programs
+  with    run a command of varve's, like bin/varve bench all, with servers of its own: it is given --segments
+          and --metadata, and they end with it
 
 `
 
@@ -42,6 +45,9 @@ func main() {
 var errUsage = errors.New("wrong usage")
 
 func run(ctx context.Context, args []string, out, notes io.Writer) error {
+	if len(args) > 1 && args[0] == "with" {
+		return with(ctx, args[1:], out, notes)
+	}
 	flags := flag.NewFlagSet("localstack", flag.ContinueOnError)
 	flags.SetOutput(notes)
 	flags.Usage = func() { fmt.Fprint(notes, usage); flags.PrintDefaults() }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -223,5 +224,29 @@ func TestWrongUsage(t *testing.T) {
 	t.Setenv("VARVE_LOCALSTACK_S3_PORT", "many")
 	if err = run(t.Context(), []string{"status"}, &out, &out); err == nil || !strings.Contains(err.Error(), "VARVE_LOCALSTACK_S3_PORT") {
 		t.Errorf("a port that is none: %v", err)
+	}
+}
+
+// TestWith has a command see what it was given, while the servers run.
+func TestWith(t *testing.T) {
+	var out bytes.Buffer
+	script := `echo "$@" $AWS_SECRET_ACCESS_KEY; exit 3`
+	err := run(t.Context(), []string{"with", "sh", "-c", script, "varve", "bench"}, &out, t.Output())
+	var status *exec.ExitError
+	if !errors.As(err, &status) || status.ExitCode() != 3 {
+		t.Errorf("the command ended with status 3, and with said %v", err)
+	}
+	said := out.String()
+	for _, part := range []string{"bench --segments s3://varve/with?region=us-east-1&endpoint=http", "--metadata dynamodb://varve?region=", servers.SecretKey} {
+		if !strings.Contains(said, part) {
+			t.Errorf("the command was given %q, want %q in it", said, part)
+		}
+	}
+	_, rest, _ := strings.Cut(said, "endpoint=http%3A%2F%2F")
+	address, _, _ := strings.Cut(rest, " ")
+	address = strings.Replace(address, "%3A", ":", 1)
+	if conn, err := net.Dial("tcp", address); err == nil {
+		conn.Close()
+		t.Errorf("a server still listens on %s after the command has ended", address)
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
-	"regexp"
 	"strings"
 	"time"
 )
@@ -82,7 +81,11 @@ func NewNonce() uint64 {
 // MaxTopicName is the longest topic name in bytes.
 const MaxTopicName = 249
 
-var topicName = regexp.MustCompile(`^[a-zA-Z0-9._-]{1,249}$`)
+// notOfNames says that a topic's name cannot hold a character. Every request is asked: a regular expression
+// took a fiftieth of the CPU of small ones.
+func notOfNames(r rune) bool {
+	return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '.' && r != '_' && r != '-'
+}
 
 // CheckTopicName says what is wrong with a topic's name, or nil.
 func CheckTopicName(name string) error {
@@ -93,7 +96,7 @@ func CheckTopicName(name string) error {
 		return fmt.Errorf("%w: topic name of %d bytes is longer than %d", ErrInvalid, len(name), MaxTopicName)
 	case name == "." || name == "..":
 		return fmt.Errorf("%w: topic name %q is reserved", ErrInvalid, name)
-	case !topicName.MatchString(name):
+	case strings.ContainsFunc(name, notOfNames):
 		return fmt.Errorf("%w: topic name %q may hold only a-z, A-Z, 0-9, '.', '_' and '-'", ErrInvalid, strings.ToValidUTF8(name, "?"))
 	}
 	return nil

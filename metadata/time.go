@@ -23,7 +23,7 @@ type Found struct {
 // offset order, at or after offset from whose timestamp is at least t; ok is false
 // when there is none. The record before it is told when it lies in the chunk, at or
 // after from; without an answer that is the last one. largest is the largest timestamp
-// among the chunk's records at or after from, NoTimestamp without one.
+// among the chunk's records at or after from, NoTimestamp without one; it is looked at only when t is 0.
 type ScanFunc func(ctx context.Context, chunk Chunk, from, t int64) (f Found, largest int64, ok bool, err error)
 
 // Answer is what a time lookup says of one partition.

@@ -24,6 +24,8 @@ import (
 //	catchup   ── the tail with and without readers of old data beside it
 //	counts    ── what must not depend on the machine: calls, rows and bytes
 //	cluster   ── the same of several gateways: commit writes, bytes between them, takeovers
+//	all       ── everything that is promised, in one table
+//	soak      ── a steady load for an hour: nothing may grow
 func newBenchCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "bench",
@@ -44,8 +46,11 @@ On a shared machine only ratios of one run mean much: 'varve bench compare' prin
 		newBenchCompareCommand(a),
 		newBenchCountsCommand(a),
 		newBenchClusterCommand(a),
+		newBenchAllCommand(a),
+		newBenchSoakCommand(a),
 		newFloorServerCommand(),
 		newFloorObjectsCommand(),
+		newBenchGatewayCommand(),
 	)
 	return cmd
 }

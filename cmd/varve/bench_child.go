@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -34,13 +35,17 @@ type child struct {
 
 // startChild runs `varve args…`. It ends when stop is called; one that reads its standard input
 // ends with this process too.
-func startChild(args ...string) (*child, error) {
+func startChild(args ...string) (*child, error) { return startChildIn(nil, args...) }
+
+// startChildIn adds variables to the child's environment.
+func startChildIn(variables []string, args ...string) (*child, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
 	c := &child{cmd: exec.Command(self, args...), output: &tailBuffer{}, exited: make(chan struct{})}
 	c.cmd.Stderr = c.output
+	c.cmd.Env = append(os.Environ(), variables...)
 	// A group of its own: Ctrl-C goes to this process, which stops the child when it is done with it.
 	c.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if c.stdin, err = c.cmd.StdinPipe(); err != nil {
@@ -111,11 +116,16 @@ func (b *tailBuffer) String() string {
 
 // startGateway runs `varve serve` on a free port and waits until it is ready.
 func startGateway(ctx context.Context, args ...string) (c *child, url string, err error) {
+	return startGatewayBy(ctx, nil, []string{"serve"}, args...)
+}
+
+// startGatewayBy runs a gateway by another command that takes the flags of serve, with more variables in its environment.
+func startGatewayBy(ctx context.Context, variables, command []string, args ...string) (c *child, url string, err error) {
 	address, err := freeAddress()
 	if err != nil {
 		return nil, "", err
 	}
-	c, err = startChild(append([]string{"serve", "--listen", address, "--log-level", "warn"}, args...)...)
+	c, err = startChildIn(variables, slices.Concat(command, []string{"--listen", address, "--log-level", "warn"}, args)...)
 	if err != nil {
 		return nil, "", err
 	}

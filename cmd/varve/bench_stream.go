@@ -55,18 +55,27 @@ func (w *wire) consume(ctx context.Context, request *varvev1.ConsumeRequest) (*b
 
 func (s *batchStream) close() { s.response.Body.Close() }
 
-// next returns the next message; io.EOF is the good end of the stream.
-func (s *batchStream) next() (message, error) {
+// header reads how long the next message is in bytes, and whether it is the last, which holds the outcome.
+func (s *batchStream) header() (size int, last bool, err error) {
 	var header [frameHeader]byte
 	if _, err := io.ReadFull(s.response.Body, header[:]); err != nil {
 		if err == io.EOF {
 			err = io.ErrUnexpectedEOF // the last frame says that it is the last
 		}
-		return message{}, err
+		return 0, false, err
 	}
-	size := int(binary.BigEndian.Uint32(header[1:]))
+	size = int(binary.BigEndian.Uint32(header[1:]))
 	if size > frameLimit {
-		return message{}, fmt.Errorf("a message of %d bytes is over the limit of %d", size, frameLimit)
+		return 0, false, fmt.Errorf("a message of %d bytes is over the limit of %d", size, frameLimit)
+	}
+	return size, header[0]&frameEnd != 0, nil
+}
+
+// next returns the next message; io.EOF is the good end of the stream.
+func (s *batchStream) next() (message, error) {
+	size, last, err := s.header()
+	if err != nil {
+		return message{}, err
 	}
 	if cap(s.buffer) < size {
 		s.buffer = make([]byte, size)
@@ -75,7 +84,7 @@ func (s *batchStream) next() (message, error) {
 	if _, err := io.ReadFull(s.response.Body, data); err != nil {
 		return message{}, err
 	}
-	if header[0]&frameEnd != 0 {
+	if last {
 		return message{}, outcome(data)
 	}
 	return parseMessage(data)

@@ -6,7 +6,9 @@ import (
 	"io"
 	"math"
 	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -143,6 +145,7 @@ func TestBenchRefusesNonsense(t *testing.T) {
 	for _, args := range [][]string{
 		{"produce", "--acks", "maybe"}, {"produce", "-z", "rar"}, {"produce", "--spread", "9"}, {"produce", "--producers", "0"},
 		{"produce", "--idempotent", "--acks", "buffered"}, {"produce", "a", "b"}, {"consume", "--phases", "hot"}, {"compare", "--rounds", "0"},
+		{"all", "--only", "everything"}, {"all", "--segments", "mem://"}, {"soak", "--duration", "1ms"},
 		{"cluster", "--gateways", "0"}, {"cluster", "--only", "speed"}, {"cluster", "--segments", "mem://"}, {"cluster", "--record-size", "3"},
 	} {
 		if r := s.run("", append([]string{"bench"}, args...)...); r.status != statusUsage {
@@ -214,6 +217,77 @@ func TestBenchWithProcesses(t *testing.T) {
 	}
 	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
 		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
+// TestBenchAll runs a little of each part that has no test of its own.
+func TestBenchAll(t *testing.T) {
+	t.Setenv(childVariable, "1")
+	dir, results := t.TempDir(), t.TempDir()
+	s := &testShell{t: t, url: client.DefaultServer}
+	parts := []string{"small", "follow", "times", "partitions", "memory"}
+	r := bench[allReport](s, "all", "--quick", "--dir", dir, "--results", results, "--commit", "abc", "--only", strings.Join(parts, ","))
+	if len(r.Parts) != len(parts) {
+		t.Fatalf("%+v", r)
+	}
+	// What does not depend on the machine, nor on how little a quick run does.
+	countable := []string{"calls", "GETs", "did not arrive"}
+	seen := 0
+	for _, p := range r.Parts {
+		data, err := os.ReadFile(filepath.Join(results, p.Part+".json"))
+		var saved partResult
+		if err != nil || json.Unmarshal(data, &saved) != nil || saved.Commit != "abc" || len(saved.Figures) != len(p.Figures) || !saved.Quick {
+			t.Errorf("%s.json: %v, %s", p.Part, err, data)
+		}
+		for _, f := range p.Figures {
+			if slices.ContainsFunc(countable, func(s string) bool { return strings.Contains(f.Name, s) }) {
+				seen++
+				if !f.Good {
+					t.Errorf("%s: %s was %g, must be %s", p.Part, f.Name, f.Value, f.must())
+				}
+			}
+		}
+	}
+	if seen < 6 {
+		t.Errorf("%d figures were checked: %+v", seen, r.Parts)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
+func TestSoak(t *testing.T) {
+	t.Setenv(childVariable, "1")
+	s := &testShell{t: t, url: client.DefaultServer}
+	// So short a run is all warm-up: that something grows, which is status 1, is not what is looked at.
+	run := s.run("", "bench", "soak", "--duration", "3s", "--rate", "500", "--followers", "3", "--dir", t.TempDir(), "-o", "json")
+	var r soakReport
+	if err := json.Unmarshal([]byte(run.stdout), &r); err != nil {
+		t.Fatalf("%s %s: %v", run.stdout, run.stderr, err)
+	}
+	if r.Load.Records < 1000 || r.Deleted == 0 || r.Trims == 0 || len(r.Times) < 20 {
+		t.Errorf("%+v", r)
+	}
+	for _, thing := range r.Things {
+		if len(thing.Samples) != len(r.Times) || thing.Name != "index and producer rows" && slices.Max(thing.Samples) == 0 {
+			t.Errorf("%+v", thing)
+		}
+	}
+}
+
+func TestSoakTellsGrowth(t *testing.T) {
+	var times, steady, warming, leaking []float64
+	for i := range 60 {
+		times = append(times, float64(i))
+		steady = append(steady, 100+float64(i%7))
+		warming = append(warming, min(100, 10*float64(i)))
+		leaking = append(leaking, 100+float64(i%7)+float64(i))
+	}
+	for name, samples := range map[string][]float64{"steady": steady, "warming up": warming, "leaking": leaking} {
+		s := soaked{Limit: 5, Share: 0.1, Samples: samples}
+		if s.conclude(times); s.Grows != (name == "leaking") {
+			t.Errorf("%s: rose by %.1f, may by %.1f", name, s.Rise, s.allowed())
+		}
 	}
 }
 

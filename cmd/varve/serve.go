@@ -55,6 +55,8 @@ type serveOptions struct {
 	gcShare                        float64
 	cacheBytes, readBytes          int64
 	coldBytes, coldRate            int64
+	// wrap, if set, has its way with what a gateway is made of: for benches.
+	wrap func(*gateway.Config, *backends)
 }
 
 func newServeCommand() *cobra.Command {
@@ -334,6 +336,9 @@ func serve(ctx context.Context, o *serveOptions, logs io.Writer, started func(ne
 		return err
 	}
 	defer func() { err = errors.Join(err, b.close()) }()
+	if o.wrap != nil {
+		o.wrap(&p.config, b)
+	}
 	if !p.segments.local() || !p.metadata.local() {
 		p.config.StartTime = time.Until(wait.until)
 	}
