@@ -3,6 +3,7 @@ package metadata_test
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -96,7 +97,7 @@ func TestRemovedTopics(t *testing.T) {
 		}
 	}
 	list, err := metadata.ListRemoved(ctx, table)
-	if err != nil || len(list) != 2 || list[0].Partitions != 3 || list[0].Swept || !list[0].Topic().Removed() {
+	if err != nil || len(list) != 2 || list[0].Partitions != 3 || list[0].Swept || !list[0].Topic().Removed() || !slices.Contains(ids, list[0].ID) {
 		t.Fatalf("%+v, %v", list, err)
 	}
 	for _, g := range []metadata.GatewayID{"g1", "g2", "g3"} {
