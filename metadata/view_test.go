@@ -36,7 +36,7 @@ func TestReadViewCost(t *testing.T) {
 			t.Errorf("%s: %+v %v after %d gets and %d ranges, want %d and %d", what, v, err, gets, ranges, wantGets, wantRanges)
 		}
 	}
-	read("nobody has appended", 0, 1, 0)
+	read("nobody has appended, and the topic was not deleted", 0, 2, 0)
 	o := arrive(t, inner, "g1")
 	read("taken", 0, 3, 1)
 	o.refer(t, reference(1, plain()))

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/varvelog/varve/gateway"
+	"github.com/varvelog/varve/internal/upkeep"
 	"github.com/varvelog/varve/segments"
 )
 
@@ -110,17 +111,17 @@ func (p *process) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	b, err := newBeside(o, g, c.log.With("host", h.name))
+	b, err := upkeep.New(g, o.upkeep(c.log.With("host", h.name)))
 	if err != nil {
 		return err
 	}
-	defer b.stop()
+	defer b.Stop()
 	c.network.listen(h.apiAddress(), &listener{me, g.APIServer()})
 	c.network.listen(h.peerAddress(), &listener{me, g.PeerServer()})
 	defer c.network.hangUp(h.apiAddress(), p.life)
 	defer c.network.hangUp(h.peerAddress(), p.life)
 	defer p.life.die() // whatever is left of it, its process has ended
-	return g.Run(ctx, func() { b.start(ctx) })
+	return g.Run(ctx, func() { b.Start(ctx) })
 }
 
 // drainTime is what a gateway has for leaving in good order.

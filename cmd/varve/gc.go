@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"maps"
 	"slices"
 	"strings"
@@ -12,10 +11,9 @@ import (
 
 	"github.com/spf13/cobra"
 
-	varvev1 "github.com/varvelog/varve/api/varve/v1"
 	"github.com/varvelog/varve/client"
 	"github.com/varvelog/varve/compactor"
-	"github.com/varvelog/varve/gateway"
+	"github.com/varvelog/varve/internal/upkeep"
 	"github.com/varvelog/varve/metadata"
 	"github.com/varvelog/varve/metadata/bolttable"
 	"github.com/varvelog/varve/segments"
@@ -110,7 +108,7 @@ func (a *app) collectLocally(ctx context.Context, f collectFlags) (_ *client.Col
 	if err != nil {
 		return nil, err
 	}
-	m := collectionMessage(report)
+	m := upkeep.CollectionMessage(report)
 	return &client.Collection{ClusterID: m.GetClusterId(), DryRun: m.GetDryRun(), Objects: m.GetObjects(), ObjectBytes: m.GetObjectBytes(), Named: m.GetNamed(),
 		Kept: m.GetKept(), Deleted: m.GetDeleted(), DeletedBytes: m.GetDeletedBytes(), Rows: m.GetRows(), RowsWaiting: m.GetRowsWaiting(),
 		Gateways: m.GetGateways(), Unasked: m.GetUnasked(), Unclear: m.GetUnclear(), Refusal: m.GetRefusal()}, nil
@@ -130,21 +128,6 @@ func graceBeside(ctx context.Context, c compactor.CollectConfig) (time.Duration,
 		return -1, nil
 	}
 	return c.Grace, nil
-}
-
-func collectionMessage(r *compactor.Collection) *varvev1.CollectResponse {
-	m := &varvev1.CollectResponse{ClusterId: r.ClusterID, DryRun: r.DryRun, Objects: r.Objects, ObjectBytes: r.ObjectBytes, Named: r.Named,
-		Kept: make(map[string]int64), Deleted: r.Deleted, DeletedBytes: r.DeletedBytes, Rows: r.Rows, RowsWaiting: r.RowsWaiting, Gateways: r.Gateways, Refusal: r.Refusal}
-	for why, n := range r.Kept {
-		m.Kept[string(why)] = n
-	}
-	for _, id := range r.Unasked {
-		m.Unasked = append(m.Unasked, string(id))
-	}
-	for _, id := range r.Unclear {
-		m.Unclear = append(m.Unclear, id.String())
-	}
-	return m
 }
 
 // keptBecause says for people why objects stay.
@@ -241,22 +224,4 @@ func (o *serveOptions) checkCollect() error {
 		faults = append(faults, fmt.Errorf("--gc-share %v: want 0 to 1 (0: the default)", o.gcShare))
 	}
 	return errors.Join(faults...)
-}
-
-// newCollector makes the collector of garbage that runs beside a gateway.
-func (o *serveOptions) newCollector(g *gateway.Gateway, log *slog.Logger) (*compactor.Collector, error) {
-	c, err := compactor.NewCollector(compactor.CollectConfig{Store: g.Store(), Table: g.Table(), Gateways: g,
-		Grace: o.gcGrace, Interval: o.gcInterval, MaxShare: o.gcShare, Log: log})
-	if err != nil {
-		return nil, err
-	}
-	c.Register(g.Registry())
-	g.CollectBy(func(ctx context.Context, r *varvev1.CollectRequest) (*varvev1.CollectResponse, error) {
-		report, err := c.Collect(ctx, compactor.CollectOptions{DryRun: r.GetDryRun(), Force: r.GetForce(), Wait: r.GetWait()})
-		if err != nil {
-			return nil, err
-		}
-		return collectionMessage(report), nil
-	})
-	return c, nil
 }

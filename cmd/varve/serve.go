@@ -13,7 +13,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
-	"sync"
 	"syscall"
 	"time"
 
@@ -22,6 +21,7 @@ import (
 
 	"github.com/varvelog/varve/compactor"
 	"github.com/varvelog/varve/gateway"
+	"github.com/varvelog/varve/internal/upkeep"
 	"github.com/varvelog/varve/metadata"
 	"github.com/varvelog/varve/segments"
 )
@@ -346,14 +346,11 @@ func serve(ctx context.Context, o *serveOptions, logs io.Writer, started func(ne
 	if err != nil {
 		return err
 	}
-	merging, err := newMerging(ctx, p, g)
+	care, err := upkeep.New(g, o.upkeep(p))
 	if err != nil {
 		return err
 	}
-	collector, err := o.newCollector(g, p.log)
-	if err != nil {
-		return err
-	}
+	defer care.Stop()
 	if o.debugListen != "" {
 		stop, err := serveDebug(o.debugListen, p.log)
 		if err != nil {
@@ -362,26 +359,38 @@ func serve(ctx context.Context, o *serveOptions, logs io.Writer, started func(ne
 		defer stop()
 	}
 	defer context.AfterFunc(ctx, func() { p.log.Info("draining: what was accepted is being finished") })()
-	care := newUpkeep(g, p.log)
-	defer care.stop()
-	beside, stop := context.WithCancel(ctx)
-	var collecting sync.WaitGroup
 	err = run(ctx, g, listener, peers, func() {
-		care.start(ctx)
-		collecting.Go(func() { _ = collector.Run(beside, g) }) // until it is told to end
+		care.Start(ctx)
 		p.announce(g, b, listener.Addr())
-		merging.start()
 		if started != nil {
 			started(listener.Addr())
 		}
 	})
-	merging.stop()
-	stop()
-	collecting.Wait()
+	care.Stop()
 	if err == nil {
 		p.log.Info("stopped; nothing is left undone")
 	}
 	return err
+}
+
+// upkeep says what runs beside the gateway.
+func (o *serveOptions) upkeep(p *plan) upkeep.Config {
+	c := upkeep.Config{Collecting: compactor.CollectConfig{Grace: o.gcGrace, Interval: o.gcInterval, MaxShare: o.gcShare}, Log: p.log}
+	if p.config.Role != metadata.RoleGateway {
+		c.Merging = &p.merging
+	}
+	return c
+}
+
+// roleAll is what --role says of a process that does everything.
+const roleAll = "all"
+
+// roleOf is what a gateway's row says.
+func roleOf(flag string) string {
+	if flag == roleAll {
+		return metadata.RoleAll
+	}
+	return flag
 }
 
 // run serves HTTP for as long as the gateway runs, the drain included, and a little longer.

@@ -15,6 +15,7 @@ import (
 	varvev1 "github.com/varvelog/varve/api/varve/v1"
 	"github.com/varvelog/varve/api/varve/v1/varvev1connect"
 	"github.com/varvelog/varve/gateway"
+	"github.com/varvelog/varve/internal/upkeep"
 	"github.com/varvelog/varve/metadata"
 	"github.com/varvelog/varve/metadata/memtable"
 	"github.com/varvelog/varve/segments/memstore"
@@ -81,12 +82,15 @@ func (c *keptCluster) start(off time.Duration) *keptGateway {
 		c.t.Fatal(err)
 	}
 	c.peers[address] = g.PeerServer()
-	care := newUpkeep(g, log)
+	care, err := upkeep.New(g, upkeep.Config{Log: log})
+	if err != nil {
+		c.t.Fatal(err)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	started, ended := make(chan struct{}), make(chan error, 1)
 	go func() {
 		ended <- g.Run(ctx, func() {
-			care.start(ctx)
+			care.Start(ctx)
 			close(started)
 		})
 	}()
@@ -99,7 +103,7 @@ func (c *keptCluster) start(off time.Duration) *keptGateway {
 			if err := <-ended; err != nil {
 				c.t.Errorf("it did not end well: %v", err)
 			}
-			care.stop()
+			care.Stop()
 		}}
 }
 
