@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/varvelog/varve/bill"
 	"github.com/varvelog/varve/metadata"
 	"github.com/varvelog/varve/segments"
 )
@@ -309,7 +310,7 @@ func (k *keyPass) cleanSection(ctx context.Context, section metadata.Section, s 
 	if w.last == 0 {
 		w.last = k.Number()
 	}
-	swap, err := metadata.PrepareSwap(ctx, k.Table, section, k.Uploader, w.last, w.entries)
+	swap, err := metadata.PrepareSwap(bill.Merging(ctx, section.Partition.Topic), k.Table, section, k.Uploader, w.last, w.entries)
 	if err != nil {
 		return nil, 0, err
 	}

@@ -7,6 +7,7 @@ import (
 	"sort"
 	"time"
 
+	"github.com/varvelog/varve/bill"
 	"github.com/varvelog/varve/metadata"
 )
 
@@ -109,7 +110,7 @@ func (c *Compactor) swapIn(ctx context.Context, uploader metadata.GatewayID, l l
 	changed := replaced(l.entries, l.list)
 	from := sort.Search(len(changed), func(i int) bool { return changed[i].First >= part.From })
 	to := sort.Search(len(changed), func(i int) bool { return changed[i].First >= part.To })
-	w, err := metadata.PrepareSwap(ctx, c.table, part, uploader, c.numbers.take(), changed[from:to])
+	w, err := metadata.PrepareSwap(bill.Merging(ctx, part.Partition.Topic), c.table, part, uploader, c.numbers.take(), changed[from:to])
 	if err != nil {
 		return 0, err
 	}

@@ -346,7 +346,7 @@ func serve(ctx context.Context, o *serveOptions, logs io.Writer, started func(ne
 	if err != nil {
 		return err
 	}
-	care, err := upkeep.New(g, o.upkeep(p))
+	care, err := upkeep.New(g, o.upkeep(p, g))
 	if err != nil {
 		return err
 	}
@@ -374,8 +374,8 @@ func serve(ctx context.Context, o *serveOptions, logs io.Writer, started func(ne
 }
 
 // upkeep says what runs beside the gateway.
-func (o *serveOptions) upkeep(p *plan) upkeep.Config {
-	c := upkeep.Config{Collecting: compactor.CollectConfig{Grace: o.gcGrace, Interval: o.gcInterval, MaxShare: o.gcShare}, Log: p.log}
+func (o *serveOptions) upkeep(p *plan, g *gateway.Gateway) upkeep.Config {
+	c := upkeep.Config{Collecting: compactor.CollectConfig{Grace: o.gcGrace, Interval: o.gcInterval, MaxShare: o.gcShare}, Log: p.log, Meters: g.Registry()}
 	if p.config.Role != metadata.RoleGateway {
 		c.Merging = &p.merging
 	}

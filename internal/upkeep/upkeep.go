@@ -8,6 +8,8 @@ import (
 	"log/slog"
 	"sync"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	varvev1 "github.com/varvelog/varve/api/varve/v1"
 	"github.com/varvelog/varve/compactor"
 	"github.com/varvelog/varve/gateway"
@@ -23,6 +25,8 @@ type Config struct {
 	// Collecting has what a collector needs filled in by New, but for its numbers.
 	Collecting compactor.CollectConfig
 	Log        *slog.Logger
+	// Meters registers metrics; nil: none.
+	Meters prometheus.Registerer
 }
 
 // Upkeep runs beside a gateway, from when it serves.
@@ -36,7 +40,7 @@ type Upkeep struct {
 func New(g *gateway.Gateway, c Config) (*Upkeep, error) {
 	u := &Upkeep{}
 	if c.Merging != nil {
-		merging, err := compactor.New(*c.Merging, compactor.Dependencies{Store: g.Store(), Table: g.Table(), Cluster: cluster{g}, Log: c.Log, Meters: g.Registry()})
+		merging, err := compactor.New(*c.Merging, compactor.Dependencies{Store: g.Store(), Table: g.Table(), Cluster: cluster{g}, Log: c.Log, Meters: c.Meters})
 		if err != nil {
 			return nil, err
 		}
@@ -56,7 +60,9 @@ func (u *Upkeep) collect(g *gateway.Gateway, c Config) error {
 	if err != nil {
 		return err
 	}
-	collector.Register(g.Registry())
+	if c.Meters != nil {
+		collector.Register(c.Meters)
+	}
 	g.CollectBy(func(ctx context.Context, r *varvev1.CollectRequest) (*varvev1.CollectResponse, error) {
 		report, err := collector.Collect(ctx, compactor.CollectOptions{DryRun: r.GetDryRun(), Force: r.GetForce(), Wait: r.GetWait()})
 		if err != nil {
