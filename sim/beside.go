@@ -17,6 +17,6 @@ func (o Options) upkeep(log *slog.Logger) upkeep.Config {
 	if !o.Upkeep { // none of it has its time in so short a run
 		return upkeep.Config{Log: log}
 	}
-	c.Merging = &compactor.Config{TargetBytes: 64 << 10, Age: o.MergeAge, AgainAfter: 2 * o.MergeAge, BytesPerSecond: -1}
+	c.Merging = &compactor.Config{TargetBytes: 64 << 10, Age: o.MergeAge, AgainAfter: 2 * o.MergeAge, BytesPerSecond: -1, KeyTailBytes: -1}
 	return c
 }

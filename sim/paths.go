@@ -44,12 +44,13 @@ const (
 	collectedMerged   Path = "merged segment removed"
 	leaseRemoved      Path = "lease row of a deleted topic removed"
 	gatewayRemoved    Path = "row of a gateway removed"
+	compactedAway     Path = "acked record compacted away by key, as one gateway reads"
 )
 
 // Paths lists all of them.
 var Paths = []Path{pageWritten, pageReplaced, pageThere, nodeWritten, producerWritten, leaseLost, fencedEntry, journalTrimmed, entryRemoved, indexRowRemoved, checkpointed,
 	handedOver, takenOver, reborn, recovered, closedOverdue, repeated, repeatedByAnother, setAside,
-	merged, swapRowWritten, swapped, swapRefused, trimmedLog, collected, collectedMerged, leaseRemoved, gatewayRemoved}
+	merged, swapRowWritten, swapped, swapRefused, trimmedLog, collected, collectedMerged, leaseRemoved, gatewayRemoved, compactedAway}
 
 // paths counts those that show in writes to the table.
 type paths struct {

@@ -72,6 +72,7 @@ func (w *workload) recover() {
 			w.ask(c, hosts[i], p)
 		}
 	}
+	w.checkKeyed(c)
 	w.awaitFollowers(began.Add(liveTime))
 }
 

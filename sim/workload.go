@@ -29,10 +29,11 @@ type workload struct {
 	busy     sync.WaitGroup // clients that append and ask
 	follows  sync.WaitGroup
 	unfollow context.CancelFunc
+	keyLog   keyLog
 }
 
 func newWorkload(c *Cluster) *workload {
-	w := &workload{Cluster: c, history: NewHistory(), dice: newDice(c.options.Seed, "workload"), over: make(chan struct{})}
+	w := &workload{Cluster: c, history: NewHistory(), dice: newDice(c.options.Seed, "workload"), over: make(chan struct{}), keyLog: keyLog{sent: make(map[string]bool)}}
 	for t := range c.options.Topics {
 		for n := range c.options.Partitions {
 			w.partitions = append(w.partitions, Partition{fmt.Sprintf("t%d", t), int32(n)})
@@ -110,6 +111,7 @@ func (w *workload) start() {
 	run("tail", 2, w.tail)
 	run("fetch", 2, w.fetch)
 	run("churner", 1, w.churn)
+	run("keyer", 1, w.key)
 	if _, yes := w.trimmed(); yes {
 		run("trimmer", 1, w.trim)
 	}
