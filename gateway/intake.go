@@ -48,6 +48,9 @@ type intake struct {
 	outstanding atomic.Int64 // bytes that producers wait for
 	buffered    atomic.Int64 // records to be acked as buffered that are not settled
 	kept        atomic.Bool  // a buffer file stays for the next start
+	// keptFrom is the lowest number whose buffer file stays, 0 without one: it is not settled before the next start has had its
+	// batches judged.
+	keptFrom uint64
 
 	mu        sync.Mutex
 	open      *openSegment
@@ -513,6 +516,9 @@ func (in *intake) settled(segment *openSegment) {
 	}
 	in.mu.Lock()
 	defer in.mu.Unlock()
+	if segment.buffer != nil && segment.damaged && (in.keptFrom == 0 || segment.number < in.keptFrom) {
+		in.keptFrom = segment.number
+	}
 	in.settledLocked(segment)
 }
 
@@ -533,6 +539,9 @@ func (in *intake) floor() (floor, buffered uint64) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	floor = in.number + 1
+	if in.keptFrom > 0 {
+		floor = in.keptFrom
+	}
 	for number := range in.unsettled {
 		floor = min(floor, number)
 	}

@@ -647,16 +647,16 @@ func (s *sequencer) tryAcquire(ctx context.Context, id metadata.PartitionID, jou
 			// anything of them is judged.
 			err = s.g.members.refresh(ctx)
 		}
-		if err == nil && lease.Fresh() {
+		if err == nil && state.Next() == 0 && !state.Closed() {
 			err = s.refuseRemoved(ctx, id, lease)
 		}
 		return state, lease, err
 	}
 }
 
-// refuseRemoved gives a partition back that had no lease row because its topic was deleted and its rows are gone. It is
+// refuseRemoved gives a partition back that has no records because its topic was deleted and its rows are gone. It is
 // asked once our row stands, and before anything is judged: whoever was held up for long between reading that there is no
-// row and putting one would not know otherwise.
+// row and putting one would not know otherwise. Another one may have put a row and been fenced before it asked.
 func (s *sequencer) refuseRemoved(ctx context.Context, id metadata.PartitionID, lease *metadata.Lease) error {
 	removed, err := metadata.IsRemoved(ctx, s.g.table, id.Topic)
 	if err != nil || !removed {

@@ -45,6 +45,7 @@ func (s *sequencer) meets(ctx context.Context, uploader metadata.GatewayID) erro
 // the partition is closed, or nothing is taken from the uploader any more; nothing will be swapped.
 func (g *Gateway) Swap(ctx context.Context, w *metadata.Swap) (metadata.SwapOutcome, error) {
 	pauses := metadata.DefaultBackOff()
+	doubt := false // an earlier try may have been taken, or may be yet
 	for {
 		s := &swapping{Swap: w}
 		_, again, err := g.router.decideOnce(ctx, w.Partition, decision{swap: s})
@@ -55,6 +56,9 @@ func (g *Gateway) Swap(ctx context.Context, w *metadata.Swap) (metadata.SwapOutc
 		case errors.As(err, &closed):
 			return 0, fmt.Errorf("%w: %w", metadata.ErrClosed, err)
 		case again, errors.Is(err, metadata.ErrUnknown), errors.Is(err, errStopped):
+			doubt = doubt || !errors.Is(err, metadata.ErrHeld)
+		case doubt:
+			return 0, fmt.Errorf("%w: swap in %s: an earlier try may have been taken: %v", metadata.ErrUnknown, w.Partition, err)
 		default:
 			return 0, err
 		}

@@ -588,7 +588,7 @@ func (c *Checkpoint) push(level int, child Child) {
 	if level == len(c.levels) {
 		c.levels = append(c.levels, nil)
 	}
-	if len(c.levels[level]) == mostChildren(level) {
+	if len(c.levels[level]) >= mostChildren(level) {
 		full := c.levels[level]
 		c.put(treeKey(c.partition, level+1, RowPlace{First: full[0].First}), encodeNode(full))
 		c.push(level+1, merge(full))

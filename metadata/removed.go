@@ -203,10 +203,7 @@ func isHeld(ctx context.Context, t Table, id GatewayID) (bool, error) {
 	return g.State != GatewaySealed && g.State != GatewayClosed, err
 }
 
-// Fresh says that the lease row was made by this taking: the partition had none.
-func (l *Lease) Fresh() bool { return l.Stamp == Stamp{1, 1} }
-
-// Abandon removes a fresh lease row again. Nothing may have been judged.
+// Abandon removes the lease row of a partition of a removed topic again. Nothing may have been judged.
 func (l *Lease) Abandon(ctx context.Context, t Table) error {
 	err := DeleteSettled(ctx, t, leaseKey(l.state.id), IfEqual(l.Stamp), nil)
 	if errors.Is(err, ErrConflict) {

@@ -170,8 +170,8 @@ func PrepareSwap(ctx context.Context, t Table, s Section, uploader GatewayID, nu
 	}
 	w := &Swap{Partition: s.Partition, Uploader: uploader, Number: number, Level: s.Level, From: s.From, To: s.To, Identity: s.identity()}
 	if s.Level == tailLevel {
-		if len(entries) > len(s.tail) {
-			return nil, fmt.Errorf("%w: %d entries in place of %d would make the tail longer", ErrInvalid, len(entries), len(s.tail))
+		if len(entries) > len(s.tail) || sizeOf(entries) > MaxJournalEntry/2 {
+			return nil, fmt.Errorf("%w: %d entries of up to %d bytes in place of %d: a tail must not grow, and a change must fit its journal", ErrInvalid, len(entries), sizeOf(entries), len(s.tail))
 		}
 		w.Entries = entries
 		return w, nil
@@ -192,7 +192,7 @@ func PrepareSwap(ctx context.Context, t Table, s Section, uploader GatewayID, nu
 }
 
 // pageBytes is how many bytes of entries a page of a swap has at most: entries of merged segments have many points.
-const pageBytes = 64 << 10
+const pageBytes = 128 << 10
 
 // indexWriter writes rows of an index that nothing names yet.
 type indexWriter struct {
@@ -283,7 +283,7 @@ func (p *Partition) JudgeSwap(w *Swap) (SwapOutcome, *Change, error) {
 	if !seeded.Has(seeded.SwapAnyway) {
 		ok = ok && s.identity() == w.Identity
 	}
-	if !ok || !w.fits(s) {
+	if !ok || !w.fits(s) || !p.holds(w, s) {
 		c.runs = []answerRun{{outcome: SwapRefused, batches: 1, offset: NoOffset, actual: NoOffset}}
 		return SwapMoved, c, nil
 	}
@@ -358,6 +358,23 @@ func (w *Swap) fits(s Section) bool {
 		}
 	}
 	return w.Rewritten || seeded.Has(seeded.SwapAnyway) || merge(parts).Sum == s.Summary().Sum
+}
+
+// holds says whether the level stays short enough for a lease row: a swap may leave it as it is, or below what a checkpoint would
+// make a node of.
+func (p *Partition) holds(w *Swap, s Section) bool {
+	if w.Level == tailLevel {
+		return len(w.Entries) <= len(s.tail) && sizeOf(w.Entries) <= MaxJournalEntry/2
+	}
+	return len(w.Children) <= len(s.Parts) || len(p.levels[w.Level])-len(s.Parts)+len(w.Children) <= mostChildren(w.Level)
+}
+
+// sizeOf bounds from above what entries take in a row.
+func sizeOf(entries []Entry) (bytes int) {
+	for i := range entries {
+		bytes += 112 + len(entries[i].Gateway) + 40*len(entries[i].Points)
+	}
+	return bytes
 }
 
 // applySwap puts the new parts in place. New slices, since views show the old ones.

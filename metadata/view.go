@@ -62,14 +62,14 @@ func ReadView(ctx context.Context, t Table, id PartitionID) (*View, error) {
 			return nil, fmt.Errorf("read %s: %w", id, err)
 		}
 		if row.Stamp == (Stamp{}) {
-			return unused(ctx, t, id)
+			return orRemoved(ctx, t, NewPartition(id).View())
 		}
 		lease, err := decodeLease(id, row)
 		if err != nil {
 			return nil, err
 		}
 		if lease.Released {
-			return lease.View(), nil
+			return orRemoved(ctx, t, lease.View())
 		}
 		trimmedTo, readErr := readTrimmedTo(ctx, t, lease.Source())
 		var view *View
@@ -81,21 +81,27 @@ func ReadView(ctx context.Context, t Table, id PartitionID) (*View, error) {
 		switch stands, err := lease.stands(ctx, t, trimmedTo, readErr); {
 		case err != nil:
 			return nil, fmt.Errorf("read %s: %w", id, err)
+		case stands && readErr == nil:
+			return orRemoved(ctx, t, view)
 		case stands:
-			return view, readErr
+			return nil, readErr
 		}
 	}
 }
 
-// unused is the view of a partition that has no lease row: nobody has appended to it, or its topic was deleted and its rows are gone
-// already. Whoever still knows the topic by its name must not take it for an empty one.
-func unused(ctx context.Context, t Table, id PartitionID) (*View, error) {
-	removed, err := IsRemoved(ctx, t, id.Topic)
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", id, err)
+// orRemoved is the view, but for a partition without records whose topic was deleted: its rows are gone already, or a late taker
+// has put a lease row anew. Whoever still knows the topic by its name must not take it for an empty one.
+func orRemoved(ctx context.Context, t Table, v *View) (*View, error) {
+	if v.Next > 0 || v.Closed {
+		return v, nil
 	}
-	v := NewPartition(id).View()
-	v.Closed = removed && !seeded.Has(seeded.RemovedIsEmpty)
+	removed, err := IsRemoved(ctx, t, v.Partition.Topic)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", v.Partition, err)
+	}
+	if removed && !seeded.Has(seeded.RemovedIsEmpty) {
+		return &View{Partition: v.Partition, Closed: true}, nil
+	}
 	return v, nil
 }
 

@@ -38,7 +38,7 @@ func TestReadViewCost(t *testing.T) {
 	}
 	read("nobody has appended, and the topic was not deleted", 0, 2, 0)
 	o := arrive(t, inner, "g1")
-	read("taken", 0, 3, 1)
+	read("taken", 0, 4, 1)
 	o.refer(t, reference(1, plain()))
 	read("appended", 1, 3, 2)
 	if _, err := metadata.Seal(t.Context(), inner, "g1", "g2"); err != nil {

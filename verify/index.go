@@ -268,14 +268,8 @@ func (w *walk) sums(view *metadata.View) {
 // leave notes a page or node that nothing names. One that is not older than the checkpoint belongs to
 // the next one, which is being written.
 func (w *walk) leave(row metadata.Row) {
-	if writer, number, err := metadata.RowWriter(row.Value); err != nil || writer != "" {
-		// Written for a swap, which may still be asked for while its number is not settled.
-		owner, known := w.v.gateways[writer.Owner()]
-		if closed := owner.State == metadata.GatewayClosed && !w.v.unheard; err != nil || !known || number >= owner.MergeFloor && !closed {
-			return
-		}
-		w.leftover = append(w.leftover, row)
-		return
+	if writer, _, err := metadata.RowWriter(row.Value); err != nil || writer != "" {
+		return // for a swap: it may be decided, and no checkpoint name it yet. The collector knows.
 	}
 	folded := metadata.Stamp{Epoch: w.state.Epoch(), Sequence: w.lease.Through}
 	if row.Stamp.Compare(folded) < 0 {
