@@ -150,6 +150,13 @@ func TestReadRemoved(t *testing.T) {
 	if err != nil || !v.Closed {
 		t.Errorf("removed: %+v %v", v, err)
 	}
+	late := metadata.PartitionID{Topic: id.Topic, Number: 1} // of which a late taker has put a lease row
+	if _, _, err := metadata.Acquire(ctx, table, late, openJournal(t, table, "late"), nil); err != nil {
+		t.Fatal(err)
+	}
+	if v, err := metadata.ReadView(ctx, table, late); err != nil || !v.Closed {
+		t.Errorf("removed, and taken: %+v %v", v, err)
+	}
 	o := arrive(t, table, "g1")
 	o.refer(t, reference(1, plain()))
 	if was := o.state.View(); !v.Newer(was) || was.Newer(v) || !v.Newer(v) {

@@ -146,3 +146,35 @@ func loseLease(table *tabletest.Faulty) *bool {
 	})
 	return &lost
 }
+
+// TestSwapKeepsLevelsShort: a swap may not make a level longer than checkpoints keep it, whatever its pages come to: a lease row with too many
+// children cannot be read.
+func TestSwapKeepsLevelsShort(t *testing.T) {
+	metadata.ShrinkLimits(t, 4, 1, 10, 5, 100)
+	table := memtable.New()
+	o := arrive(t, table, "g1")
+	for n := range uint64(4) {
+		o.refer(t, reference(2*n+1, plain()))
+		o.refer(t, reference(2*n+2, plain()))
+		o.checkpoint(t, table, false)
+	}
+	s := o.state.View().Sections()[0]
+	if s.Level != 0 || len(s.Parts) != 4 {
+		t.Fatalf("level %d with %d pages", s.Level, len(s.Parts))
+	}
+	s = s.Part(0, 1)
+	entries, err := s.Load(t.Context(), metadata.TableIndex{Table: table})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := metadata.PrepareSwap(t.Context(), table, s, metadata.MergerID("g1"), 1, entries)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, second := metadata.Summarize(entries[:1]), metadata.Summarize(entries[1:])
+	first.Row, second.Row = 1, 2 // two pages in place of one
+	w.Children = []metadata.Child{first, second}
+	if got := o.swap(t, w); got != metadata.SwapMoved {
+		t.Errorf("five pages where four are the most: %d", got)
+	}
+}
