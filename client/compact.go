@@ -33,6 +33,8 @@ type Compacted struct {
 	// Failed are partitions of which something could not be read or written; they are tried again.
 	Failed   int64
 	SetAside []DamagedSpan
+	// Dropped are records that compaction by key took out; not told of a dry run.
+	Dropped int64
 }
 
 // DamagedSpan is an index entry whose bytes are not there, or not what the index says. It stays as it is.
@@ -71,7 +73,7 @@ func (c *Client) Compact(ctx context.Context, opts CompactOptions, report func(C
 func compactedOf(m *varvev1.CompactResponse) Compacted {
 	r := m.GetReport()
 	out := Compacted{GatewayID: m.GetGatewayId(), Error: m.GetError(), Partitions: r.GetPartitions(), Merged: r.GetMerged(), Segments: r.GetSegments(),
-		Bytes: r.GetBytes(), Entries: r.GetEntries(), Into: r.GetInto(), Moved: r.GetMoved(), Failed: r.GetFailed()}
+		Bytes: r.GetBytes(), Entries: r.GetEntries(), Into: r.GetInto(), Moved: r.GetMoved(), Failed: r.GetFailed(), Dropped: r.GetDropped()}
 	for _, s := range r.GetSetAside() {
 		out.SetAside = append(out.SetAside, DamagedSpan{s.GetTopic(), s.GetPartition(), s.GetFirstOffset(), s.GetEndOffset(), s.GetObject(), s.GetProblem()})
 	}

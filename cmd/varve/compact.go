@@ -25,7 +25,8 @@ func newCompactCommand(a *app) *cobra.Command {
 		Use:   "compact [TOPIC]",
 		Short: "Merge small segments now",
 		Long: `Has all gateways that merge small segments into large ones make a pass now, over a topic or over all: each does its share,
-and the age of segments does not count. Gateways do so by themselves; see docs/compaction.md.
+and the age of segments does not count. Topics whose cleanup.policy says compact are compacted by key in the same pass: what that
+would take out --dry-run does not tell. Gateways do all of it by themselves; see docs/compaction.md.
 
 Without --wait it returns once they have begun. With --wait, or --dry-run, which says what would be merged, a line a gateway
 tells what became of it. Spans that are damaged are not merged; they are named, and the exit status is 1.
@@ -141,6 +142,10 @@ func printCompacted(out io.Writer, r client.Compacted, dryRun bool) error {
 	}
 	_, err := fmt.Fprintf(out, "%s: looked at %s; in %d of them %d index entries %s %d, in %s of %d bytes\n", r.GatewayID, count(r.Partitions, "partition"), r.Merged,
 		r.Entries, became, r.Into, count(r.Segments, "new segment"), r.Bytes)
+	if r.Dropped > 0 {
+		_, dropped := fmt.Fprintf(out, "%s: compaction by key took out %s\n", r.GatewayID, count(r.Dropped, "record"))
+		err = errors.Join(err, dropped)
+	}
 	if r.Moved > 0 {
 		_, moved := fmt.Fprintf(out, "%s: %d index entries changed meanwhile and stay until the next pass\n", r.GatewayID, r.Moved)
 		err = errors.Join(err, moved)
@@ -183,5 +188,6 @@ func compactedJSON(r client.Compacted, f compactFlags) any {
 		Moved      int64     `json:"moved"`
 		Failed     int64     `json:"failed"`
 		SetAside   []damaged `json:"set_aside"`
-	}{r.GatewayID, f.DryRun, f.Wait, r.Error, r.Partitions, r.Merged, r.Segments, r.Bytes, r.Entries, r.Into, r.Moved, r.Failed, list}
+		Dropped    int64     `json:"dropped"`
+	}{r.GatewayID, f.DryRun, f.Wait, r.Error, r.Partitions, r.Merged, r.Segments, r.Bytes, r.Entries, r.Into, r.Moved, r.Failed, list, r.Dropped}
 }

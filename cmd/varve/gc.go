@@ -61,6 +61,9 @@ say that they had those objects or it is forced.`,
 		if f.grace < 0 {
 			return usagef("--grace %v: must not be negative", f.grace)
 		}
+		if cmd.Flags().Changed("grace") && !f.places.local() {
+			return usagef("--grace is for a store that is worked on itself; a gateway has its own: varve serve --gc-grace")
+		}
 		run := a.collectByGateway
 		if f.places.local() {
 			run = a.collectLocally

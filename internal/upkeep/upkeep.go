@@ -127,7 +127,7 @@ func (c asked) Compact(ctx context.Context, topic string, dryRun bool) (*varvev1
 		return nil, err
 	}
 	out := &varvev1.CompactReport{Partitions: int64(r.Partitions), Merged: int64(r.Merged), Segments: int64(r.Segments), Bytes: r.Bytes,
-		Entries: int64(r.Entries), Into: int64(r.Into), Moved: int64(r.Moved), Failed: int64(r.Failed)}
+		Entries: int64(r.Entries), Into: int64(r.Into), Moved: int64(r.Moved), Failed: int64(r.Failed), Dropped: r.Dropped}
 	for _, a := range r.SetAside {
 		out.SetAside = append(out.SetAside, &varvev1.DamagedSpan{Topic: a.Topic, Partition: a.Partition, FirstOffset: a.First, EndOffset: a.End,
 			Object: a.Object, Problem: a.Problem})

@@ -1655,7 +1655,9 @@ type CompactReport struct {
 	// Partitions of which something could not be read or written; they are tried again.
 	Failed int64 `protobuf:"varint,8,opt,name=failed,proto3" json:"failed,omitempty"`
 	// Spans that are damaged. They stay as they are.
-	SetAside      []*DamagedSpan `protobuf:"bytes,9,rep,name=set_aside,json=setAside,proto3" json:"set_aside,omitempty"`
+	SetAside []*DamagedSpan `protobuf:"bytes,9,rep,name=set_aside,json=setAside,proto3" json:"set_aside,omitempty"`
+	// Records that compaction by key took out. Not told of a dry run.
+	Dropped       int64 `protobuf:"varint,10,opt,name=dropped,proto3" json:"dropped,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1751,6 +1753,13 @@ func (x *CompactReport) GetSetAside() []*DamagedSpan {
 		return x.SetAside
 	}
 	return nil
+}
+
+func (x *CompactReport) GetDropped() int64 {
+	if x != nil {
+		return x.Dropped
+	}
+	return 0
 }
 
 // DamagedSpan is an index entry whose bytes are not there, or not what the index says.
@@ -2227,7 +2236,7 @@ const file_varve_v1_cluster_proto_rawDesc = "" +
 	"\n" +
 	"gateway_id\x18\x01 \x01(\tR\tgatewayId\x12/\n" +
 	"\x06report\x18\x02 \x01(\v2\x17.varve.v1.CompactReportR\x06report\x12\x14\n" +
-	"\x05error\x18\x03 \x01(\tR\x05error\"\x89\x02\n" +
+	"\x05error\x18\x03 \x01(\tR\x05error\"\xa3\x02\n" +
 	"\rCompactReport\x12\x1e\n" +
 	"\n" +
 	"partitions\x18\x01 \x01(\x03R\n" +
@@ -2239,7 +2248,9 @@ const file_varve_v1_cluster_proto_rawDesc = "" +
 	"\x04into\x18\x06 \x01(\x03R\x04into\x12\x14\n" +
 	"\x05moved\x18\a \x01(\x03R\x05moved\x12\x16\n" +
 	"\x06failed\x18\b \x01(\x03R\x06failed\x122\n" +
-	"\tset_aside\x18\t \x03(\v2\x15.varve.v1.DamagedSpanR\bsetAside\"\xb5\x01\n" +
+	"\tset_aside\x18\t \x03(\v2\x15.varve.v1.DamagedSpanR\bsetAside\x12\x18\n" +
+	"\adropped\x18\n" +
+	" \x01(\x03R\adropped\"\xb5\x01\n" +
 	"\vDamagedSpan\x12\x14\n" +
 	"\x05topic\x18\x01 \x01(\tR\x05topic\x12\x1c\n" +
 	"\tpartition\x18\x02 \x01(\x05R\tpartition\x12!\n" +
