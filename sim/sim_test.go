@@ -50,7 +50,7 @@ func TestSeeds(t *testing.T) {
 
 // patience is how long a seed may take, in real time. A mutex that is held while something waits stops the
 // virtual time of its bubble for ever.
-const patience = 1 * time.Minute
+const patience = 4 * time.Minute
 
 // modelTime is how long the models may search for an order of one partition's operations, in real time.
 const modelTime = 10 * time.Second
