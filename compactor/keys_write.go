@@ -65,6 +65,7 @@ func (w *keyWriter) rewrite(ctx context.Context, e *metadata.Entry, left []sifte
 		return err
 	}
 	for i := range left {
+		batch.SealPlace(left[i].data, left[i].left.BaseOffset)
 		if err := w.builder.Add(w.span(), left[i].data, infoOfLeft(&left[i].left)); err != nil {
 			return err
 		}

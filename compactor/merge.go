@@ -197,7 +197,8 @@ func (s *source) parse(data []byte, err error) {
 }
 
 // place finds an entry's batches in its bytes, checks each and gives it its offset. The bytes become those batches'
-// own. Where offsets were compacted away, those that are stored in the batches are the truth.
+// own, each sealed at its place. Where offsets were compacted away, those that are stored in the batches are the truth:
+// the content sum has them, so that a seal which is damaged by itself does no harm, and is made anew.
 func place(e *metadata.Entry, data []byte) ([]placed, error) {
 	if int64(len(data)) != e.Length {
 		return nil, fmt.Errorf("%w: it ends after %d of %d bytes", segments.ErrCorrupt, len(data), e.Length)
@@ -220,7 +221,7 @@ func place(e *metadata.Entry, data []byte) ([]placed, error) {
 		}
 		size := h.Size()
 		piece := data[at : at+size : at+size]
-		batch.SetBaseOffset(piece, h.BaseOffset, 0)
+		batch.SealPlace(piece, h.BaseOffset)
 		list = append(list, placed{piece, h.BaseOffset, infoOf(h)})
 		sum += batch.ContentSum(h)
 		next = h.EndOffset()

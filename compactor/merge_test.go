@@ -78,7 +78,7 @@ func (d *drawn) batch(t *rapid.T, builder *segments.Builder, id metadata.Partiti
 		t.Fatal(err)
 	}
 	if sparse {
-		batch.SetBaseOffset(data, base, 0) // as a compaction by key leaves them
+		batch.SealPlace(data, base) // as a compaction by key leaves them
 	}
 	h, err := batch.ParseHeader(data)
 	if err != nil {

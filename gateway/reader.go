@@ -291,7 +291,10 @@ func (r *reader) stamp(w wanted, data []byte, f filter, into []byte) (_ []byte, 
 		if err != nil {
 			return into, offset, r.damage(w, position, offset, err)
 		}
-		if w.chunk.Sparse {
+		if w.chunk.Sparse { // nothing but the batch itself tells where it is
+			if err := h.CheckPlace(); err != nil {
+				return into, offset, r.damage(w, position, offset, err)
+			}
 			if h.BaseOffset < offset || h.BaseOffset+int64(h.LastOffsetDelta) >= w.chunk.End {
 				return into, offset, r.damage(w, position, offset, fmt.Errorf("its base offset is %d, and the index says %d to %d (end, exclusive)", h.BaseOffset, offset, w.chunk.End))
 			}

@@ -78,6 +78,11 @@ func checkBytes(ctx context.Context, w *window, e *metadata.Entry, batches []seg
 		if !sparse(e) {
 			h.BaseOffset = offset
 		}
+		if sparse(e) {
+			if err := h.CheckPlace(); err != nil {
+				return BatchCorrupt, fmt.Sprintf("the batch at byte %d: %v", info.Position, err), nil
+			}
+		}
 		if h.BaseOffset < offset || h.EndOffset() > e.End {
 			return BatchCorrupt, fmt.Sprintf("the batch at byte %d says that it has offsets %d to %d, where %d to %d belong",
 				info.Position, h.BaseOffset, h.EndOffset()-1, offset, e.End-1), nil

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/varvelog/varve/metadata"
 	"github.com/varvelog/varve/segments"
 	"github.com/varvelog/varve/segments/batch"
 )
@@ -131,10 +132,17 @@ func (d *dumper) segment(data []byte, key string) {
 		d.faultf("position %d: the directory belongs to %s", directoryPlace(data), directory.Key())
 	}
 	d.print(d.out.segment(directory))
+	merged := metadata.GatewayID(directory.Gateway).IsMerger()
 	for _, s := range directory.Spans {
 		d.print(d.out.span(s))
 		for _, info := range s.Batches {
-			d.batch(compare(data, info))
+			b := compare(data, info)
+			if merged && b.fault == "" { // its base offset means something
+				if err := b.header.CheckPlace(); err != nil {
+					b.fault = err.Error()
+				}
+			}
+			d.batch(b)
 		}
 	}
 }

@@ -11,6 +11,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/varvelog/varve/segments"
+	"github.com/varvelog/varve/segments/batch"
 )
 
 // segmentFile finds the only segment of a gateway.
@@ -182,6 +185,49 @@ func TestDumpDamage(t *testing.T) {
 	data[len(data)-1] ^= 1 // the footer
 	if r := dump(data); !strings.Contains(r.stdout, "isvalid: true\n| offset: 0") || !strings.Contains(r.stderr, "positions 16 to 115: ") {
 		t.Errorf("%q, %q", r.stdout, r.stderr)
+	}
+}
+
+// TestDumpMovedBatch: in a segment that a merge wrote the base offset of a batch means something, and dump says when it is not the one
+// that was sealed.
+func TestDumpMovedBatch(t *testing.T) {
+	s := newShell(t)
+	b := batch.NewBuilder(batch.None)
+	if err := b.Append(batch.Record{Timestamp: 1000, Value: []byte("v")}); err != nil {
+		t.Fatal(err)
+	}
+	data, err := b.Build(batch.NoProducer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	batch.SealPlace(data, 40)
+	h, err := batch.Check(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	builder := segments.NewBuilder("c1", "g1-m", 1)
+	if err := builder.Add(segments.SpanID{}, data, segments.BatchInfo{Offsets: 1, Records: 1, MinTimestamp: 1000, MaxTimestamp: 1000, LastTimestamp: 1000, CRC: h.CRC,
+		ProducerID: -1, ProducerEpoch: -1, BaseSequence: -1, ExpectedOffset: -1}); err != nil {
+		t.Fatal(err)
+	}
+	object, err := builder.Build(func(segments.SpanID) uint64 { return 0 })
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "merged.seg")
+	whole := segments.Bytes(object)
+	for _, at := range []int{-1, 16 + 7, 16 + 13} {
+		data := append([]byte(nil), whole...)
+		if at >= 0 {
+			data[at] ^= 1
+		}
+		if err := os.WriteFile(file, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		r := s.run("", "dump", file)
+		if (r.status == statusFailed) != (at >= 0) || at >= 0 && !strings.Contains(r.stderr, "position 16: batch of ") {
+			t.Errorf("byte %d: status %d, %q, %q", at, r.status, r.stdout, r.stderr)
+		}
 	}
 }
 

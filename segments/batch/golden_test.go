@@ -37,6 +37,8 @@ func golden(t *testing.T) map[string][]byte {
 	files["append-time"] = appended
 	untimed := bytes.Clone(build(t, batch.None, batch.NoProducer, batch.Record{Timestamp: batch.NoTimestamp, Value: []byte("when?")}))
 	files["untimed"] = untimed
+	files["sealed"] = bytes.Clone(build(t, batch.None, producer, records...))
+	batch.SealPlace(files["sealed"], 1_000_000)
 	return files
 }
 
@@ -81,6 +83,9 @@ func dump(t *testing.T, b []byte) string {
 	}
 	var s strings.Builder
 	fmt.Fprintf(&s, "base offset %d, leader epoch %d, size %d, CRC %08x, content sum %016x\n", info.BaseOffset, info.LeaderEpoch, info.Size(), info.CRC, batch.ContentSum(info.Header))
+	if info.CheckPlace() == nil {
+		fmt.Fprintf(&s, "sealed at its base offset\n")
+	}
 	fmt.Fprintf(&s, "codec %s, inflated %d, append time %t, untimed %t\n", info.Codec(), info.InflatedBytes, info.AppendTime(), info.Untimed)
 	fmt.Fprintf(&s, "count %d, last offset delta %d\n", info.Count, info.LastOffsetDelta)
 	fmt.Fprintf(&s, "timestamps: base %d, least %d, last %d, max %d\n", info.BaseTimestamp, info.MinTimestamp, info.LastTimestamp, info.MaxTimestamp)

@@ -1,6 +1,10 @@
 package batch
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"fmt"
+	"hash/crc32"
+)
 
 // SetBaseOffset gives the batch at the front of b its place in the log, in place.
 // Neither field is covered by the CRC. b must hold at least a header.
@@ -8,6 +12,31 @@ func SetBaseOffset(b []byte, offset int64, leaderEpoch int32) {
 	_ = b[HeaderSize-1]
 	binary.BigEndian.PutUint64(b[atBaseOffset:], uint64(offset))
 	binary.BigEndian.PutUint32(b[atLeaderEpoch:], uint32(leaderEpoch))
+}
+
+// SealPlace is SetBaseOffset for a batch that is stored where its base offset cannot be told from its neighbours: where the
+// leader epoch lies it puts a CRC-32C of the header's other bytes that the batch's own CRC does not cover, and of that
+// CRC (bytes 0 to 11 and 16 to 20). Readers check it with [Header.CheckPlace]. b must hold the batch's final CRC.
+func SealPlace(b []byte, offset int64) {
+	SetBaseOffset(b, offset, 0)
+	binary.BigEndian.PutUint32(b[atLeaderEpoch:], placeSum(b))
+}
+
+// placeSum is what SealPlace puts.
+func placeSum(header []byte) uint32 {
+	sum := crc32.Checksum(header[:atLeaderEpoch], castagnoli)
+	return crc32.Update(sum, castagnoli, header[atMagic:atAttributes])
+}
+
+// CheckPlace says whether the base offset is the one that [SealPlace] sealed, else [ErrCorrupt].
+func (h Header) CheckPlace() error {
+	var header [HeaderSize]byte
+	h.put(header[:])
+	if sum := placeSum(header[:]); sum != uint32(h.LeaderEpoch) {
+		return fmt.Errorf("%w: CRC-32C of bytes %d to %d and %d to %d, which have base offset %d, is %08x, the header says %08x", ErrCorrupt,
+			atBaseOffset, atLeaderEpoch-1, atMagic, atAttributes-1, h.BaseOffset, sum, uint32(h.LeaderEpoch))
+	}
+	return nil
 }
 
 // SetAppendTime makes ms, milliseconds since 1970, the timestamp of all records, in

@@ -25,6 +25,33 @@ func TestSetBaseOffsetLeavesTheRest(t *testing.T) {
 	}
 }
 
+// TestSealPlace: whatever byte of the header is another one, either the batch's own CRC or its place's says so.
+func TestSealPlace(t *testing.T) {
+	good := build(t, batch.Zstd, batch.NoProducer, dozen()...)
+	batch.SealPlace(good, 1<<40)
+	h, err := batch.Check(good)
+	if err != nil || h.BaseOffset != 1<<40 || h.CheckPlace() != nil {
+		t.Fatalf("%+v, %v, %v", h, err, h.CheckPlace())
+	}
+	for at := range batch.HeaderSize {
+		for bit := range 8 {
+			b := bytes.Clone(good)
+			b[at] ^= 1 << bit
+			h, err := batch.Check(b)
+			if err == nil {
+				err = h.CheckPlace()
+			}
+			if err == nil {
+				t.Errorf("bit %d of byte %d is another one, and nothing is found", bit, at)
+			}
+		}
+	}
+	batch.SetBaseOffset(good, 1<<40, 0)
+	if h, err := batch.Check(good); err != nil || !errors.Is(h.CheckPlace(), batch.ErrCorrupt) {
+		t.Errorf("a batch without a seal: %v, %v", err, h.CheckPlace())
+	}
+}
+
 func TestSetAppendTime(t *testing.T) {
 	for _, c := range codecs {
 		b := build(t, c, batch.NoProducer, dozen()...)
