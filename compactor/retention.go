@@ -22,8 +22,9 @@ type RetentionLog interface {
 	Mine(id metadata.PartitionID) bool
 	// Expired says what of a partition goes, by its newest view, which it returns too.
 	Expired(ctx context.Context, id metadata.PartitionID, r metadata.Retention, now int64) (*metadata.View, metadata.Expired, error)
-	// Trim moves the log start up to offset, if it is below. metadata.ErrClosed: the partition is gone.
-	Trim(ctx context.Context, id metadata.PartitionID, offset int64) error
+	// Trim moves the log start up to offset, if it is below, because of a topic's settings. metadata.ErrClosed: the partition is gone;
+	// metadata.ErrConflict: there is a newer version of the topic, and nothing was moved.
+	Trim(ctx context.Context, topic *metadata.Topic, id metadata.PartitionID, offset int64) error
 	// Clock is the time by which records are too old.
 	Clock() time.Time
 }
@@ -372,7 +373,10 @@ func (r *Retention) look(ctx context.Context, batch []*inspection) {
 		if l.err != nil || l.expired.To <= l.expired.From {
 			return
 		}
-		if l.err = r.log.Trim(limited, l.id, l.expired.To); l.err != nil {
+		if l.err = r.log.Trim(limited, l.topic, l.id, l.expired.To); l.err != nil {
+			if errors.Is(l.err, metadata.ErrConflict) {
+				l.err = errOtherPolicy
+			}
 			return
 		}
 		l.trimmed = true

@@ -93,7 +93,7 @@ func (b *retentionBed) Expired(ctx context.Context, id metadata.PartitionID, r m
 	return v, e, err
 }
 
-func (b *retentionBed) Trim(_ context.Context, id metadata.PartitionID, offset int64) error {
+func (b *retentionBed) Trim(_ context.Context, _ *metadata.Topic, id metadata.PartitionID, offset int64) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.trim != nil {
@@ -297,12 +297,27 @@ func TestRetentionChanged(t *testing.T) {
 		b.set("a", 1, map[string]string{"retention.ms": "1000"})
 		time.Sleep(time.Hour + time.Minute)
 		b.want(t, id, 20)
+		// The one who decides knows of another alteration: all is looked at anew, once.
+		refused := 0
+		b.trim = func(metadata.PartitionID) error {
+			if refused++; refused == 1 {
+				return fmt.Errorf("%w: altered", metadata.ErrConflict)
+			}
+			return nil
+		}
+		b.append(id, 100)
+		time.Sleep(2500 * time.Millisecond)
+		b.want(t, id, 30)
+		if refused != 2 {
+			t.Errorf("%d trims were asked for", refused)
+		}
+		b.trim = nil
 		// It is raised for ever.
 		b.append(id, 100)
 		b.set("a", 1, nil)
 		b.Changed()
 		time.Sleep(time.Hour)
-		b.want(t, id, 20)
+		b.want(t, id, 30)
 	})
 }
 

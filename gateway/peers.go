@@ -323,6 +323,7 @@ func refusalMessage(err error) *peerv1.Refusal {
 		held     *elsewhere
 		closed   *uploaderClosed
 		conflict *metadata.FenceConflict
+		other    *altered
 	)
 	switch {
 	case errors.As(err, &held):
@@ -333,6 +334,8 @@ func refusalMessage(err error) *peerv1.Refusal {
 		r.Kind, r.Token, r.NextOffset = peerv1.Refusal_KIND_CONDITION, conflict.Token, conflict.Next
 	case errors.Is(err, metadata.ErrClosed):
 		r.Kind = peerv1.Refusal_KIND_CLOSED
+	case errors.As(err, &other):
+		r.Kind = peerv1.Refusal_KIND_SETTINGS
 	case errors.Is(err, metadata.ErrInvalid):
 		r.Kind = peerv1.Refusal_KIND_INVALID
 	case lasting(err):
@@ -355,6 +358,8 @@ func refusalError(r *peerv1.Refusal) error {
 		return &metadata.FenceConflict{Token: r.GetToken(), Next: r.GetNextOffset()}
 	case peerv1.Refusal_KIND_CLOSED:
 		return metadata.ErrClosed
+	case peerv1.Refusal_KIND_SETTINGS:
+		return &altered{r.GetMessage()}
 	case peerv1.Refusal_KIND_INVALID:
 		return fmt.Errorf("%w: %s", metadata.ErrInvalid, r.GetMessage())
 	case peerv1.Refusal_KIND_CORRUPT:

@@ -282,9 +282,37 @@ func (x *exchange) pointed(result *indexed) bool {
 // decision is what can be decided about a partition, other than an append.
 type decision struct {
 	trim  *int64
+	under *settings // of a trim by retention
 	close bool
 	fence *fencing
 	swap  *swapping
+}
+
+// settings is a version of a topic's row.
+type settings struct {
+	topic string
+	stamp metadata.Stamp
+}
+
+// settingsTrusted is for how long settings count as the newest ones after they were read.
+const settingsTrusted = time.Second
+
+// altered says that a topic has, or may have, other settings than those that were decided by.
+type altered struct{ message string }
+
+func (e *altered) Error() string { return e.message }
+
+// Unwrap makes it a lost race.
+func (e *altered) Unwrap() error { return metadata.ErrConflict }
+
+// stand says whether settings that something was decided by are still the topic's: *altered when they are not.
+func (g *Gateway) stand(ctx context.Context, id metadata.TopicID, under *settings) error {
+	t, err := g.topics.Refresh(ctx, under.topic)
+	switch {
+	case errors.Is(err, metadata.ErrTopicNotFound), err == nil && (t.ID != id || t.State != metadata.TopicActive || t.Stamp != under.stamp):
+		return &altered{fmt.Sprintf("topic %q was altered meanwhile", under.topic)}
+	}
+	return err
 }
 
 // fencing sets the fencing token.
@@ -311,6 +339,9 @@ func (d decision) message(id metadata.PartitionID) *peerv1.DecideRequest {
 	switch {
 	case d.trim != nil:
 		r.Decision = &peerv1.DecideRequest_Trim{Trim: *d.trim}
+		if u := d.under; u != nil {
+			r.Under = &peerv1.Settings{Topic: u.topic, Epoch: u.stamp.Epoch, Sequence: u.stamp.Sequence}
+		}
 	case d.fence != nil:
 		r.Decision = &peerv1.DecideRequest_Fence{Fence: &peerv1.Fence{Token: d.fence.token, CurrentToken: d.fence.current, ExpectedOffset: d.fence.expected}}
 	case d.swap != nil:
@@ -324,7 +355,11 @@ func (d decision) message(id metadata.PartitionID) *peerv1.DecideRequest {
 func decisionOf(id metadata.PartitionID, r *peerv1.DecideRequest) (decision, error) {
 	switch d := r.GetDecision().(type) {
 	case *peerv1.DecideRequest_Trim:
-		return decision{trim: &d.Trim}, nil
+		out := decision{trim: &d.Trim}
+		if u := r.GetUnder(); u != nil {
+			out.under = &settings{u.GetTopic(), metadata.Stamp{Epoch: u.GetEpoch(), Sequence: u.GetSequence()}}
+		}
+		return out, nil
 	case *peerv1.DecideRequest_Fence:
 		return decision{fence: &fencing{d.Fence.GetToken(), d.Fence.CurrentToken, d.Fence.ExpectedOffset}}, nil
 	case *peerv1.DecideRequest_Close:
@@ -421,7 +456,16 @@ func (s *sequencer) decide(ctx context.Context, id metadata.PartitionID, d decis
 			return nil, err
 		}
 	}
+	read := time.Now()
+	if d.under != nil {
+		if err := s.g.stand(ctx, id.Topic, d.under); err != nil {
+			return nil, err
+		}
+	}
 	err = s.ask(ctx, id, func(p *metadata.Partition) (*metadata.Change, error) {
+		if d.under != nil && time.Since(read) > settingsTrusted {
+			return nil, &altered{fmt.Sprintf("topic %q may have been altered since it was read", d.under.topic)} // what asks looks again
+		}
 		if d.swap != nil && !s.g.members.takesFrom(d.swap.Uploader) && !seeded.Has(seeded.AcceptClosedUploader) {
 			return nil, &uploaderClosed{d.swap.Uploader}
 		}

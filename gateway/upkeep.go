@@ -98,9 +98,10 @@ func (u *Upkeep) Expired(ctx context.Context, id metadata.PartitionID, r metadat
 	}
 }
 
-// Trim moves a log start up.
-func (u *Upkeep) Trim(ctx context.Context, id metadata.PartitionID, offset int64) error {
-	_, err := u.g.router.decide(ctx, id, decision{trim: &offset})
+// Trim moves a log start up, as a version of the topic has it: metadata.ErrConflict when there is a newer one where it is decided,
+// however late that is.
+func (u *Upkeep) Trim(ctx context.Context, topic *metadata.Topic, id metadata.PartitionID, offset int64) error {
+	_, err := u.g.router.decide(ctx, id, decision{trim: &offset, under: &settings{topic.Name, topic.Stamp}})
 	return err
 }
 

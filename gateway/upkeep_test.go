@@ -350,7 +350,7 @@ func TestRetentionBesideAMerge(t *testing.T) {
 			if err != nil || e.To != want {
 				t.Fatalf("%+v, %v; want %d", e, err, want)
 			}
-			if err := m.Upkeep().Trim(t.Context(), id, e.To); err != nil {
+			if err := m.Upkeep().Trim(t.Context(), topic, id, e.To); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -369,6 +369,82 @@ func TestRetentionBesideAMerge(t *testing.T) {
 		if got := m.readAll(t, "a", 0); len(got) != 3 || got[0].GetOffset() != 7 {
 			t.Errorf("%v are left", got)
 		}
+		m.drain()
+	})
+}
+
+// TestLateTrimOfRetention: a topic is altered between a look at its retention and the decision of the trim, wherever and however late
+// that is taken: nothing goes by the settings that were.
+func TestLateTrimOfRetention(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t)
+		m, other := c.start(), c.start()
+		c.settle()
+		was := m.create(t, "a", 1, map[string]string{"retention.ms": "3600000"})
+		id := metadata.PartitionID{Topic: was.ID}
+		m.fill(t, "a", 10)
+		alter := func(retention string) {
+			t.Helper()
+			if _, err := (&topicService{other.Gateway}).AlterTopic(t.Context(), &varvev1.AlterTopicRequest{Name: "a", Set: map[string]string{"retention.ms": retention}}); err != nil {
+				t.Error(err)
+			}
+		}
+		alter("604800000")
+		for _, by := range []*member{m, other} {
+			if err := by.Upkeep().Trim(t.Context(), was, id, 5); !errors.Is(err, metadata.ErrConflict) {
+				t.Errorf("a trim by settings that were: %v", err)
+			}
+		}
+		now, err := m.topics.Refresh(t.Context(), "a")
+		if err != nil {
+			t.Fatal(err)
+		}
+		// It finds the settings as they were, and then the table is slow with the commit before its own.
+		sequences := m
+		if m.members.winner(id) != m.ID() {
+			sequences = other
+		}
+		slow := make(chan struct{})
+		var once sync.Once
+		sequences.table.set(func(op metadata.Op, key metadata.Key) error {
+			if op == metadata.OpPut && strings.HasPrefix(key.Partition, "journal/") {
+				once.Do(func() { close(slow) })
+				time.Sleep(1500 * time.Millisecond)
+			}
+			return nil
+		})
+		appended := make(chan error)
+		go func() {
+			_, err := m.append("a", 0, "x")
+			appended <- err
+		}()
+		<-slow
+		trimmed := make(chan error)
+		go func() { trimmed <- m.Upkeep().Trim(t.Context(), now, id, 5) }()
+		synctest.Wait()
+		alter("-1")
+		if err := <-trimmed; !errors.Is(err, metadata.ErrConflict) {
+			t.Errorf("a trim that is late: %v", err)
+		}
+		if err := <-appended; err != nil {
+			t.Error(err)
+		}
+		sequences.table.clear()
+		if got := m.readAll(t, "a", 0); len(got) != 11 {
+			t.Errorf("%d records are left", len(got))
+		}
+		if now, err = m.topics.Refresh(t.Context(), "a"); err != nil {
+			t.Fatal(err)
+		}
+		for i, by := range []*member{m, other} {
+			if err := by.Upkeep().Trim(t.Context(), now, id, 2+int64(i)); err != nil {
+				t.Errorf("a trim by the settings that are: %v", err)
+			}
+		}
+		if got := other.readAll(t, "a", 0); len(got) != 8 {
+			t.Errorf("%d records are left", len(got))
+		}
+		other.drain()
 		m.drain()
 	})
 }

@@ -43,6 +43,8 @@ const (
 	Refusal_KIND_INVALID Refusal_Kind = 6
 	// A condition did not hold: see message, token and next_offset.
 	Refusal_KIND_CONDITION Refusal_Kind = 7
+	// The topic's settings are others by now than those that were decided by.
+	Refusal_KIND_SETTINGS Refusal_Kind = 8
 )
 
 // Enum value maps for Refusal_Kind.
@@ -56,6 +58,7 @@ var (
 		5: "KIND_UPLOADER_CLOSED",
 		6: "KIND_INVALID",
 		7: "KIND_CONDITION",
+		8: "KIND_SETTINGS",
 	}
 	Refusal_Kind_value = map[string]int32{
 		"KIND_UNSPECIFIED":     0,
@@ -66,6 +69,7 @@ var (
 		"KIND_UPLOADER_CLOSED": 5,
 		"KIND_INVALID":         6,
 		"KIND_CONDITION":       7,
+		"KIND_SETTINGS":        8,
 	}
 )
 
@@ -459,7 +463,9 @@ type DecideRequest struct {
 	//	*DecideRequest_Close
 	//	*DecideRequest_Fence
 	//	*DecideRequest_Swap
-	Decision      isDecideRequest_Decision `protobuf_oneof:"decision"`
+	Decision isDecideRequest_Decision `protobuf_oneof:"decision"`
+	// Of a trim by retention.
+	Under         *Settings `protobuf:"bytes,7,opt,name=under,proto3" json:"under,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -551,6 +557,13 @@ func (x *DecideRequest) GetSwap() []byte {
 	return nil
 }
 
+func (x *DecideRequest) GetUnder() *Settings {
+	if x != nil {
+		return x.Under
+	}
+	return nil
+}
+
 type isDecideRequest_Decision interface {
 	isDecideRequest_Decision()
 }
@@ -580,6 +593,67 @@ func (*DecideRequest_Fence) isDecideRequest_Decision() {}
 
 func (*DecideRequest_Swap) isDecideRequest_Decision() {}
 
+// Settings is a version of a topic's row. What was decided by them is refused when there is a newer one.
+type Settings struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Topic         string                 `protobuf:"bytes,1,opt,name=topic,proto3" json:"topic,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Sequence      uint64                 `protobuf:"varint,3,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Settings) Reset() {
+	*x = Settings{}
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Settings) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Settings) ProtoMessage() {}
+
+func (x *Settings) ProtoReflect() protoreflect.Message {
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Settings.ProtoReflect.Descriptor instead.
+func (*Settings) Descriptor() ([]byte, []int) {
+	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Settings) GetTopic() string {
+	if x != nil {
+		return x.Topic
+	}
+	return ""
+}
+
+func (x *Settings) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *Settings) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
 type Fence struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Token          string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
@@ -591,7 +665,7 @@ type Fence struct {
 
 func (x *Fence) Reset() {
 	*x = Fence{}
-	mi := &file_varve_peer_v1_peer_proto_msgTypes[7]
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -603,7 +677,7 @@ func (x *Fence) String() string {
 func (*Fence) ProtoMessage() {}
 
 func (x *Fence) ProtoReflect() protoreflect.Message {
-	mi := &file_varve_peer_v1_peer_proto_msgTypes[7]
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -616,7 +690,7 @@ func (x *Fence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fence.ProtoReflect.Descriptor instead.
 func (*Fence) Descriptor() ([]byte, []int) {
-	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{7}
+	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Fence) GetToken() string {
@@ -653,7 +727,7 @@ type DecideResponse struct {
 
 func (x *DecideResponse) Reset() {
 	*x = DecideResponse{}
-	mi := &file_varve_peer_v1_peer_proto_msgTypes[8]
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -665,7 +739,7 @@ func (x *DecideResponse) String() string {
 func (*DecideResponse) ProtoMessage() {}
 
 func (x *DecideResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_varve_peer_v1_peer_proto_msgTypes[8]
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -678,7 +752,7 @@ func (x *DecideResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecideResponse.ProtoReflect.Descriptor instead.
 func (*DecideResponse) Descriptor() ([]byte, []int) {
-	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{8}
+	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *DecideResponse) GetRefusal() *Refusal {
@@ -714,7 +788,7 @@ type ReadRequest struct {
 
 func (x *ReadRequest) Reset() {
 	*x = ReadRequest{}
-	mi := &file_varve_peer_v1_peer_proto_msgTypes[9]
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -726,7 +800,7 @@ func (x *ReadRequest) String() string {
 func (*ReadRequest) ProtoMessage() {}
 
 func (x *ReadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_varve_peer_v1_peer_proto_msgTypes[9]
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -739,7 +813,7 @@ func (x *ReadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadRequest.ProtoReflect.Descriptor instead.
 func (*ReadRequest) Descriptor() ([]byte, []int) {
-	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{9}
+	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ReadRequest) GetCall() *Call {
@@ -774,7 +848,7 @@ type ReadResponse struct {
 
 func (x *ReadResponse) Reset() {
 	*x = ReadResponse{}
-	mi := &file_varve_peer_v1_peer_proto_msgTypes[10]
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -786,7 +860,7 @@ func (x *ReadResponse) String() string {
 func (*ReadResponse) ProtoMessage() {}
 
 func (x *ReadResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_varve_peer_v1_peer_proto_msgTypes[10]
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -799,7 +873,7 @@ func (x *ReadResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadResponse.ProtoReflect.Descriptor instead.
 func (*ReadResponse) Descriptor() ([]byte, []int) {
-	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{10}
+	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ReadResponse) GetRefusal() *Refusal {
@@ -828,7 +902,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_varve_peer_v1_peer_proto_msgTypes[11]
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -840,7 +914,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_varve_peer_v1_peer_proto_msgTypes[11]
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -853,7 +927,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{11}
+	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *WatchRequest) GetCall() *Call {
@@ -887,7 +961,7 @@ type Interest struct {
 
 func (x *Interest) Reset() {
 	*x = Interest{}
-	mi := &file_varve_peer_v1_peer_proto_msgTypes[12]
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -899,7 +973,7 @@ func (x *Interest) String() string {
 func (*Interest) ProtoMessage() {}
 
 func (x *Interest) ProtoReflect() protoreflect.Message {
-	mi := &file_varve_peer_v1_peer_proto_msgTypes[12]
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -912,7 +986,7 @@ func (x *Interest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Interest.ProtoReflect.Descriptor instead.
 func (*Interest) Descriptor() ([]byte, []int) {
-	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{12}
+	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Interest) GetPartition() *Partition {
@@ -931,7 +1005,7 @@ type WatchResponse struct {
 
 func (x *WatchResponse) Reset() {
 	*x = WatchResponse{}
-	mi := &file_varve_peer_v1_peer_proto_msgTypes[13]
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -943,7 +1017,7 @@ func (x *WatchResponse) String() string {
 func (*WatchResponse) ProtoMessage() {}
 
 func (x *WatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_varve_peer_v1_peer_proto_msgTypes[13]
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -956,7 +1030,7 @@ func (x *WatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
 func (*WatchResponse) Descriptor() ([]byte, []int) {
-	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{13}
+	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *WatchResponse) GetUpdates() []*Update {
@@ -982,7 +1056,7 @@ type Update struct {
 
 func (x *Update) Reset() {
 	*x = Update{}
-	mi := &file_varve_peer_v1_peer_proto_msgTypes[14]
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -994,7 +1068,7 @@ func (x *Update) String() string {
 func (*Update) ProtoMessage() {}
 
 func (x *Update) ProtoReflect() protoreflect.Message {
-	mi := &file_varve_peer_v1_peer_proto_msgTypes[14]
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1007,7 +1081,7 @@ func (x *Update) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Update.ProtoReflect.Descriptor instead.
 func (*Update) Descriptor() ([]byte, []int) {
-	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{14}
+	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Update) GetPartition() *Partition {
@@ -1048,7 +1122,7 @@ type TakeRequest struct {
 
 func (x *TakeRequest) Reset() {
 	*x = TakeRequest{}
-	mi := &file_varve_peer_v1_peer_proto_msgTypes[15]
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1060,7 +1134,7 @@ func (x *TakeRequest) String() string {
 func (*TakeRequest) ProtoMessage() {}
 
 func (x *TakeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_varve_peer_v1_peer_proto_msgTypes[15]
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1073,7 +1147,7 @@ func (x *TakeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeRequest.ProtoReflect.Descriptor instead.
 func (*TakeRequest) Descriptor() ([]byte, []int) {
-	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{15}
+	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *TakeRequest) GetCall() *Call {
@@ -1098,7 +1172,7 @@ type TakeResponse struct {
 
 func (x *TakeResponse) Reset() {
 	*x = TakeResponse{}
-	mi := &file_varve_peer_v1_peer_proto_msgTypes[16]
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1110,7 +1184,7 @@ func (x *TakeResponse) String() string {
 func (*TakeResponse) ProtoMessage() {}
 
 func (x *TakeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_varve_peer_v1_peer_proto_msgTypes[16]
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1123,7 +1197,7 @@ func (x *TakeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeResponse.ProtoReflect.Descriptor instead.
 func (*TakeResponse) Descriptor() ([]byte, []int) {
-	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{16}
+	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{17}
 }
 
 type NoteRequest struct {
@@ -1136,7 +1210,7 @@ type NoteRequest struct {
 
 func (x *NoteRequest) Reset() {
 	*x = NoteRequest{}
-	mi := &file_varve_peer_v1_peer_proto_msgTypes[17]
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1148,7 +1222,7 @@ func (x *NoteRequest) String() string {
 func (*NoteRequest) ProtoMessage() {}
 
 func (x *NoteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_varve_peer_v1_peer_proto_msgTypes[17]
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1161,7 +1235,7 @@ func (x *NoteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NoteRequest.ProtoReflect.Descriptor instead.
 func (*NoteRequest) Descriptor() ([]byte, []int) {
-	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{17}
+	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *NoteRequest) GetCall() *Call {
@@ -1190,7 +1264,7 @@ type Committed struct {
 
 func (x *Committed) Reset() {
 	*x = Committed{}
-	mi := &file_varve_peer_v1_peer_proto_msgTypes[18]
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1202,7 +1276,7 @@ func (x *Committed) String() string {
 func (*Committed) ProtoMessage() {}
 
 func (x *Committed) ProtoReflect() protoreflect.Message {
-	mi := &file_varve_peer_v1_peer_proto_msgTypes[18]
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1215,7 +1289,7 @@ func (x *Committed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Committed.ProtoReflect.Descriptor instead.
 func (*Committed) Descriptor() ([]byte, []int) {
-	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{18}
+	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Committed) GetPartition() *Partition {
@@ -1247,7 +1321,7 @@ type NoteResponse struct {
 
 func (x *NoteResponse) Reset() {
 	*x = NoteResponse{}
-	mi := &file_varve_peer_v1_peer_proto_msgTypes[19]
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1259,7 +1333,7 @@ func (x *NoteResponse) String() string {
 func (*NoteResponse) ProtoMessage() {}
 
 func (x *NoteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_varve_peer_v1_peer_proto_msgTypes[19]
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1272,7 +1346,7 @@ func (x *NoteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NoteResponse.ProtoReflect.Descriptor instead.
 func (*NoteResponse) Descriptor() ([]byte, []int) {
-	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{19}
+	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{20}
 }
 
 type CompactRequest struct {
@@ -1287,7 +1361,7 @@ type CompactRequest struct {
 
 func (x *CompactRequest) Reset() {
 	*x = CompactRequest{}
-	mi := &file_varve_peer_v1_peer_proto_msgTypes[20]
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1299,7 +1373,7 @@ func (x *CompactRequest) String() string {
 func (*CompactRequest) ProtoMessage() {}
 
 func (x *CompactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_varve_peer_v1_peer_proto_msgTypes[20]
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1312,7 +1386,7 @@ func (x *CompactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompactRequest.ProtoReflect.Descriptor instead.
 func (*CompactRequest) Descriptor() ([]byte, []int) {
-	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{20}
+	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CompactRequest) GetCall() *Call {
@@ -1353,7 +1427,7 @@ type CompactResponse struct {
 
 func (x *CompactResponse) Reset() {
 	*x = CompactResponse{}
-	mi := &file_varve_peer_v1_peer_proto_msgTypes[21]
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1365,7 +1439,7 @@ func (x *CompactResponse) String() string {
 func (*CompactResponse) ProtoMessage() {}
 
 func (x *CompactResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_varve_peer_v1_peer_proto_msgTypes[21]
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1378,7 +1452,7 @@ func (x *CompactResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompactResponse.ProtoReflect.Descriptor instead.
 func (*CompactResponse) Descriptor() ([]byte, []int) {
-	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{21}
+	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *CompactResponse) GetReport() []byte {
@@ -1397,7 +1471,7 @@ type AcknowledgeRequest struct {
 
 func (x *AcknowledgeRequest) Reset() {
 	*x = AcknowledgeRequest{}
-	mi := &file_varve_peer_v1_peer_proto_msgTypes[22]
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1409,7 +1483,7 @@ func (x *AcknowledgeRequest) String() string {
 func (*AcknowledgeRequest) ProtoMessage() {}
 
 func (x *AcknowledgeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_varve_peer_v1_peer_proto_msgTypes[22]
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1422,7 +1496,7 @@ func (x *AcknowledgeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeRequest.ProtoReflect.Descriptor instead.
 func (*AcknowledgeRequest) Descriptor() ([]byte, []int) {
-	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{22}
+	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *AcknowledgeRequest) GetCall() *Call {
@@ -1440,7 +1514,7 @@ type AcknowledgeResponse struct {
 
 func (x *AcknowledgeResponse) Reset() {
 	*x = AcknowledgeResponse{}
-	mi := &file_varve_peer_v1_peer_proto_msgTypes[23]
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1452,7 +1526,7 @@ func (x *AcknowledgeResponse) String() string {
 func (*AcknowledgeResponse) ProtoMessage() {}
 
 func (x *AcknowledgeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_varve_peer_v1_peer_proto_msgTypes[23]
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1465,7 +1539,7 @@ func (x *AcknowledgeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeResponse.ProtoReflect.Descriptor instead.
 func (*AcknowledgeResponse) Descriptor() ([]byte, []int) {
-	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{23}
+	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{24}
 }
 
 type AccountRequest struct {
@@ -1479,7 +1553,7 @@ type AccountRequest struct {
 
 func (x *AccountRequest) Reset() {
 	*x = AccountRequest{}
-	mi := &file_varve_peer_v1_peer_proto_msgTypes[24]
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1491,7 +1565,7 @@ func (x *AccountRequest) String() string {
 func (*AccountRequest) ProtoMessage() {}
 
 func (x *AccountRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_varve_peer_v1_peer_proto_msgTypes[24]
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1504,7 +1578,7 @@ func (x *AccountRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AccountRequest.ProtoReflect.Descriptor instead.
 func (*AccountRequest) Descriptor() ([]byte, []int) {
-	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{24}
+	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *AccountRequest) GetCall() *Call {
@@ -1537,7 +1611,7 @@ type AccountResponse struct {
 
 func (x *AccountResponse) Reset() {
 	*x = AccountResponse{}
-	mi := &file_varve_peer_v1_peer_proto_msgTypes[25]
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1549,7 +1623,7 @@ func (x *AccountResponse) String() string {
 func (*AccountResponse) ProtoMessage() {}
 
 func (x *AccountResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_varve_peer_v1_peer_proto_msgTypes[25]
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1562,7 +1636,7 @@ func (x *AccountResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AccountResponse.ProtoReflect.Descriptor instead.
 func (*AccountResponse) Descriptor() ([]byte, []int) {
-	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{25}
+	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *AccountResponse) GetSince() int64 {
@@ -1611,7 +1685,7 @@ type Account struct {
 
 func (x *Account) Reset() {
 	*x = Account{}
-	mi := &file_varve_peer_v1_peer_proto_msgTypes[26]
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1623,7 +1697,7 @@ func (x *Account) String() string {
 func (*Account) ProtoMessage() {}
 
 func (x *Account) ProtoReflect() protoreflect.Message {
-	mi := &file_varve_peer_v1_peer_proto_msgTypes[26]
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1636,7 +1710,7 @@ func (x *Account) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Account.ProtoReflect.Descriptor instead.
 func (*Account) Descriptor() ([]byte, []int) {
-	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{26}
+	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Account) GetTopic() []byte {
@@ -1669,7 +1743,7 @@ type ReadBlockRequest struct {
 
 func (x *ReadBlockRequest) Reset() {
 	*x = ReadBlockRequest{}
-	mi := &file_varve_peer_v1_peer_proto_msgTypes[27]
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1681,7 +1755,7 @@ func (x *ReadBlockRequest) String() string {
 func (*ReadBlockRequest) ProtoMessage() {}
 
 func (x *ReadBlockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_varve_peer_v1_peer_proto_msgTypes[27]
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1694,7 +1768,7 @@ func (x *ReadBlockRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadBlockRequest.ProtoReflect.Descriptor instead.
 func (*ReadBlockRequest) Descriptor() ([]byte, []int) {
-	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{27}
+	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ReadBlockRequest) GetCall() *Call {
@@ -1749,7 +1823,7 @@ type ReadBlockResponse struct {
 
 func (x *ReadBlockResponse) Reset() {
 	*x = ReadBlockResponse{}
-	mi := &file_varve_peer_v1_peer_proto_msgTypes[28]
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1761,7 +1835,7 @@ func (x *ReadBlockResponse) String() string {
 func (*ReadBlockResponse) ProtoMessage() {}
 
 func (x *ReadBlockResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_varve_peer_v1_peer_proto_msgTypes[28]
+	mi := &file_varve_peer_v1_peer_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1774,7 +1848,7 @@ func (x *ReadBlockResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadBlockResponse.ProtoReflect.Descriptor instead.
 func (*ReadBlockResponse) Descriptor() ([]byte, []int) {
-	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{28}
+	return file_varve_peer_v1_peer_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ReadBlockResponse) GetData() []byte {
@@ -1797,14 +1871,14 @@ const file_varve_peer_v1_peer_proto_rawDesc = "" +
 	"\bprotocol\x18\x04 \x01(\rR\bprotocol\"9\n" +
 	"\tPartition\x12\x14\n" +
 	"\x05topic\x18\x01 \x01(\fR\x05topic\x12\x16\n" +
-	"\x06number\x18\x02 \x01(\x05R\x06number\"\xc8\x02\n" +
+	"\x06number\x18\x02 \x01(\x05R\x06number\"\xdb\x02\n" +
 	"\aRefusal\x12/\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x1b.varve.peer.v1.Refusal.KindR\x04kind\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x16\n" +
 	"\x06holder\x18\x03 \x01(\tR\x06holder\x12\x14\n" +
 	"\x05token\x18\x04 \x01(\tR\x05token\x12\x1f\n" +
 	"\vnext_offset\x18\x05 \x01(\x03R\n" +
-	"nextOffset\"\xa2\x01\n" +
+	"nextOffset\"\xb5\x01\n" +
 	"\x04Kind\x12\x14\n" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eKIND_ELSEWHERE\x10\x01\x12\r\n" +
@@ -1813,7 +1887,8 @@ const file_varve_peer_v1_peer_proto_rawDesc = "" +
 	"\fKIND_CORRUPT\x10\x04\x12\x18\n" +
 	"\x14KIND_UPLOADER_CLOSED\x10\x05\x12\x10\n" +
 	"\fKIND_INVALID\x10\x06\x12\x12\n" +
-	"\x0eKIND_CONDITION\x10\a\"W\n" +
+	"\x0eKIND_CONDITION\x10\a\x12\x11\n" +
+	"\rKIND_SETTINGS\x10\b\"W\n" +
 	"\fReferRequest\x12'\n" +
 	"\x04call\x18\x01 \x01(\v2\x13.varve.peer.v1.CallR\x04call\x12\x1e\n" +
 	"\n" +
@@ -1823,16 +1898,21 @@ const file_varve_peer_v1_peer_proto_rawDesc = "" +
 	"\aresults\x18\x01 \x03(\v2\x1a.varve.peer.v1.ReferResultR\aresults\"Y\n" +
 	"\vReferResult\x12\x18\n" +
 	"\averdict\x18\x01 \x01(\fR\averdict\x120\n" +
-	"\arefusal\x18\x02 \x01(\v2\x16.varve.peer.v1.RefusalR\arefusal\"\xee\x01\n" +
+	"\arefusal\x18\x02 \x01(\v2\x16.varve.peer.v1.RefusalR\arefusal\"\x9d\x02\n" +
 	"\rDecideRequest\x12'\n" +
 	"\x04call\x18\x01 \x01(\v2\x13.varve.peer.v1.CallR\x04call\x126\n" +
 	"\tpartition\x18\x02 \x01(\v2\x18.varve.peer.v1.PartitionR\tpartition\x12\x14\n" +
 	"\x04trim\x18\x03 \x01(\x03H\x00R\x04trim\x12\x16\n" +
 	"\x05close\x18\x04 \x01(\bH\x00R\x05close\x12,\n" +
 	"\x05fence\x18\x05 \x01(\v2\x14.varve.peer.v1.FenceH\x00R\x05fence\x12\x14\n" +
-	"\x04swap\x18\x06 \x01(\fH\x00R\x04swapB\n" +
+	"\x04swap\x18\x06 \x01(\fH\x00R\x04swap\x12-\n" +
+	"\x05under\x18\a \x01(\v2\x17.varve.peer.v1.SettingsR\x05underB\n" +
 	"\n" +
-	"\bdecision\"\x9b\x01\n" +
+	"\bdecision\"R\n" +
+	"\bSettings\x12\x14\n" +
+	"\x05topic\x18\x01 \x01(\tR\x05topic\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x1a\n" +
+	"\bsequence\x18\x03 \x01(\x04R\bsequence\"\x9b\x01\n" +
 	"\x05Fence\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12(\n" +
 	"\rcurrent_token\x18\x02 \x01(\tH\x00R\fcurrentToken\x88\x01\x01\x12,\n" +
@@ -1934,7 +2014,7 @@ func file_varve_peer_v1_peer_proto_rawDescGZIP() []byte {
 }
 
 var file_varve_peer_v1_peer_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_varve_peer_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
+var file_varve_peer_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_varve_peer_v1_peer_proto_goTypes = []any{
 	(Refusal_Kind)(0),           // 0: varve.peer.v1.Refusal.Kind
 	(*Call)(nil),                // 1: varve.peer.v1.Call
@@ -1944,28 +2024,29 @@ var file_varve_peer_v1_peer_proto_goTypes = []any{
 	(*ReferResponse)(nil),       // 5: varve.peer.v1.ReferResponse
 	(*ReferResult)(nil),         // 6: varve.peer.v1.ReferResult
 	(*DecideRequest)(nil),       // 7: varve.peer.v1.DecideRequest
-	(*Fence)(nil),               // 8: varve.peer.v1.Fence
-	(*DecideResponse)(nil),      // 9: varve.peer.v1.DecideResponse
-	(*ReadRequest)(nil),         // 10: varve.peer.v1.ReadRequest
-	(*ReadResponse)(nil),        // 11: varve.peer.v1.ReadResponse
-	(*WatchRequest)(nil),        // 12: varve.peer.v1.WatchRequest
-	(*Interest)(nil),            // 13: varve.peer.v1.Interest
-	(*WatchResponse)(nil),       // 14: varve.peer.v1.WatchResponse
-	(*Update)(nil),              // 15: varve.peer.v1.Update
-	(*TakeRequest)(nil),         // 16: varve.peer.v1.TakeRequest
-	(*TakeResponse)(nil),        // 17: varve.peer.v1.TakeResponse
-	(*NoteRequest)(nil),         // 18: varve.peer.v1.NoteRequest
-	(*Committed)(nil),           // 19: varve.peer.v1.Committed
-	(*NoteResponse)(nil),        // 20: varve.peer.v1.NoteResponse
-	(*CompactRequest)(nil),      // 21: varve.peer.v1.CompactRequest
-	(*CompactResponse)(nil),     // 22: varve.peer.v1.CompactResponse
-	(*AcknowledgeRequest)(nil),  // 23: varve.peer.v1.AcknowledgeRequest
-	(*AcknowledgeResponse)(nil), // 24: varve.peer.v1.AcknowledgeResponse
-	(*AccountRequest)(nil),      // 25: varve.peer.v1.AccountRequest
-	(*AccountResponse)(nil),     // 26: varve.peer.v1.AccountResponse
-	(*Account)(nil),             // 27: varve.peer.v1.Account
-	(*ReadBlockRequest)(nil),    // 28: varve.peer.v1.ReadBlockRequest
-	(*ReadBlockResponse)(nil),   // 29: varve.peer.v1.ReadBlockResponse
+	(*Settings)(nil),            // 8: varve.peer.v1.Settings
+	(*Fence)(nil),               // 9: varve.peer.v1.Fence
+	(*DecideResponse)(nil),      // 10: varve.peer.v1.DecideResponse
+	(*ReadRequest)(nil),         // 11: varve.peer.v1.ReadRequest
+	(*ReadResponse)(nil),        // 12: varve.peer.v1.ReadResponse
+	(*WatchRequest)(nil),        // 13: varve.peer.v1.WatchRequest
+	(*Interest)(nil),            // 14: varve.peer.v1.Interest
+	(*WatchResponse)(nil),       // 15: varve.peer.v1.WatchResponse
+	(*Update)(nil),              // 16: varve.peer.v1.Update
+	(*TakeRequest)(nil),         // 17: varve.peer.v1.TakeRequest
+	(*TakeResponse)(nil),        // 18: varve.peer.v1.TakeResponse
+	(*NoteRequest)(nil),         // 19: varve.peer.v1.NoteRequest
+	(*Committed)(nil),           // 20: varve.peer.v1.Committed
+	(*NoteResponse)(nil),        // 21: varve.peer.v1.NoteResponse
+	(*CompactRequest)(nil),      // 22: varve.peer.v1.CompactRequest
+	(*CompactResponse)(nil),     // 23: varve.peer.v1.CompactResponse
+	(*AcknowledgeRequest)(nil),  // 24: varve.peer.v1.AcknowledgeRequest
+	(*AcknowledgeResponse)(nil), // 25: varve.peer.v1.AcknowledgeResponse
+	(*AccountRequest)(nil),      // 26: varve.peer.v1.AccountRequest
+	(*AccountResponse)(nil),     // 27: varve.peer.v1.AccountResponse
+	(*Account)(nil),             // 28: varve.peer.v1.Account
+	(*ReadBlockRequest)(nil),    // 29: varve.peer.v1.ReadBlockRequest
+	(*ReadBlockResponse)(nil),   // 30: varve.peer.v1.ReadBlockResponse
 }
 var file_varve_peer_v1_peer_proto_depIdxs = []int32{
 	0,  // 0: varve.peer.v1.Refusal.kind:type_name -> varve.peer.v1.Refusal.Kind
@@ -1974,53 +2055,54 @@ var file_varve_peer_v1_peer_proto_depIdxs = []int32{
 	3,  // 3: varve.peer.v1.ReferResult.refusal:type_name -> varve.peer.v1.Refusal
 	1,  // 4: varve.peer.v1.DecideRequest.call:type_name -> varve.peer.v1.Call
 	2,  // 5: varve.peer.v1.DecideRequest.partition:type_name -> varve.peer.v1.Partition
-	8,  // 6: varve.peer.v1.DecideRequest.fence:type_name -> varve.peer.v1.Fence
-	3,  // 7: varve.peer.v1.DecideResponse.refusal:type_name -> varve.peer.v1.Refusal
-	1,  // 8: varve.peer.v1.ReadRequest.call:type_name -> varve.peer.v1.Call
-	2,  // 9: varve.peer.v1.ReadRequest.partition:type_name -> varve.peer.v1.Partition
-	3,  // 10: varve.peer.v1.ReadResponse.refusal:type_name -> varve.peer.v1.Refusal
-	1,  // 11: varve.peer.v1.WatchRequest.call:type_name -> varve.peer.v1.Call
-	13, // 12: varve.peer.v1.WatchRequest.begin:type_name -> varve.peer.v1.Interest
-	2,  // 13: varve.peer.v1.WatchRequest.end:type_name -> varve.peer.v1.Partition
-	2,  // 14: varve.peer.v1.Interest.partition:type_name -> varve.peer.v1.Partition
-	15, // 15: varve.peer.v1.WatchResponse.updates:type_name -> varve.peer.v1.Update
-	2,  // 16: varve.peer.v1.Update.partition:type_name -> varve.peer.v1.Partition
-	3,  // 17: varve.peer.v1.Update.refusal:type_name -> varve.peer.v1.Refusal
-	1,  // 18: varve.peer.v1.TakeRequest.call:type_name -> varve.peer.v1.Call
-	2,  // 19: varve.peer.v1.TakeRequest.partitions:type_name -> varve.peer.v1.Partition
-	1,  // 20: varve.peer.v1.NoteRequest.call:type_name -> varve.peer.v1.Call
-	19, // 21: varve.peer.v1.NoteRequest.committed:type_name -> varve.peer.v1.Committed
-	2,  // 22: varve.peer.v1.Committed.partition:type_name -> varve.peer.v1.Partition
-	1,  // 23: varve.peer.v1.CompactRequest.call:type_name -> varve.peer.v1.Call
-	1,  // 24: varve.peer.v1.AcknowledgeRequest.call:type_name -> varve.peer.v1.Call
-	1,  // 25: varve.peer.v1.AccountRequest.call:type_name -> varve.peer.v1.Call
-	27, // 26: varve.peer.v1.AccountResponse.topics:type_name -> varve.peer.v1.Account
-	1,  // 27: varve.peer.v1.ReadBlockRequest.call:type_name -> varve.peer.v1.Call
-	4,  // 28: varve.peer.v1.PeerService.Refer:input_type -> varve.peer.v1.ReferRequest
-	7,  // 29: varve.peer.v1.PeerService.Decide:input_type -> varve.peer.v1.DecideRequest
-	10, // 30: varve.peer.v1.PeerService.Read:input_type -> varve.peer.v1.ReadRequest
-	12, // 31: varve.peer.v1.PeerService.Watch:input_type -> varve.peer.v1.WatchRequest
-	16, // 32: varve.peer.v1.PeerService.Take:input_type -> varve.peer.v1.TakeRequest
-	18, // 33: varve.peer.v1.PeerService.Note:input_type -> varve.peer.v1.NoteRequest
-	21, // 34: varve.peer.v1.PeerService.Compact:input_type -> varve.peer.v1.CompactRequest
-	23, // 35: varve.peer.v1.PeerService.Acknowledge:input_type -> varve.peer.v1.AcknowledgeRequest
-	25, // 36: varve.peer.v1.PeerService.Account:input_type -> varve.peer.v1.AccountRequest
-	28, // 37: varve.peer.v1.PeerService.ReadBlock:input_type -> varve.peer.v1.ReadBlockRequest
-	5,  // 38: varve.peer.v1.PeerService.Refer:output_type -> varve.peer.v1.ReferResponse
-	9,  // 39: varve.peer.v1.PeerService.Decide:output_type -> varve.peer.v1.DecideResponse
-	11, // 40: varve.peer.v1.PeerService.Read:output_type -> varve.peer.v1.ReadResponse
-	14, // 41: varve.peer.v1.PeerService.Watch:output_type -> varve.peer.v1.WatchResponse
-	17, // 42: varve.peer.v1.PeerService.Take:output_type -> varve.peer.v1.TakeResponse
-	20, // 43: varve.peer.v1.PeerService.Note:output_type -> varve.peer.v1.NoteResponse
-	22, // 44: varve.peer.v1.PeerService.Compact:output_type -> varve.peer.v1.CompactResponse
-	24, // 45: varve.peer.v1.PeerService.Acknowledge:output_type -> varve.peer.v1.AcknowledgeResponse
-	26, // 46: varve.peer.v1.PeerService.Account:output_type -> varve.peer.v1.AccountResponse
-	29, // 47: varve.peer.v1.PeerService.ReadBlock:output_type -> varve.peer.v1.ReadBlockResponse
-	38, // [38:48] is the sub-list for method output_type
-	28, // [28:38] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	9,  // 6: varve.peer.v1.DecideRequest.fence:type_name -> varve.peer.v1.Fence
+	8,  // 7: varve.peer.v1.DecideRequest.under:type_name -> varve.peer.v1.Settings
+	3,  // 8: varve.peer.v1.DecideResponse.refusal:type_name -> varve.peer.v1.Refusal
+	1,  // 9: varve.peer.v1.ReadRequest.call:type_name -> varve.peer.v1.Call
+	2,  // 10: varve.peer.v1.ReadRequest.partition:type_name -> varve.peer.v1.Partition
+	3,  // 11: varve.peer.v1.ReadResponse.refusal:type_name -> varve.peer.v1.Refusal
+	1,  // 12: varve.peer.v1.WatchRequest.call:type_name -> varve.peer.v1.Call
+	14, // 13: varve.peer.v1.WatchRequest.begin:type_name -> varve.peer.v1.Interest
+	2,  // 14: varve.peer.v1.WatchRequest.end:type_name -> varve.peer.v1.Partition
+	2,  // 15: varve.peer.v1.Interest.partition:type_name -> varve.peer.v1.Partition
+	16, // 16: varve.peer.v1.WatchResponse.updates:type_name -> varve.peer.v1.Update
+	2,  // 17: varve.peer.v1.Update.partition:type_name -> varve.peer.v1.Partition
+	3,  // 18: varve.peer.v1.Update.refusal:type_name -> varve.peer.v1.Refusal
+	1,  // 19: varve.peer.v1.TakeRequest.call:type_name -> varve.peer.v1.Call
+	2,  // 20: varve.peer.v1.TakeRequest.partitions:type_name -> varve.peer.v1.Partition
+	1,  // 21: varve.peer.v1.NoteRequest.call:type_name -> varve.peer.v1.Call
+	20, // 22: varve.peer.v1.NoteRequest.committed:type_name -> varve.peer.v1.Committed
+	2,  // 23: varve.peer.v1.Committed.partition:type_name -> varve.peer.v1.Partition
+	1,  // 24: varve.peer.v1.CompactRequest.call:type_name -> varve.peer.v1.Call
+	1,  // 25: varve.peer.v1.AcknowledgeRequest.call:type_name -> varve.peer.v1.Call
+	1,  // 26: varve.peer.v1.AccountRequest.call:type_name -> varve.peer.v1.Call
+	28, // 27: varve.peer.v1.AccountResponse.topics:type_name -> varve.peer.v1.Account
+	1,  // 28: varve.peer.v1.ReadBlockRequest.call:type_name -> varve.peer.v1.Call
+	4,  // 29: varve.peer.v1.PeerService.Refer:input_type -> varve.peer.v1.ReferRequest
+	7,  // 30: varve.peer.v1.PeerService.Decide:input_type -> varve.peer.v1.DecideRequest
+	11, // 31: varve.peer.v1.PeerService.Read:input_type -> varve.peer.v1.ReadRequest
+	13, // 32: varve.peer.v1.PeerService.Watch:input_type -> varve.peer.v1.WatchRequest
+	17, // 33: varve.peer.v1.PeerService.Take:input_type -> varve.peer.v1.TakeRequest
+	19, // 34: varve.peer.v1.PeerService.Note:input_type -> varve.peer.v1.NoteRequest
+	22, // 35: varve.peer.v1.PeerService.Compact:input_type -> varve.peer.v1.CompactRequest
+	24, // 36: varve.peer.v1.PeerService.Acknowledge:input_type -> varve.peer.v1.AcknowledgeRequest
+	26, // 37: varve.peer.v1.PeerService.Account:input_type -> varve.peer.v1.AccountRequest
+	29, // 38: varve.peer.v1.PeerService.ReadBlock:input_type -> varve.peer.v1.ReadBlockRequest
+	5,  // 39: varve.peer.v1.PeerService.Refer:output_type -> varve.peer.v1.ReferResponse
+	10, // 40: varve.peer.v1.PeerService.Decide:output_type -> varve.peer.v1.DecideResponse
+	12, // 41: varve.peer.v1.PeerService.Read:output_type -> varve.peer.v1.ReadResponse
+	15, // 42: varve.peer.v1.PeerService.Watch:output_type -> varve.peer.v1.WatchResponse
+	18, // 43: varve.peer.v1.PeerService.Take:output_type -> varve.peer.v1.TakeResponse
+	21, // 44: varve.peer.v1.PeerService.Note:output_type -> varve.peer.v1.NoteResponse
+	23, // 45: varve.peer.v1.PeerService.Compact:output_type -> varve.peer.v1.CompactResponse
+	25, // 46: varve.peer.v1.PeerService.Acknowledge:output_type -> varve.peer.v1.AcknowledgeResponse
+	27, // 47: varve.peer.v1.PeerService.Account:output_type -> varve.peer.v1.AccountResponse
+	30, // 48: varve.peer.v1.PeerService.ReadBlock:output_type -> varve.peer.v1.ReadBlockResponse
+	39, // [39:49] is the sub-list for method output_type
+	29, // [29:39] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_varve_peer_v1_peer_proto_init() }
@@ -2034,14 +2116,14 @@ func file_varve_peer_v1_peer_proto_init() {
 		(*DecideRequest_Fence)(nil),
 		(*DecideRequest_Swap)(nil),
 	}
-	file_varve_peer_v1_peer_proto_msgTypes[7].OneofWrappers = []any{}
+	file_varve_peer_v1_peer_proto_msgTypes[8].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_varve_peer_v1_peer_proto_rawDesc), len(file_varve_peer_v1_peer_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   29,
+			NumMessages:   30,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
