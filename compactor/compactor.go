@@ -220,6 +220,10 @@ func (c *Compactor) Run(ctx context.Context) error {
 			c.pass(ctx, &pass{partitions: ready})
 			continue
 		}
+		if due := c.numbers.due; !due.IsZero() && !due.After(now) {
+			c.numbers.clear(ctx)
+			continue
+		}
 		if c.look != nil && !c.look.due.After(now) {
 			c.lookOn(ctx)
 			continue
@@ -248,6 +252,9 @@ func (c *Compactor) nextDue() time.Time {
 	var next time.Time
 	if c.look != nil {
 		next = c.look.due
+	}
+	if due := c.numbers.due; !due.IsZero() && (next.IsZero() || due.Before(next)) {
+		next = due
 	}
 	for _, t := range c.tracked {
 		if !t.due.IsZero() && (next.IsZero() || t.due.Before(next)) {
@@ -298,35 +305,6 @@ func (c *Compactor) ready(now time.Time) []metadata.PartitionID {
 		}
 	}
 	return list
-}
-
-// numbers are those of one compactor, for segments and swaps: they only rise, and begin anew with each id of its gateway.
-type numbers struct {
-	cluster Cluster
-	gateway metadata.GatewayID
-	last    uint64
-	// stuck: a swap's outcome is not known, so that no number from there on can be called settled.
-	stuck bool
-}
-
-// begin returns the uploader to work under. What was under way before has ended.
-func (n *numbers) begin() metadata.GatewayID {
-	if id := n.cluster.ID(); id != n.gateway {
-		n.gateway, n.last, n.stuck = id, 0, false
-	}
-	return metadata.MergerID(n.gateway)
-}
-
-func (n *numbers) take() uint64 {
-	n.last++
-	return n.last
-}
-
-// settle says that nothing is under way.
-func (n *numbers) settle() {
-	if !n.stuck {
-		n.cluster.SetMergeFloor(n.gateway, n.last+1)
-	}
 }
 
 // look is the one look at partitions that nobody noted since the start.

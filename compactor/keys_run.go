@@ -2,7 +2,6 @@ package compactor
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -36,7 +35,7 @@ func (c *Compactor) cleanKeys(ctx context.Context, p *pass) {
 func (c *Compactor) cleanPartition(ctx context.Context, p *pass, id metadata.PartitionID, topic *metadata.Topic) error {
 	cluster := segments.ClusterID(c.cluster.ClusterID())
 	d := KeyDeps{Store: c.store, Cluster: cluster, Table: c.table, Index: c.index, Uploader: c.numbers.begin(), Number: c.numbers.take,
-		View: c.cluster.View, Swap: c.cluster.Swap, Pace: c.pace.take, Now: time.Now,
+		View: c.cluster.View, Swap: c.numbers.swap, Pace: c.pace.take, Now: time.Now,
 		Aside: func(e *metadata.Entry) bool {
 			_, damaged := c.damaged[spotOf(id, e)]
 			return damaged
@@ -50,10 +49,7 @@ func (c *Compactor) cleanPartition(ctx context.Context, p *pass, id metadata.Par
 	}
 	report, err := CleanPartition(ctx, d, KeyConfig{MapBytes: c.config.KeyMapBytes, SegmentBytes: min(c.config.TargetBytes, 16<<20)}, id,
 		RulesOf(topic.Config, tail), p.all)
-	if errors.Is(err, metadata.ErrUnknown) || err != nil && ctx.Err() != nil {
-		c.numbers.stuck = true
-	}
-	if c.numbers.last != floor {
+	if c.numbers.last != floor && ctx.Err() == nil {
 		c.numbers.settle()
 	}
 	p.Dropped += report.Dropped + report.Tombstones

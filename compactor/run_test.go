@@ -3,6 +3,7 @@ package compactor
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -32,6 +33,8 @@ type pureCluster struct {
 	swaps    []*metadata.Swap
 	floor    map[metadata.GatewayID]uint64
 	failing  error
+	// answer, if set, has its way with the answers to swaps.
+	answer func(*metadata.Swap, error) error
 	// elsewhere are partitions that another one merges.
 	elsewhere map[metadata.PartitionID]bool
 }
@@ -91,6 +94,9 @@ func (c *pureCluster) Swap(_ context.Context, w *metadata.Swap) (metadata.SwapOu
 	if change != nil {
 		c.sequence++
 		err = errors.Join(err, p.Apply(change, c.sequence))
+	}
+	if c.answer != nil {
+		err = c.answer(w, err)
 	}
 	return outcome, err
 }
@@ -339,6 +345,59 @@ func TestElsewhere(t *testing.T) {
 			t.Errorf("%+v, %v", r, err)
 		}
 	})
+}
+
+// TestDoubtEnds: a swap whose outcome nobody tells holds the floor where it is, until somebody does.
+func TestDoubtEnds(t *testing.T) {
+	for _, keys := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			c := newPureCluster(t, 1)
+			if keys {
+				c.topic.Config.Cleanup = metadata.CleanupCompact
+			}
+			m := c.running(Config{TargetBytes: 64 << 10})
+			answers := map[error]int{}
+			fault := func(err error, rewritten bool) {
+				c.mu.Lock()
+				defer c.mu.Unlock()
+				c.answer = func(w *metadata.Swap, was error) error {
+					if err == nil || w.Rewritten != rewritten {
+						return was
+					}
+					answers[err]++
+					return err
+				}
+			}
+			unknown, broken := fmt.Errorf("%w: a row is damaged", metadata.ErrUnknown), fmt.Errorf("%w: a row", metadata.ErrCorrupt)
+			fault(unknown, keys)
+			for range 16 {
+				next, bytes := c.append(4<<10, 0)
+				m.Note(partitionID(0), next, bytes)
+			}
+			if _, err := m.Compact(t.Context(), "", false); err != nil {
+				t.Fatal(err)
+			}
+			fault(broken, keys)
+			time.Sleep(30 * time.Minute)
+			if answers[unknown] == 0 || answers[broken] == 0 || answers[broken] > 20 {
+				t.Errorf("keys %v: answers in doubt %d, while that lasts %d", keys, answers[unknown], answers[broken])
+			}
+			w, floor := c.lastSwap("g1")
+			if floor > w.Number {
+				t.Errorf("keys %v: the floor is %d while swap %d is in doubt", keys, floor, w.Number)
+			}
+			fault(nil, keys)
+			time.Sleep(time.Hour)
+			w, floor = c.lastSwap("g1")
+			if calls := c.calls(); floor != w.Number+1 {
+				t.Errorf("keys %v: the floor is %d after swap %d was settled (%+v)", keys, floor, w.Number, calls)
+			}
+			before := c.calls()
+			if time.Sleep(10 * time.Hour); c.calls() != before {
+				t.Errorf("keys %v: %+v became %+v although there is nothing to do", keys, before, c.calls())
+			}
+		})
+	}
 }
 
 // TestNumbersOfAnotherID: numbers begin anew when the gateway goes on under another id, and so does the floor.

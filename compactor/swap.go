@@ -114,11 +114,8 @@ func (c *Compactor) swapIn(ctx context.Context, uploader metadata.GatewayID, l l
 	if err != nil {
 		return 0, err
 	}
-	outcome, err := c.cluster.Swap(ctx, w)
+	outcome, err := c.numbers.swap(ctx, w)
 	switch {
-	case errors.Is(err, metadata.ErrUnknown), err != nil && ctx.Err() != nil:
-		c.numbers.stuck = true
-		return 0, err
 	case err != nil || outcome != metadata.SwapForgotten:
 		return outcome, err
 	}
