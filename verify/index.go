@@ -295,5 +295,5 @@ func (w *walk) hold(ctx context.Context, entries []metadata.Entry) error {
 	w.v.named.AddNamed(entries)
 	entries = readable(entries, w.state.Start())
 	w.entries, w.records = w.entries+int64(len(entries)), w.records+recordsOf(entries)
-	return w.v.hold(ctx, w.p, entries)
+	return w.v.hold(ctx, w.p, entries, false)
 }

@@ -234,9 +234,12 @@ func (v *verifier) checkFold(ctx context.Context, id metadata.GatewayID, p *part
 	if err := metadata.Fold(state, lease.Through, sealedOf(id, changes)); err != nil {
 		return v.confirmFold(ctx, id, p)
 	}
-	entries := readable(entriesOf(changes), state.Start())
-	v.count(func(s *Summary) { s.Entries, s.Records = s.Entries+int64(len(entries)), s.Records+recordsOf(entries) })
-	return v.hold(ctx, p, entries)
+	appended, swapped := entriesOf(changes, state.Start())
+	v.count(func(s *Summary) { s.Entries, s.Records = s.Entries+int64(len(appended)), s.Records+recordsOf(appended) })
+	if err := v.hold(ctx, p, swapped, true); err != nil {
+		return err
+	}
+	return v.hold(ctx, p, appended, false)
 }
 
 // checkOwner compares the epochs of a journal with the lease, which was read after it: epochs only
@@ -291,12 +294,21 @@ func sealedOf(id metadata.GatewayID, changes []change) *metadata.SealedJournal {
 	return s
 }
 
-func entriesOf(changes []change) []metadata.Entry {
-	var entries []metadata.Entry
+// entriesOf is those entries of changes that readers can reach from start on: appended ones, and those that swaps put in the place of
+// others, which were counted already.
+func entriesOf(changes []change, start int64) (appended, swapped []metadata.Entry) {
 	for _, c := range changes {
-		entries = append(entries, c.Entries...)
+		list := &appended
+		if c.Kind == metadata.ChangeSwap {
+			list = &swapped
+		}
+		for _, e := range c.Entries {
+			if e.End > start {
+				*list = append(*list, e)
+			}
+		}
 	}
-	return entries
+	return appended, swapped
 }
 
 func (v *verifier) setJournal(id metadata.GatewayID, j journal) {

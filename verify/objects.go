@@ -22,6 +22,13 @@ const groupSize = 50_000
 type reference struct {
 	p *partition
 	e metadata.Entry
+	// again: its offsets were counted with other entries, which a swap replaced by it.
+	again bool
+}
+
+// same says that two references are to the same bytes as the same offsets: a swap has what it leaves alone, too.
+func (r *reference) same(o *reference) bool {
+	return r.p.id == o.p.id && r.e.First == o.e.First && r.e.End == o.e.End && r.e.Gateway == o.e.Gateway && r.e.Number == o.e.Number && r.e.Position == o.e.Position
 }
 
 // group gathers references. Who fills it up has their objects read, while the others wait.
@@ -47,19 +54,30 @@ func recordsOf(entries []metadata.Entry) int64 {
 	return n
 }
 
-// hold has entries held against their objects, now or later.
-func (v *verifier) hold(ctx context.Context, p *partition, entries []metadata.Entry) error {
+// hold has entries held against their objects, now or later. again: their offsets were counted already.
+func (v *verifier) hold(ctx context.Context, p *partition, entries []metadata.Entry, again bool) error {
 	v.group.mu.Lock()
 	defer v.group.mu.Unlock()
 	for _, e := range entries {
 		if e.Length > 0 { // key compaction leaves entries that name nothing
-			v.group.list = append(v.group.list, reference{p, e})
+			v.group.list = append(v.group.list, reference{p, e, again})
 		}
 	}
 	if len(v.group.list) < groupSize {
 		return nil
 	}
 	return v.flushLocked(ctx)
+}
+
+// order puts what is counted first.
+func order(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case b:
+		return -1
+	}
+	return 1
 }
 
 // flush looks at what was gathered.
@@ -72,8 +90,10 @@ func (v *verifier) flush(ctx context.Context) error {
 func (v *verifier) flushLocked(ctx context.Context) error {
 	list := v.group.list
 	slices.SortFunc(list, func(a, b reference) int {
-		return cmp.Or(cmp.Compare(a.e.Gateway, b.e.Gateway), cmp.Compare(a.e.Number, b.e.Number), cmp.Compare(a.e.Position, b.e.Position))
+		return cmp.Or(cmp.Compare(a.e.Gateway, b.e.Gateway), cmp.Compare(a.e.Number, b.e.Number), cmp.Compare(a.e.Position, b.e.Position),
+			cmp.Compare(a.p.id.Number, b.p.id.Number), order(a.again, b.again))
 	})
+	list = slices.CompactFunc(list, func(a, b reference) bool { return a.same(&b) && (a.again || b.again) })
 	work, working := errgroup.WithContext(ctx)
 	work.SetLimit(v.Parallel)
 	var mu sync.Mutex
@@ -155,7 +175,9 @@ func (v *verifier) checkReference(ctx context.Context, d *segments.Directory, r 
 	if message != "" {
 		return DirectoryMismatch, message, nil
 	}
-	v.count(func(s *Summary) { s.Batches += int64(len(batches)) })
+	if !r.again {
+		v.count(func(s *Summary) { s.Batches += int64(len(batches)) })
+	}
 	if message := compareEntry(&r.e, batches); message != "" {
 		return DirectoryMismatch, message, nil
 	}
@@ -174,7 +196,6 @@ func (v *verifier) confirm(ctx context.Context, suspects []suspect) error {
 	slices.SortFunc(suspects, func(a, b suspect) int {
 		return cmp.Or(cmp.Compare(a.p.topic, b.p.topic), cmp.Compare(a.p.id.Number, b.p.id.Number), cmp.Compare(a.e.First, b.e.First))
 	})
-	told := make(map[string]bool) // corrupt objects: once is enough, however many partitions are in them
 	for len(suspects) > 0 {
 		n := 1
 		for n < len(suspects) && suspects[n].p.id == suspects[0].p.id {
@@ -185,10 +206,9 @@ func (v *verifier) confirm(ctx context.Context, suspects []suspect) error {
 			return err
 		}
 		for _, s := range still {
-			if s.kind == ObjectCorrupt && told[s.object] {
+			if v.tellsAgain(&s) {
 				continue
 			}
-			told[s.object] = true
 			f := s.p.finding(s.kind, fmt.Sprintf("offsets %d to %d: %s", s.e.First, s.e.End-1, s.message))
 			f.Object = s.object
 			v.report(f)
@@ -196,6 +216,26 @@ func (v *verifier) confirm(ctx context.Context, suspects []suspect) error {
 		suspects = suspects[n:]
 	}
 	return nil
+}
+
+// tellsAgain says whether a suspect was reported already. Corrupt objects: once is enough, however many partitions are in them. The caller
+// holds the group.
+func (v *verifier) tellsAgain(s *suspect) bool {
+	key := told{kind: s.kind, object: s.object}
+	if s.kind != ObjectCorrupt {
+		key.partition, key.offset = s.p.id, s.e.First
+	}
+	again := v.told[key]
+	v.told[key] = true
+	return again
+}
+
+// told is what was reported of an object.
+type told struct {
+	kind      Kind
+	object    string
+	partition metadata.PartitionID
+	offset    int64
 }
 
 // stillNamed reads a partition anew and returns those of its suspects that its index still has.

@@ -91,7 +91,7 @@ func Run(ctx context.Context, config Config, report func(Finding)) (Summary, err
 		Config: config.withDefaults(), tell: report,
 		gateways: make(map[metadata.GatewayID]metadata.Gateway), topics: make(map[metadata.TopicID]*metadata.Topic), swept: make(map[metadata.TopicID]bool),
 		journals: make(map[metadata.GatewayID]*journal), epochs: make(map[epochKey]metadata.GatewayID),
-		needed: make(map[metadata.GatewayID]bool),
+		needed: make(map[metadata.GatewayID]bool), told: make(map[told]bool),
 	}
 	err := v.run(ctx)
 	v.mu.Lock()
@@ -122,6 +122,7 @@ type verifier struct {
 	epochs   map[epochKey]metadata.GatewayID
 	named    metadata.SegmentSet
 	group    group
+	told     map[told]bool // group.mu
 }
 
 func (v *verifier) run(ctx context.Context) error {
