@@ -39,6 +39,8 @@ type collecting struct {
 	leftover map[metadata.Key]metadata.Stamp
 
 	found []candidate // by this pass
+	// removed are topics of which it is known that somebody deleted them.
+	removed sync.Map
 }
 
 func newCollecting(c *Collector, o CollectOptions) *collecting {

@@ -291,7 +291,8 @@ func (p *collecting) lookAt(ctx context.Context, id metadata.PartitionID, batch 
 		case g.fault != nil:
 			return all(lastLook{why: KeptUnclear}), nil
 		case g.lease == nil: // its rows went with its topic, or it never had any
-			return found, nil
+			removed, err := p.isRemoved(ctx, id.Topic)
+			return all(lastLook{accounted: removed}), err
 		case p.deleted(g):
 			return all(lastLook{accounted: true}), nil
 		}
@@ -319,6 +320,18 @@ func (p *collecting) lookAt(ctx context.Context, id metadata.PartitionID, batch 
 		}
 		return found, nil
 	}
+}
+
+// isRemoved says whether somebody deleted a topic: there is a row about it then, which stays.
+func (p *collecting) isRemoved(ctx context.Context, id metadata.TopicID) (bool, error) {
+	if _, known := p.removed.Load(id); known {
+		return true, nil
+	}
+	removed, err := metadata.IsRemoved(ctx, p.Table, id)
+	if removed {
+		p.removed.Store(id, true)
+	}
+	return removed, err
 }
 
 // period is a range of timestamps, both ends included.

@@ -346,6 +346,37 @@ func TestShare(t *testing.T) {
 	wantKept(t, w.collect(c, compactor.CollectOptions{}), many, nil)
 }
 
+// What somebody deleted is not too much at once, also when the rows of its partitions are gone already; what lies in partitions
+// without rows of which nobody knows anything is.
+func TestShareOfARemovedTopic(t *testing.T) {
+	for _, removed := range []bool{true, false} {
+		w := newForgery(t)
+		a := w.begin()
+		const many = 120
+		for range many {
+			a.upload(1, 0)
+			a.settle(false)
+		}
+		a.beat()
+		topic, err := w.topics.MarkDeleting(t.Context(), "a")
+		w.must(err)
+		if removed {
+			w.must(metadata.NoteRemoved(t.Context(), w.table, topic))
+		}
+		w.must(w.topics.Remove(t.Context(), topic))
+		r := &metadata.RemovedTopic{ID: topic.ID, Partitions: topic.Partitions}
+		if left, err := r.SweepPartition(t.Context(), w.table, 0, true); left || err != nil {
+			t.Fatal(left, err)
+		}
+		c := w.collector(func(config *compactor.CollectConfig) { config.Store = bigStore{w.store} })
+		want, kept := int64(many), map[compactor.Reason]int64(nil)
+		if !removed {
+			want, kept = 0, map[compactor.Reason]int64{compactor.KeptTooMany: many}
+		}
+		wantKept(t, w.collect(c, compactor.CollectOptions{}), want, kept)
+	}
+}
+
 // bigStore says that objects are large.
 type bigStore struct{ segments.Store }
 
