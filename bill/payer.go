@@ -28,7 +28,12 @@ func Shared(ctx context.Context, shares []Share) context.Context {
 // Merging says that calls with this context are a merge's, for one topic: GETs and partitions' rows
 // count as such.
 func Merging(ctx context.Context, id metadata.TopicID) context.Context {
-	return context.WithValue(ctx, payerKey{}, payer{shares: []Share{{Topic: id, Weight: 1}}, merge: true})
+	return MergingShared(ctx, []Share{{Topic: id, Weight: 1}})
+}
+
+// MergingShared is Merging for several topics, by weight, as with Shared.
+func MergingShared(ctx context.Context, shares []Share) context.Context {
+	return context.WithValue(ctx, payerKey{}, payer{shares: shares, merge: true})
 }
 
 // payerOf is whom a call is for; said tells whether anybody said so.

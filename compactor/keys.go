@@ -90,7 +90,7 @@ func CleanPartition(ctx context.Context, d KeyDeps, c KeyConfig, id metadata.Par
 	if d.Pace == nil {
 		d.Pace = func(context.Context, int64) error { return nil }
 	}
-	k := &keyPass{KeyDeps: d, config: c, id: id, rules: r, reader: entryReader{store: d.Store, cluster: d.Cluster, pace: d.Pace}}
+	k := &keyPass{KeyDeps: d, config: c, id: id, rules: r, reader: entryReader{store: d.Store, cluster: d.Cluster, topic: id.Topic, pace: d.Pace}}
 	err := k.run(ctx, force)
 	k.report.BytesRead = k.reader.bytes
 	return k.report, err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/varvelog/varve/bill"
 	"github.com/varvelog/varve/metadata"
 	"github.com/varvelog/varve/segments"
 	"github.com/varvelog/varve/segments/batch"
@@ -32,6 +33,7 @@ func (e *damageError) Unwrap() error { return e.err }
 type entryReader struct {
 	store   segments.Store
 	cluster segments.ClusterID
+	topic   metadata.TopicID // pays
 	// pace waits until so many bytes more may be read.
 	pace   func(ctx context.Context, bytes int64) error
 	buffer []byte
@@ -93,7 +95,7 @@ func (r *entryReader) get(ctx context.Context, e *metadata.Entry, position, leng
 	}
 	data := r.buffer[:length]
 	key := segments.ObjectKey(r.cluster, segments.GatewayID(e.Gateway), e.Number)
-	n, err := segments.GetInto(ctx, r.store, key, data, position)
+	n, err := segments.GetInto(bill.Merging(ctx, r.topic), r.store, key, data, position)
 	r.bytes += int64(n)
 	switch {
 	case errors.Is(err, segments.ErrNotFound), errors.Is(err, segments.ErrCorrupt):

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/varvelog/varve/bill"
 	"github.com/varvelog/varve/metadata"
 	"github.com/varvelog/varve/segments"
 	"github.com/varvelog/varve/segments/batch"
@@ -60,6 +61,7 @@ type product struct {
 
 // source is an entry that is read.
 type source struct {
+	topic   metadata.TopicID
 	entry   *metadata.Entry
 	key     string
 	batches []placed
@@ -101,7 +103,7 @@ func (m *merger) sources(j *job) []source {
 		entries := j.groups[i].entries()
 		for k := range entries {
 			e := &entries[k]
-			list = append(list, source{entry: e, key: segments.ObjectKey(m.cluster, segments.GatewayID(e.Gateway), e.Number)})
+			list = append(list, source{topic: j.groups[i].stretch.partition.Topic, entry: e, key: segments.ObjectKey(m.cluster, segments.GatewayID(e.Gateway), e.Number)})
 		}
 	}
 	return list
@@ -132,6 +134,15 @@ func (m *merger) read(ctx context.Context, sources []source) error {
 	return errors.Join(group.Wait(), context.Cause(ctx))
 }
 
+// paidBy has the topics of sources pay for what is read of them, by their bytes.
+func paidBy(ctx context.Context, list []*source) context.Context {
+	var shares []bill.Share
+	for _, s := range list {
+		shares = bill.AddShare(shares, s.topic, s.entry.Length)
+	}
+	return bill.MergingShared(ctx, shares)
+}
+
 // readObject reads the sources that lie in one object, which are in order.
 func (m *merger) readObject(ctx context.Context, list []*source) error {
 	for rest := list; len(rest) > 0; {
@@ -154,7 +165,7 @@ func (m *merger) readObject(ctx context.Context, list []*source) error {
 // have suffered on their way.
 func (m *merger) readRange(ctx context.Context, list []*source, end, useful int64) error {
 	begin := list[0].entry.Position
-	data, err := m.get(ctx, list[0].key, begin, end-begin)
+	data, err := m.get(paidBy(ctx, list), list[0].key, begin, end-begin)
 	if err != nil && !errors.Is(err, segments.ErrNotFound) && !errors.Is(err, segments.ErrCorrupt) {
 		return err
 	}
@@ -168,7 +179,7 @@ func (m *merger) readRange(ctx context.Context, list []*source, end, useful int6
 		if s.fault == nil {
 			continue
 		}
-		again, err := m.get(ctx, s.key, s.entry.Position, s.entry.Length)
+		again, err := m.get(paidBy(ctx, []*source{s}), s.key, s.entry.Position, s.entry.Length)
 		if err != nil && !errors.Is(err, segments.ErrNotFound) && !errors.Is(err, segments.ErrCorrupt) {
 			return err
 		}
@@ -261,6 +272,7 @@ func (m *merger) date(ctx context.Context, list []*source) error {
 	if !slices.ContainsFunc(list, (*source).undated) {
 		return nil
 	}
+	ctx = paidBy(ctx, list)
 	directory, err := segments.ReadDirectory(ctx, m.store, list[0].key)
 	if errors.Is(err, segments.ErrCorrupt) {
 		directory, err = segments.ReadDirectory(ctx, m.store, list[0].key)

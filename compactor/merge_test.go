@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 
+	"github.com/varvelog/varve/bill"
 	"github.com/varvelog/varve/metadata"
 	"github.com/varvelog/varve/segments"
 	"github.com/varvelog/varve/segments/batch"
@@ -283,6 +285,61 @@ func TestReadsTogether(t *testing.T) {
 	must(t, err)
 	if len(out.replacements) != partitions || faulty.Calls(storetest.Get) != objects || faulty.Calls(storetest.Put) != objects+1 {
 		t.Errorf("%d entries, from %d requests", len(out.replacements), faulty.Calls(storetest.Get))
+	}
+}
+
+// TestTopicsPayForMerges: what a merge, or a compaction by key, reads is charged to the topics whose records it reads, by their bytes.
+func TestTopicsPayForMerges(t *testing.T) {
+	ledger := bill.NewLedger(time.Now())
+	store := memstore.New()
+	large, small := metadata.PartitionID{Topic: metadata.TopicID{1}}, metadata.PartitionID{Topic: metadata.TopicID{2}}
+	sizes := map[metadata.PartitionID]int{large: 9000, small: 1000}
+	entries := make(map[metadata.PartitionID][]metadata.Entry)
+	var bytes int64
+	for number := range uint64(4) {
+		builder := segments.NewBuilder(testCluster, segments.GatewayID(uploader), number+1)
+		for _, id := range []metadata.PartitionID{large, small} {
+			b := batch.NewBuilder(batch.None)
+			must(t, b.Append(batch.Record{Timestamp: 1, Value: make([]byte, sizes[id])}))
+			data, err := b.Build(batch.NoProducer)
+			must(t, err)
+			h, err := batch.ParseHeader(data)
+			must(t, err)
+			must(t, builder.Add(segments.SpanID{Topic: segments.TopicID(id.Topic)}, data, infoOf(h)))
+		}
+		object, err := builder.Build(func(segments.SpanID) uint64 { return 0 })
+		must(t, err)
+		must(t, store.Put(t.Context(), object.Key(), object))
+		for _, s := range object.Directory.Spans {
+			b, id := s.Batches[0], metadata.PartitionID{Topic: metadata.TopicID(s.Topic)}
+			entries[id] = append(entries[id], metadata.MergedEntry(uploader, number+1, []metadata.Batch{{Position: b.Position, Size: b.Size, Offsets: 1, Records: 1,
+				MinTimestamp: 1, MaxTimestamp: 1, LastTimestamp: 1, CRC: b.CRC}}, []int64{int64(number)}, int64(number), int64(number)+1))
+			bytes += s.Length
+		}
+	}
+	d := &drawn{store: ledger.Store(store)}
+	jobs := plan(testTarget, []*stretch{{partition: large, entries: entries[large], aged: 1 << 40}, {partition: small, entries: entries[small], aged: 1 << 40}})
+	if len(jobs) != 1 {
+		t.Fatalf("%d jobs", len(jobs))
+	}
+	_, err := d.merger().run(t.Context(), metadata.MergerID(uploader), func() uint64 { return 1 }, &jobs[0])
+	must(t, err)
+	r := entryReader{store: d.store, cluster: testCluster, topic: small.Topic, pace: d.merger().pace}
+	must(t, r.read(t.Context(), &entries[small][0], func([]byte) error { return nil }))
+	s := ledger.Statement()
+	if got := s.Cluster[bill.OtherGets]; got != 0 {
+		t.Errorf("the cluster pays for %d GETs", got)
+	}
+	pays := func(id metadata.PartitionID) (gets, bytes float64) {
+		u := s.Topics[id.Topic]
+		return u.Whole(bill.MergeGets), float64(u[bill.BytesGot])
+	}
+	largeGets, largeBytes := pays(large)
+	smallGets, smallBytes := pays(small)
+	alone := float64(entries[small][0].Length)
+	if total := largeGets + smallGets; total < 4.99 || total > 5.01 || largeGets < 3.5 || smallGets < 1.3 || int64(largeBytes+smallBytes-alone) != bytes ||
+		largeBytes < 8*(smallBytes-alone) {
+		t.Errorf("GETs of %v and %v, bytes of %v and %v, of %d", largeGets, smallGets, largeBytes, smallBytes, bytes)
 	}
 }
 
