@@ -135,7 +135,7 @@ type Compactor struct {
 	// Run's own:
 	tracked map[metadata.PartitionID]*tracked
 	numbers numbers
-	damaged map[spot]struct{} // entries that are set aside
+	damaged map[spot]string // entries that are set aside, and why
 	topics  map[metadata.TopicID]*metadata.Topic
 	listed  time.Time // when they were
 	look    *look
@@ -176,7 +176,7 @@ func New(config Config, d Dependencies) (*Compactor, error) {
 	c := &Compactor{config: config, store: d.Store, table: d.Table, index: metadata.TableIndex{Table: d.Table}, cluster: d.Cluster, log: d.Log,
 		pace:  &pacer{perSecond: config.BytesPerSecond},
 		noted: make(map[metadata.PartitionID]note), wake: make(chan struct{}, 1), requests: make(chan *request), ended: make(chan struct{}),
-		tracked: make(map[metadata.PartitionID]*tracked), damaged: make(map[spot]struct{})}
+		tracked: make(map[metadata.PartitionID]*tracked), damaged: make(map[spot]string)}
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
 	}

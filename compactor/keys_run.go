@@ -2,7 +2,6 @@ package compactor
 
 import (
 	"context"
-	"fmt"
 	"time"
 
 	"github.com/varvelog/varve/metadata"
@@ -37,10 +36,13 @@ func (c *Compactor) cleanPartition(ctx context.Context, p *pass, id metadata.Par
 	d := KeyDeps{Store: c.store, Cluster: cluster, Table: c.table, Index: c.index, Uploader: c.numbers.begin(), Number: c.numbers.take,
 		View: c.cluster.View, Swap: c.numbers.swap, Pace: c.pace.take, Now: time.Now,
 		Aside: func(e *metadata.Entry) bool {
-			_, damaged := c.damaged[spotOf(id, e)]
+			problem, damaged := c.damaged[spotOf(id, e)]
+			if damaged && p.all { // the merges before it read it again
+				c.tell(p, id, e, problem)
+			}
 			return damaged
 		},
-		Damaged: func(_ metadata.PartitionID, e *metadata.Entry, err error) { c.setKeysAside(ctx, p, topic, id, e, err) },
+		Damaged: func(_ metadata.PartitionID, e *metadata.Entry, err error) { c.setKeysAside(ctx, p, id, e, err) },
 	}
 	began, floor := time.Now(), c.numbers.last
 	tail := max(c.config.KeyTailBytes, 0)
@@ -74,17 +76,9 @@ func (c *Compactor) cleanPartition(ctx context.Context, p *pass, id metadata.Par
 }
 
 // setKeysAside names an entry that was found damaged.
-func (c *Compactor) setKeysAside(ctx context.Context, p *pass, topic *metadata.Topic, id metadata.PartitionID, e *metadata.Entry, problem error) {
+func (c *Compactor) setKeysAside(ctx context.Context, p *pass, id metadata.PartitionID, e *metadata.Entry, problem error) {
 	if still, err := c.stillNamed(ctx, id, e); err != nil || !still {
 		return // it moved, or was trimmed: no loss
 	}
-	if len(c.damaged) < mostDamaged {
-		c.damaged[spotOf(id, e)] = struct{}{}
-	}
-	c.meters.damagedEntries.Store(int64(len(c.damaged)))
-	c.meters.asides.Add(1)
-	object := segments.ObjectKey(segments.ClusterID(c.cluster.ClusterID()), segments.GatewayID(e.Gateway), e.Number)
-	p.SetAside = append(p.SetAside, Aside{Topic: topic.Name, Partition: id.Number, First: e.First, End: e.End, Object: object, Problem: problem.Error()})
-	c.log.Error("a span is damaged: key compaction leaves it as it is", "topic", topic.Name, "partition", id.Number,
-		"offsets", fmt.Sprintf("%d to %d", e.First, e.End-1), "object", object, "error", problem)
+	c.noteDamage(p, id, e, problem, "a span is damaged: key compaction leaves it as it is")
 }

@@ -358,8 +358,11 @@ type pendingEntry struct {
 	batches    []placed
 }
 
-// group adds what can be merged of a group: neighbours that came out right become one entry, up to one that did not.
+// group adds what can be merged of a group: neighbours that came out right become one entry, up to one that did not. Of a group that
+// falls apart so, pieces stay as they are that nobody would merge by themselves: else each process that meets the damage anew would
+// write again what lies beside it.
 func (w *segmentWriter) group(ctx context.Context, g *group, sources []source) error {
+	apart := slices.ContainsFunc(sources, func(s source) bool { return s.fault != nil })
 	for i := 0; i < len(sources); {
 		if sources[i].fault != nil {
 			w.out.asides = append(w.out.asides, aside{g.stretch, g.from + i, sources[i].fault})
@@ -374,7 +377,7 @@ func (w *segmentWriter) group(ctx context.Context, g *group, sources []source) e
 			}
 			batches = append(batches, sources[n].batches...)
 		}
-		if len(batches) > 0 {
+		if len(batches) > 0 && (!apart || g.stretch.worthy(g.from+i, g.from+n)) {
 			if err := w.add(ctx, g, g.from+i, g.from+n, batches); err != nil {
 				return err
 			}

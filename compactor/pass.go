@@ -60,6 +60,8 @@ type pass struct {
 	failed  map[metadata.PartitionID]struct{}
 	// raw and again are offsets up to which more will be merged when it is older: see stretch.waiting.
 	raw, again map[metadata.PartitionID]int64
+	// told are the damaged spans that SetAside has.
+	told map[spot]struct{}
 	// young is after how long key compaction may go on with what was too young for it.
 	young map[metadata.PartitionID]time.Duration
 }
@@ -67,6 +69,7 @@ type pass struct {
 // pass runs one. What goes wrong with a partition is told and put off; the others go on.
 func (c *Compactor) pass(ctx context.Context, p *pass) {
 	p.merged, p.failed = make(map[metadata.PartitionID]struct{}), make(map[metadata.PartitionID]struct{})
+	p.told = make(map[spot]struct{})
 	p.raw, p.again = make(map[metadata.PartitionID]int64), make(map[metadata.PartitionID]int64)
 	if err := c.list(ctx, p); err != nil {
 		for _, id := range p.partitions {
@@ -220,6 +223,9 @@ func (c *Compactor) load(ctx context.Context, p *pass, topic *metadata.Topic, vi
 			if err != nil {
 				return err
 			}
+			if err := c.lookAgain(ctx, p, view, entries); err != nil {
+				return err
+			}
 			p.entries += len(entries)
 			p.chunk = append(p.chunk, &stretch{partition: view.Partition, class: ClassOf(topic.Config), section: section, entries: entries,
 				aged: aged, settled: settled, old: old, aside: func(e *metadata.Entry) bool {
@@ -311,7 +317,7 @@ func (p *pass) foretell(jobs []job) {
 // work does jobs, one after the other. Each stretch is swapped once all of its groups are in new segments.
 func (c *Compactor) work(ctx context.Context, p *pass, jobs []job) {
 	uploader := c.numbers.begin()
-	m := &merger{store: c.store, cluster: segments.ClusterID(c.cluster.ClusterID()), pace: c.pace.take}
+	m := c.merger()
 	open, done := make(map[*stretch]int), make(map[*stretch][]replacement)
 	for i := range jobs {
 		for k := range jobs[i].groups {
@@ -373,17 +379,64 @@ func (c *Compactor) setAside(ctx context.Context, p *pass, list []aside) {
 			p.Moved++
 			continue
 		}
-		if len(c.damaged) < mostDamaged {
-			c.damaged[spotOf(id, e)] = struct{}{}
-		}
-		c.meters.damagedEntries.Store(int64(len(c.damaged)))
-		c.meters.asides.Add(1)
-		object := segments.ObjectKey(segments.ClusterID(c.cluster.ClusterID()), segments.GatewayID(e.Gateway), e.Number)
-		found := Aside{Topic: p.topics[id.Topic].Name, Partition: id.Number, First: e.First, End: e.End, Object: object, Problem: a.err.Error()}
-		p.SetAside = append(p.SetAside, found)
-		c.log.Error("a span is damaged: it is not merged, and stays as it is", "topic", found.Topic, "partition", found.Partition,
-			"offsets", fmt.Sprintf("%d to %d", e.First, e.End-1), "object", object, "error", a.err)
+		c.noteDamage(p, id, e, a.err, "a span is damaged: it is not merged, and stays as it is")
 	}
+}
+
+// noteDamage keeps in mind that an entry is damaged, and tells of it.
+func (c *Compactor) noteDamage(p *pass, id metadata.PartitionID, e *metadata.Entry, problem error, message string) {
+	at := spotOf(id, e)
+	if len(c.damaged) < mostDamaged {
+		c.damaged[at] = problem.Error()
+	}
+	c.meters.damagedEntries.Store(int64(len(c.damaged)))
+	c.meters.asides.Add(1)
+	found := c.tell(p, id, e, problem.Error())
+	c.log.Error(message, "topic", found.Topic, "partition", found.Partition,
+		"offsets", fmt.Sprintf("%d to %d", e.First, e.End-1), "object", found.Object, "error", problem)
+}
+
+// tell has a pass's report name a damaged span, once.
+func (c *Compactor) tell(p *pass, id metadata.PartitionID, e *metadata.Entry, problem string) Aside {
+	found := Aside{Topic: p.topics[id.Topic].Name, Partition: id.Number, First: e.First, End: e.End, Object: c.objectKey(e), Problem: problem}
+	if _, told := p.told[spotOf(id, e)]; !told {
+		p.told[spotOf(id, e)] = struct{}{}
+		p.SetAside = append(p.SetAside, found)
+	}
+	return found
+}
+
+func (c *Compactor) objectKey(e *metadata.Entry) string {
+	return segments.ObjectKey(segments.ClusterID(c.cluster.ClusterID()), segments.GatewayID(e.Gateway), e.Number)
+}
+
+// lookAgain has a pass that somebody asked for read those entries once more that were found damaged before: they are named, or if they
+// are whole by now taken like others.
+func (c *Compactor) lookAgain(ctx context.Context, p *pass, view *metadata.View, entries []metadata.Entry) error {
+	if !p.all || p.dryRun || len(c.damaged) == 0 {
+		return nil
+	}
+	for i := range entries {
+		e, at := &entries[i], spotOf(view.Partition, &entries[i])
+		if _, damaged := c.damaged[at]; !damaged || e.End <= view.Start {
+			continue
+		}
+		again := []source{{topic: view.Partition.Topic, entry: e, key: c.objectKey(e)}}
+		if err := c.merger().read(ctx, again); err != nil {
+			return err
+		}
+		if again[0].fault == nil {
+			delete(c.damaged, at)
+			c.meters.damagedEntries.Store(int64(len(c.damaged)))
+			continue
+		}
+		c.tell(p, view.Partition, e, again[0].fault.Error())
+	}
+	return nil
+}
+
+func (c *Compactor) merger() *merger {
+	return &merger{store: c.store, cluster: segments.ClusterID(c.cluster.ClusterID()), pace: c.pace.take}
 }
 
 // stillNamed says whether readers would be led to an entry.

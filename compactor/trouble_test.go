@@ -368,22 +368,69 @@ func TestDamagedSegments(t *testing.T) {
 	w.verify(verify.ObjectMissing, verify.ObjectCorrupt, verify.BatchCorrupt)
 }
 
-// TestDamageIsToldOnce: a compactor does not read again and again what it found damaged.
-func TestDamageIsToldOnce(t *testing.T) {
+// TestDamageIsTold: each pass that somebody asks for names each damaged span once, and takes what is whole again; the others do not read
+// it again and again.
+func TestDamageIsTold(t *testing.T) {
 	w := newWorld(t)
 	w.fill("a", 1, 30, nil)
+	before := w.look("a")
 	const gone = 3
+	var keys []string
+	var objects [][]byte
 	for _, e := range w.entries("a", 0)[10 : 10+gone] {
-		w.must(w.store.Delete(t.Context(), segments.ObjectKey(segments.ClusterID(w.g.ClusterID()), segments.GatewayID(e.Gateway), e.Number)))
+		key := segments.ObjectKey(segments.ClusterID(w.g.ClusterID()), segments.GatewayID(e.Gateway), e.Number)
+		data, _, err := w.store.Get(t.Context(), key, 0, -1)
+		w.must(err)
+		keys, objects = append(keys, key), append(objects, data)
+		w.must(w.store.Delete(t.Context(), key))
 	}
 	c := w.compactor(nil)
 	defer runs(c)()
-	for pass := range 2 {
+	for pass := range 3 {
 		r, err := c.Compact(t.Context(), "", false)
 		w.must(err)
-		if len(r.SetAside) != gone*(1-pass) {
+		if len(r.SetAside) != gone || r.Failed > 0 || pass > 0 && r.Bytes > 0 {
 			t.Errorf("pass %d: %+v", pass, r)
 		}
+	}
+	for i, key := range keys {
+		w.must(w.store.Put(t.Context(), key, segments.NewBody(objects[i])))
+	}
+	if r, err := c.Compact(t.Context(), "", false); err != nil || len(r.SetAside) > 0 || r.Bytes == 0 {
+		t.Errorf("what is whole again: %+v, %v", r, err)
+	}
+	w.check("a", before)
+}
+
+// TestBesideDamage: processes that begin anew meet a damaged span, and write nothing again of what lies beside it.
+func TestBesideDamage(t *testing.T) {
+	w := newWorld(t)
+	w.fill("a", 2, 40, nil)
+	const damaged = 2
+	for n := range damaged { // three pieces, none of them most of it
+		e := w.entries("a", 0)[13*(n+1)]
+		w.change(segments.ObjectKey(segments.ClusterID(w.g.ClusterID()), segments.GatewayID(e.Gateway), e.Number), func(data []byte) []byte {
+			data[e.Position+e.Length-1] ^= 1
+			return data
+		})
+	}
+	large := func(c *Config, d *Dependencies) { // it all fits one
+		c.TargetBytes = 1 << 20
+		d.Cluster = another(t, w, d.Cluster)
+	}
+	first := w.compact(w.compactor(large))
+	if first.Bytes == 0 || len(first.SetAside) != damaged {
+		t.Fatalf("%+v", first)
+	}
+	entries := fmt.Sprint(w.entries("a", 0))
+	for n := range 3 {
+		r := w.compact(w.compactor(large))
+		if r.Bytes > 0 || r.Entries > 0 || len(r.SetAside) != damaged {
+			t.Errorf("process %d: %+v", n, r)
+		}
+	}
+	if now := fmt.Sprint(w.entries("a", 0)); now != entries {
+		t.Errorf("%s became %s", entries, now)
 	}
 }
 
