@@ -296,7 +296,7 @@ func (p *collecting) lookAt(ctx context.Context, id metadata.PartitionID, batch 
 		case p.deleted(g):
 			return all(lastLook{accounted: true}), nil
 		}
-		named, err := p.namedWithin(ctx, g.view, spans)
+		named, err := namedWithin(ctx, metadata.TableIndex{Table: p.Table}, g.view, spans)
 		switch {
 		case errors.Is(err, metadata.ErrCorrupt), errors.Is(err, metadata.ErrIndexMoved) && attempt == attempts-1:
 			return all(lastLook{why: KeptUnclear}), nil
@@ -357,8 +357,8 @@ func periods(spans []held) []period {
 
 // namedWithin reads those parts of an index whose timestamps meet those of the spans: an entry has the timestamps of the
 // batches that it names. So a look costs a page or two, however long the log is.
-func (p *collecting) namedWithin(ctx context.Context, v *metadata.View, spans []held) (*metadata.SegmentSet, error) {
-	s := &search{v: v, index: metadata.TableIndex{Table: p.Table}, periods: periods(spans)}
+func namedWithin(ctx context.Context, index metadata.Index, v *metadata.View, spans []held) (*metadata.SegmentSet, error) {
+	s := &search{v: v, index: index, periods: periods(spans)}
 	end := v.Next
 	if len(v.Tail) > 0 {
 		end = v.Tail[0].First

@@ -181,7 +181,8 @@ func (d *drawn) mergeAll(t *rapid.T, target int64, last *uint64) {
 		s.old = s.aged
 	}
 	done := make(map[*stretch][]replacement)
-	for _, j := range plan(target, stretches) {
+	jobs, _ := plan(target, stretches)
+	for _, j := range jobs {
 		out, err := d.merger().run(context.Background(), metadata.MergerID(uploader), func() uint64 { *last++; return *last }, &j)
 		if err != nil || len(out.asides) > 0 {
 			t.Fatal(err, out)
@@ -277,7 +278,7 @@ func TestReadsTogether(t *testing.T) {
 	for n := range partitions {
 		stretches = append(stretches, &stretch{partition: partitionID(n), entries: d.entries[partitionID(n)], aged: 1 << 40})
 	}
-	jobs := plan(testTarget, stretches)
+	jobs, _ := plan(testTarget, stretches)
 	if len(jobs) != 1 {
 		t.Fatalf("%d jobs", len(jobs))
 	}
@@ -318,7 +319,7 @@ func TestTopicsPayForMerges(t *testing.T) {
 		}
 	}
 	d := &drawn{store: ledger.Store(store)}
-	jobs := plan(testTarget, []*stretch{{partition: large, entries: entries[large], aged: 1 << 40}, {partition: small, entries: entries[small], aged: 1 << 40}})
+	jobs, _ := plan(testTarget, []*stretch{{partition: large, entries: entries[large], aged: 1 << 40}, {partition: small, entries: entries[small], aged: 1 << 40}})
 	if len(jobs) != 1 {
 		t.Fatalf("%d jobs", len(jobs))
 	}
@@ -439,7 +440,7 @@ func BenchmarkMerge(b *testing.B) {
 	for n := range partitions {
 		stretches = append(stretches, &stretch{partition: partitionID(n), entries: d.entries[partitionID(n)], aged: 1 << 40})
 	}
-	jobs := plan(testTarget, stretches)
+	jobs, _ := plan(testTarget, stretches)
 	b.SetBytes(jobs[0].bytes)
 	b.ReportAllocs()
 	number := uint64(0)

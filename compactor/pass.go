@@ -211,6 +211,7 @@ func (c *Compactor) gather(ctx context.Context, p *pass, id metadata.PartitionID
 // was gathered is merged first.
 func (c *Compactor) load(ctx context.Context, p *pass, topic *metadata.Topic, view *metadata.View) error {
 	aged, settled, old := c.ageOf(view, p.all)
+	lone := old
 	if topic.Config.Cleanup != metadata.CleanupDelete {
 		old = 0 // what was compacted by key is written again by the next such compaction only
 	}
@@ -228,7 +229,7 @@ func (c *Compactor) load(ctx context.Context, p *pass, topic *metadata.Topic, vi
 			}
 			p.entries += len(entries)
 			p.chunk = append(p.chunk, &stretch{partition: view.Partition, class: ClassOf(topic.Config), section: section, entries: entries,
-				aged: aged, settled: settled, old: old, aside: func(e *metadata.Entry) bool {
+				aged: aged, settled: settled, old: old, lone: lone, aside: func(e *metadata.Entry) bool {
 					_, damaged := c.damaged[spotOf(view.Partition, e)]
 					return damaged
 				}})
@@ -277,7 +278,16 @@ func (c *Compactor) small(whole metadata.Section) []metadata.Section {
 func (c *Compactor) execute(ctx context.Context, p *pass) {
 	stretches := p.chunk
 	p.chunk, p.entries = nil, 0
-	jobs := plan(c.config.TargetBytes, stretches)
+	jobs, lone := plan(c.config.TargetBytes, stretches)
+	for i := range lone {
+		j := &lone[i]
+		switch pinned, err := c.pinned(ctx, p, j); {
+		case err != nil:
+			c.fail(ctx, p, j.groups[0].stretch.partition, err)
+		case pinned:
+			jobs = append(jobs, *j)
+		}
+	}
 	if p.dryRun {
 		p.foretell(jobs)
 		return

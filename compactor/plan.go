@@ -36,6 +36,9 @@ type stretch struct {
 	// Entries that end at or below aged were there for longer than Config.Age, those at or below settled for longer than a
 	// quarter of it, those at or below old for longer than Config.AgainAfter.
 	aged, settled, old int64
+	// lone is up to where entries may be merged alone, should their object be there for little else: they were there for longer than
+	// Config.AgainAfter.
+	lone int64
 	// aside, if set, says which entries must stay as they are: damage was found in them.
 	aside func(*metadata.Entry) bool
 }
@@ -45,6 +48,8 @@ type group struct {
 	stretch  *stretch
 	from, to int // in its entries; to exclusive
 	bytes    int64
+	// lone: nothing is gained by it but the space of what lies beside it, and is not needed any more.
+	lone bool
 }
 
 func (g *group) entries() []metadata.Entry { return g.stretch.entries[g.from:g.to] }
@@ -56,13 +61,24 @@ type job struct {
 	bytes  int64
 }
 
+// objectName names a segment.
+type objectName struct {
+	gateway metadata.GatewayID
+	number  uint64
+}
+
+func objectOf(e *metadata.Entry) objectName { return objectName{e.Gateway, e.Number} }
+
 // plan says which entries become which segments of at most target bytes. It is pure.
 //
 // Only small entries (half a target at most) are taken, in runs of neighbours: a run that fills a target is taken at
 // once, a shorter one once its first entry is aged, up to what is settled: the newest entries are left alone. What is merged already is taken again only when it is old, and when at least
 // as much is written beside it: so each byte is written once more in its first AgainAfter, and after that each time
 // into a run that is at least twice as long.
-func plan(target int64, stretches []*stretch) []job {
+//
+// lone are jobs of one object each, of what nothing is old enough or near enough to be merged with. They are worth it only if the
+// object is there for little else: see Compactor.pinned.
+func plan(target int64, stretches []*stretch) (jobs, lone []job) {
 	var groups []group
 	for _, s := range stretches {
 		groups = s.groups(target, groups)
@@ -71,7 +87,38 @@ func plan(target int64, stretches []*stretch) []job {
 		return cmp.Or(a.stretch.class.compare(b.stretch.class), comparePartitions(a.stretch.partition, b.stretch.partition),
 			cmp.Compare(a.entries()[0].First, b.entries()[0].First))
 	})
-	return worthwhile(pack(target, groups))
+	var alone []group
+	groups = slices.DeleteFunc(groups, func(g group) bool {
+		if g.lone {
+			alone = append(alone, g)
+		}
+		return g.lone
+	})
+	jobs, lone = worthwhile(pack(target, groups))
+	return jobs, append(lone, byObject(alone)...)
+}
+
+// byObject makes a job of those groups of one entry each that lie in one object.
+func byObject(groups []group) []job {
+	type key struct {
+		class  Class
+		object objectName
+	}
+	var jobs []job
+	at := make(map[key]int)
+	for _, g := range groups {
+		e := &g.entries()[0]
+		k := key{g.stretch.class, objectOf(e)}
+		n, known := at[k]
+		if !known {
+			n = len(jobs)
+			at[k] = n
+			jobs = append(jobs, job{class: k.class})
+		}
+		jobs[n].groups = append(jobs[n].groups, g)
+		jobs[n].bytes += g.bytes
+	}
+	return jobs
 }
 
 func comparePartitions(a, b metadata.PartitionID) int {
@@ -119,14 +166,26 @@ func (s *stretch) cut(target int64, from, to int, into []group) []group {
 			}
 		}
 		if heavy := s.heaviest(k, m, bytes); heavy >= 0 {
-			into = s.cut(target, k, heavy, into)
+			into = s.alone(heavy, heavy+1, s.cut(target, k, heavy, into))
 			k = heavy + 1
 			continue
 		}
 		if full || s.worthy(k, m) {
-			into = append(into, group{s, k, m, bytes})
+			into = append(into, group{stretch: s, from: k, to: m, bytes: bytes})
+		} else {
+			into = s.alone(k, m, into)
 		}
 		k = m
+	}
+	return into
+}
+
+// alone appends entries that are merged with nothing, each as a group of its own.
+func (s *stretch) alone(from, to int, into []group) []group {
+	for i := from; i < to; i++ {
+		if e := &s.entries[i]; e.Length > 0 && e.End <= s.lone {
+			into = append(into, group{stretch: s, from: i, to: i + 1, bytes: e.Length, lone: true})
+		}
 	}
 	return into
 }
@@ -186,23 +245,27 @@ func pack(target int64, groups []group) []job {
 	return jobs
 }
 
-// worthwhile leaves out jobs that would write one object for what lies in one object.
-func worthwhile(jobs []job) []job {
-	return slices.DeleteFunc(jobs, func(j job) bool { return j.sources(2) < 2 })
+// worthwhile leaves out jobs that would write one object for what lies in one object; lone are those of them that are old enough to be
+// looked at.
+func worthwhile(list []job) (jobs, lone []job) {
+	for _, j := range list {
+		if j.sources(2) >= 2 {
+			jobs = append(jobs, j)
+		} else if j.bytes > 0 && !slices.ContainsFunc(j.groups, func(g group) bool { return g.entries()[g.to-g.from-1].End > g.stretch.lone }) {
+			lone = append(lone, j)
+		}
+	}
+	return jobs, lone
 }
 
 // sources counts the objects that a job reads, up to a limit.
 func (j *job) sources(limit int) int {
-	type name struct {
-		gateway metadata.GatewayID
-		number  uint64
-	}
-	seen := make(map[name]struct{})
+	seen := make(map[objectName]struct{})
 	for i := range j.groups {
 		for k := range j.groups[i].entries() {
 			e := &j.groups[i].entries()[k]
 			if e.Length > 0 {
-				seen[name{e.Gateway, e.Number}] = struct{}{}
+				seen[objectOf(e)] = struct{}{}
 			}
 			if len(seen) == limit {
 				return limit
@@ -213,7 +276,8 @@ func (j *job) sources(limit int) int {
 }
 
 // waiting says what time alone would have merged: raw is where the first small entry ends that is not aged, again up to
-// where small entries that are merged already must be old for another merge of theirs. 0: there is nothing.
+// where small entries that are merged already must be old for another merge of theirs, or one that nothing is merged with for a look
+// at its object. 0: there is nothing.
 func (s *stretch) waiting(target int64) (raw, again int64) {
 	run := 0
 	for i := range s.entries {
@@ -226,8 +290,10 @@ func (s *stretch) waiting(target int64) (raw, again int64) {
 			if again == 0 && run >= fewestMerged && e.End > s.old {
 				again = e.End
 			}
-		} else if raw == 0 && e.End > s.aged {
-			raw = e.End
+		} else if e.End > s.aged {
+			raw = earlier(raw, e.End)
+		} else if e.Length > 0 && e.End > s.lone {
+			again = earlier(again, e.End)
 		}
 	}
 	return raw, again

@@ -72,7 +72,8 @@ func TestPlan(t *testing.T) {
 		{"and not alone", []*stretch{{entries: entriesOf(0, 0), aged: all}}, ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			if got := describe(plan(testTarget, test.stretches), test.stretches); got != test.want {
+			jobs, _ := plan(testTarget, test.stretches)
+			if got := describe(jobs, test.stretches); got != test.want {
 				t.Errorf("planned %q, want %q", got, test.want)
 			}
 		})
@@ -105,20 +106,57 @@ func TestPlanProperties(t *testing.T) {
 			s.aged = rapid.Int64Range(0, 300).Draw(t, "aged")
 			s.old = rapid.Int64Range(0, s.aged).Draw(t, "old")
 			s.settled = rapid.Int64Range(s.aged, 310).Draw(t, "settled")
+			s.lone = rapid.SampledFrom([]int64{0, s.old}).Draw(t, "lone")
 			damaged := rapid.Int64Range(-20, 30).Draw(t, "damaged")
 			s.aside = func(e *metadata.Entry) bool { return e.First == 10*damaged }
 			stretches = append(stretches, s)
 		}
-		jobs := plan(target, stretches)
+		jobs, lone := plan(target, stretches)
 		taken := make(map[*stretch]int)
 		for i := range jobs {
 			checkJob(t, target, &jobs[i], taken)
 		}
-		again := plan(target, stretches)
-		if describe(jobs, stretches) != describe(again, stretches) {
+		checkLone(t, jobs, lone)
+		again, loneAgain := plan(target, stretches)
+		if describe(jobs, stretches)+describe(lone, stretches) != describe(again, stretches)+describe(loneAgain, stretches) {
 			t.Fatal("two plans of the same differ")
 		}
 	})
+}
+
+// checkLone looks at jobs of one object: each entry is in one job at most.
+func checkLone(t *rapid.T, jobs, lone []job) {
+	taken := make(map[*stretch]map[int]bool)
+	take := func(j *job) {
+		for i, g := range j.groups {
+			if taken[g.stretch] == nil {
+				taken[g.stretch] = make(map[int]bool)
+			}
+			for k := g.from; k < g.to; k++ {
+				if taken[g.stretch][k] {
+					t.Fatal("an entry is in two jobs")
+				}
+				taken[g.stretch][k] = true
+			}
+			if i > 0 && comparePartitions(j.groups[i-1].stretch.partition, g.stretch.partition) > 0 {
+				t.Fatal("groups are out of order")
+			}
+		}
+	}
+	for i := range jobs {
+		take(&jobs[i])
+	}
+	for i := range lone {
+		j := &lone[i]
+		if take(j); j.sources(2) != 1 {
+			t.Fatal("a lone job of more than one object, or of nothing")
+		}
+		for _, g := range j.groups {
+			if g.stretch.class != j.class || g.entries()[g.to-g.from-1].End > g.stretch.lone {
+				t.Fatal("a lone job of another class, or of what is too young")
+			}
+		}
+	}
 }
 
 func checkJob(t *rapid.T, target int64, j *job, taken map[*stretch]int) {
@@ -186,7 +224,7 @@ func TestWriteAmplification(t *testing.T) {
 	}
 	began := time.Unix(0, 0)
 	var came, written [4]int64 // by day
-	number := uint64(0)
+	number, sizes := uint64(0), make(map[objectName]int64)
 	for step, now := 0, began; now.Sub(began) < 72*time.Hour; step, now = step+1, now.Add(flush) {
 		day := int(now.Sub(began) / (24 * time.Hour))
 		for _, p := range list {
@@ -195,10 +233,11 @@ func TestWriteAmplification(t *testing.T) {
 				p.next++
 				p.note(p.next, now, time.Hour/8)
 				came[day] += p.perFlush
+				sizes[objectName{uploader, uint64(step + 1)}] += p.perFlush
 			}
 		}
 		if step%90 == 0 {
-			written[day] += passOver(list, now, &number)
+			written[day] += passOver(list, now, &number, sizes)
 		}
 	}
 	for day := range 3 {
@@ -223,17 +262,36 @@ func TestWriteAmplification(t *testing.T) {
 	}
 }
 
-// passOver merges what a plan says, and returns the bytes that were written.
-func passOver(list []*simulated, now time.Time, number *uint64) int64 {
+// needed is how many bytes of an entry's object are named.
+func needed(list []*simulated, e *metadata.Entry) (bytes int64) {
+	for _, p := range list {
+		for i := range p.entries {
+			if objectOf(&p.entries[i]) == objectOf(e) {
+				bytes += p.entries[i].Length
+			}
+		}
+	}
+	return bytes
+}
+
+// passOver merges what a plan says, given the sizes of objects, and returns the bytes that were written.
+func passOver(list []*simulated, now time.Time, number *uint64, sizes map[objectName]int64) int64 {
 	var stretches []*stretch
 	for n, p := range list {
-		stretches = append(stretches, &stretch{partition: partitionID(n), entries: p.entries, aged: p.before(now, time.Hour), settled: p.before(now, time.Hour/4), old: p.before(now, 24*time.Hour)})
+		stretches = append(stretches, &stretch{partition: partitionID(n), entries: p.entries, aged: p.before(now, time.Hour), settled: p.before(now, time.Hour/4), old: p.before(now, 24*time.Hour), lone: p.before(now, 24*time.Hour)})
 		p.thin(now, time.Hour, 24*time.Hour)
 	}
 	var written int64
 	replacements := make(map[*stretch][]replacement)
-	for _, j := range plan(testTarget, stretches) {
+	jobs, lone := plan(testTarget, stretches)
+	for i := range lone {
+		if e := lone[i].first(); pinnedShare*lone[i].bytes <= sizes[objectOf(e)] && (!merged(e) || pinnedShare*needed(list, e) <= sizes[objectOf(e)]) {
+			jobs = append(jobs, lone[i])
+		}
+	}
+	for _, j := range jobs {
 		*number++
+		sizes[objectName{metadata.MergerID(uploader), *number}] = j.bytes
 		written += j.bytes
 		for _, g := range j.groups {
 			e := g.entries()[0]
