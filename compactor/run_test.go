@@ -379,9 +379,11 @@ func TestDoubtEnds(t *testing.T) {
 			}
 			fault(broken, keys)
 			time.Sleep(30 * time.Minute)
+			c.mu.Lock()
 			if answers[unknown] == 0 || answers[broken] == 0 || answers[broken] > 20 {
 				t.Errorf("keys %v: answers in doubt %d, while that lasts %d", keys, answers[unknown], answers[broken])
 			}
+			c.mu.Unlock()
 			w, floor := c.lastSwap("g1")
 			if floor > w.Number {
 				t.Errorf("keys %v: the floor is %d while swap %d is in doubt", keys, floor, w.Number)
