@@ -94,6 +94,10 @@ type Cluster interface {
 	Merges(metadata.PartitionID) bool
 	// Topics lists the topics that are not being deleted.
 	Topics(context.Context) ([]*metadata.Topic, error)
+	// Topic reads one from the table, as it is now. metadata.ErrTopicNotFound.
+	Topic(ctx context.Context, name string) (*metadata.Topic, error)
+	// Clock is the time by which records are too young, and tombstones have had their time.
+	Clock() time.Time
 	// View is what readers may see of a partition, now or shortly before.
 	View(context.Context, metadata.PartitionID) (*metadata.View, error)
 	// Swap asks whoever sequences the partition, until the answer is definite. metadata.ErrClosed: the partition, or

@@ -123,6 +123,12 @@ func (g ofGateway) View(ctx context.Context, id metadata.PartitionID) (*metadata
 	return g.MergeView(ctx, id)
 }
 
+func (g ofGateway) Topic(ctx context.Context, name string) (*metadata.Topic, error) {
+	return g.Upkeep().Topics().Refresh(ctx, name)
+}
+
+func (g ofGateway) Clock() time.Time { return g.Upkeep().Clock() }
+
 // runs has a compactor run until the function that it returns is called.
 func runs(c *Compactor) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())

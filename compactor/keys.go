@@ -10,6 +10,7 @@ import (
 	"github.com/varvelog/varve/bill"
 	"github.com/varvelog/varve/metadata"
 	"github.com/varvelog/varve/segments"
+	"github.com/varvelog/varve/segments/batch"
 )
 
 // KeyDeps is what key compaction needs.
@@ -27,8 +28,11 @@ type KeyDeps struct {
 	Swap func(ctx context.Context, w *metadata.Swap) (metadata.SwapOutcome, error)
 	// Pace waits until so many bytes more may be read or written; nil: never.
 	Pace func(ctx context.Context, bytes int64) error
-	// Now is the wall clock.
+	// Now is the time by which records are too young, and tombstones have had their time.
 	Now func() time.Time
+	// Confirm, if given, fails when the rules are no longer those of the topic. It is asked once the records are known that may go, and
+	// again while they go.
+	Confirm func(ctx context.Context) error
 	// Aside, if given, says of an entry that it is damaged and stays as it is.
 	Aside func(*metadata.Entry) bool
 	// Damaged is told of entries whose bytes are not what the index says.
@@ -58,7 +62,7 @@ func (c *KeyConfig) setDefaults() {
 type KeyReport struct {
 	// Due is false when there was too little to do; then nothing else was done.
 	Due bool
-	// Passes counts how often the map was filled.
+	// Passes counts how often the map was filled: more than once when it was too small.
 	Passes int
 	// Dropped counts records that a later one of their key took the place of, Tombstones those that had their time,
 	// Keyless records without a key, which stay.
@@ -75,22 +79,31 @@ type KeyReport struct {
 	Young int64
 }
 
-// mostMoves is how often a swap of one place of the index is tried again when the index has moved.
-const mostMoves = 4
+const (
+	// mostMoves is how often a swap of one place of the index is tried again when the index has moved.
+	mostMoves = 4
+	// mostPardons is how many damaged entries one call reads again.
+	mostPardons = 100
+	// confirmedFor is for how long the rules count as the topic's.
+	confirmedFor = time.Second
+)
+
+// errLargePart says that a part of the index is too large to be in memory.
+var errLargePart = errors.New("compactor: a part of the index is too large for a compaction by key")
 
 // CleanPartition compacts a partition by key, if there is enough to do or force is set: of each key the last record
-// stays, with its offset, and so do those that the rules leave alone. It goes on until nothing is left to do, or the index
-// moves faster than it can follow; what it has done until then stays done. Only with an error that wraps
+// stays, with its offset, and so do those that the rules leave alone. It ends when that is done for what was there when it began, or the
+// index moves faster than it can follow; what it has done until then stays done. Only with an error that wraps
 // [metadata.ErrUnknown] may a swap still take effect later.
 //
-// It goes through the index in offset order, and past a place only when that is done. So a tombstone gets its horizon when
-// all that it deletes is gone.
+// It goes through the index in offset order, and past a place only when that is done. A tombstone gets its horizon from the call that
+// compared all that lies before it with it, and left none of that aside: then all that it deletes is gone.
 func CleanPartition(ctx context.Context, d KeyDeps, c KeyConfig, id metadata.PartitionID, r KeyRules, force bool) (KeyReport, error) {
 	c.setDefaults()
 	if d.Pace == nil {
 		d.Pace = func(context.Context, int64) error { return nil }
 	}
-	k := &keyPass{KeyDeps: d, config: c, id: id, rules: r, reader: entryReader{store: d.Store, cluster: d.Cluster, topic: id.Topic, pace: d.Pace}}
+	k := &keyPass{KeyDeps: d, config: c, id: id, rules: r, end: noOffset, from: noOffset, spared: never, reader: entryReader{store: d.Store, cluster: d.Cluster, topic: id.Topic, pace: d.Pace}}
 	err := k.run(ctx, force)
 	k.report.BytesRead = k.reader.bytes
 	return k.report, err
@@ -104,13 +117,28 @@ type keyPass struct {
 	rules  KeyRules
 	reader entryReader
 	report KeyReport
-	// from is the offset up to which this call has compared all records.
+	// end is the offset up to which this call goes, noOffset until the first plan. What is appended meanwhile is the next call's: else a
+	// call would not end while somebody appends.
+	end int64
+	// from is the offset up to which this call has compared all records, noOffset before its first pass has. It counts, not the marks
+	// of entries, which may be clean behind some that were not.
 	from int64
+	// first is the offset from which on the maps of this call had all keys.
+	first int64
+	// spared is the least offset of what this call had to leave as it was: a tombstone from there on does not go, and its time does not
+	// begin, since what it deletes may lie there, or it was in no map. An entry stays spared, whatever is found in its place later.
+	spared int64
 	// start is the log start of the view that is worked on: what lies below it may be gone.
 	start int64
 	// bad has the entries that turned out to be damaged, by their first offset.
-	bad map[int64]metadata.Entry
+	bad     map[int64]metadata.Entry
+	pardons int
+	// confirmed is when the rules were.
+	confirmed time.Time
 }
+
+// noOffset is an offset that is not known yet.
+const noOffset = -1
 
 func (k *keyPass) run(ctx context.Context, force bool) error {
 	for moves := 0; ; {
@@ -118,8 +146,7 @@ func (k *keyPass) run(ctx context.Context, force bool) error {
 		if err != nil || v.Closed {
 			return err
 		}
-		now := k.Now().UnixMilli()
-		plan, err := k.plan(ctx, v, now)
+		plan, err := k.plan(ctx, v)
 		if errors.Is(err, metadata.ErrIndexMoved) && moves < mostMoves {
 			moves++
 			continue
@@ -127,23 +154,25 @@ func (k *keyPass) run(ctx context.Context, force bool) error {
 		if err != nil {
 			return err
 		}
-		k.report.CleanTo, k.report.Young = plan.dirty, plan.waits
+		k.report.CleanTo = plan.dirty
 		if plan.dirty >= plan.end || !force && k.report.Passes == 0 && !plan.due(k.rules) {
 			return nil
 		}
 		k.report.Due = true
-		k.report.Passes++
-		s := &keySieve{offsets: newOffsetMap(k.config.MapBytes, plan.records), now: now, horizon: k.rules.horizon(now), deletes: true}
-		switch s.until, err = k.learn(ctx, v, plan, s.offsets); {
+		s, err := k.begin(ctx, v, plan)
+		switch {
 		case errors.Is(err, metadata.ErrIndexMoved) && moves < mostMoves:
 			moves++
 			continue
 		case errors.As(err, new(*damageError)):
-			k.setAside(err)
+			if err := k.damage(ctx, err); err != nil {
+				return err
+			}
 			continue // what the map has learnt of it must not count
 		case err != nil:
 			return err
 		}
+		k.report.Passes++
 		done, err := k.clean(ctx, s)
 		k.report.Dropped += s.dropped
 		k.report.Tombstones += s.tombstones
@@ -151,16 +180,65 @@ func (k *keyPass) run(ctx context.Context, force bool) error {
 		if err != nil || !done {
 			return err
 		}
-		k.from = s.until
+		k.from, k.report.CleanTo = s.until, s.until
+		if k.from >= k.end {
+			return nil
+		}
 	}
 }
 
 // plan finds out what there is to do.
-func (k *keyPass) plan(ctx context.Context, v *metadata.View, now int64) (cleaning, error) {
-	p := newKeyPlanner(v, k.rules, now, k.aside)
-	err := k.walk(ctx, v, v.Start, func(e *metadata.Entry) (bool, error) { return p.add(e), nil })
-	p.dirty = max(p.dirty, k.from)
-	return p.cleaning, err
+func (k *keyPass) plan(ctx context.Context, v *metadata.View) (cleaning, error) {
+	for _, s := range v.Sections() {
+		for i := range s.Parts {
+			if n := s.Parts[i].Entries; n > mostPartEntries && s.Level > 0 {
+				return cleaning{}, fmt.Errorf("%w: %d entries", errLargePart, n)
+			}
+		}
+	}
+	p := newKeyPlanner(v, k.rules, k.Now().UnixMilli(), k.aside)
+	p.from = k.from
+	if err := k.walk(ctx, v, v.Start, func(e *metadata.Entry) (bool, error) { return p.add(e), nil }); err != nil {
+		return cleaning{}, err
+	}
+	if k.from != noOffset {
+		p.dirty = max(v.Start, k.from)
+	}
+	if k.end == noOffset {
+		k.end, k.report.Young = p.end, p.waits
+	}
+	p.end = min(p.end, k.end)
+	return p.cleaning, nil
+}
+
+// begin fills the map of a pass, and sees to it that the pass may mark what it compares.
+func (k *keyPass) begin(ctx context.Context, v *metadata.View, plan cleaning) (*keySieve, error) {
+	if err := k.confirm(ctx, 0); err != nil { // after the view: all that is in it was there before
+		return nil, err
+	}
+	s := &keySieve{offsets: newOffsetMap(k.config.MapBytes, plan.records)}
+	var err error
+	if s.until, err = k.learn(ctx, v, plan, s.offsets); err != nil {
+		return nil, err
+	}
+	if k.from == noOffset {
+		if k.first = plan.dirty; plan.dirty == v.Start {
+			k.first = 0 // what lies before it in a batch is below the log start
+		}
+	}
+	if plan.behind {
+		return s, k.fence(ctx, s.until)
+	}
+	return s, nil
+}
+
+// confirm fails when the rules are no longer the topic's, as known longer than for so long.
+func (k *keyPass) confirm(ctx context.Context, since time.Duration) error {
+	if k.Confirm == nil || since > 0 && time.Since(k.confirmed) < since {
+		return nil
+	}
+	k.confirmed = time.Now()
+	return k.Confirm(ctx)
 }
 
 // aside says whether an entry is to stay as it is.
@@ -169,10 +247,33 @@ func (k *keyPass) aside(e *metadata.Entry) bool {
 	return bad && b.Gateway == e.Gateway && b.Number == e.Number && b.Position == e.Position || k.Aside != nil && k.Aside(e)
 }
 
-// setAside notes the entry that a *damageError is about.
-func (k *keyPass) setAside(err error) {
+// damage reads the entry that a *damageError is about once more, since bytes suffer on their way, too. Without an error it is whole, or
+// set aside.
+func (k *keyPass) damage(ctx context.Context, err error) error {
 	var damage *damageError
 	errors.As(err, &damage)
+	if k.pardons++; k.pardons <= mostPardons {
+		e := damage.entry
+		err := k.reader.read(ctx, e, func(b []byte) error {
+			_, err := batch.Each(b, keyLimits, func(*batch.Pick) {})
+			if badBatch(err) {
+				return &damageError{e, err}
+			}
+			return err
+		})
+		if err == nil || !errors.As(err, &damage) {
+			return err
+		}
+	}
+	k.setAside(damage)
+	return nil
+}
+
+// spare notes an entry that is left as it is.
+func (k *keyPass) spare(e *metadata.Entry) { k.spared = min(k.spared, e.First) }
+
+// setAside notes a damaged entry.
+func (k *keyPass) setAside(damage *damageError) {
 	if k.bad == nil {
 		k.bad = make(map[int64]metadata.Entry)
 	}
@@ -207,7 +308,11 @@ func (k *keyPass) learn(ctx context.Context, v *metadata.View, plan cleaning, m 
 		if e.First >= until {
 			return false, nil
 		}
-		if e.Length == 0 || k.aside(e) {
+		if k.aside(e) {
+			k.spare(e)
+			return true, nil
+		}
+		if e.Length == 0 {
 			return true, nil
 		}
 		err := k.reader.read(ctx, e, func(b []byte) error {
@@ -231,7 +336,7 @@ func (k *keyPass) clean(ctx context.Context, s *keySieve) (bool, error) {
 	moves := 0
 	for at := int64(0); at < s.until; {
 		v, err := k.View(ctx, k.id)
-		if err != nil || v.Closed {
+		if err != nil || v.Closed || v.Next < s.until { // the partition's rows are gone
 			return false, err
 		}
 		if at = max(at, v.Start); at >= s.until {
@@ -250,7 +355,9 @@ func (k *keyPass) clean(ctx context.Context, s *keySieve) (bool, error) {
 				return false, nil
 			}
 		case errors.As(err, new(*damageError)):
-			k.setAside(err)
+			if err := k.damage(ctx, err); err != nil {
+				return false, err
+			}
 		case errors.Is(err, metadata.ErrClosed): // the topic is being deleted
 			return false, nil
 		case err != nil:
@@ -293,7 +400,8 @@ func (k *keyPass) cleanSection(ctx context.Context, section metadata.Section, s 
 	if err != nil {
 		return nil, 0, err
 	}
-	next := *s
+	next, now := *s, k.Now().UnixMilli()
+	next.now, next.horizon = now, k.rules.horizon(now)
 	w := &keyWriter{m: &merger{store: k.Store, cluster: k.Cluster, pace: k.Pace}, partition: k.id, uploader: k.Uploader, number: k.Number, target: k.config.SegmentBytes}
 	for i := range entries {
 		if err := k.cleanEntry(ctx, w, &entries[i], &next); err != nil {
@@ -310,17 +418,60 @@ func (k *keyPass) cleanSection(ctx context.Context, section metadata.Section, s 
 	if w.last == 0 {
 		w.last = k.Number()
 	}
-	swap, err := metadata.PrepareSwap(bill.Merging(ctx, section.Partition.Topic), k.Table, section, k.Uploader, w.last, w.entries)
-	if err != nil {
+	if err := k.confirm(ctx, confirmedFor); err != nil {
 		return nil, 0, err
+	}
+	outcome, err := k.swap(ctx, section, w.last, w.entries)
+	return &next, outcome, err
+}
+
+// swap has a section's entries replaced.
+func (k *keyPass) swap(ctx context.Context, section metadata.Section, number uint64, entries []metadata.Entry) (metadata.SwapOutcome, error) {
+	swap, err := metadata.PrepareSwap(bill.Merging(ctx, section.Partition.Topic), k.Table, section, k.Uploader, number, entries)
+	if err != nil {
+		return 0, err
 	}
 	swap.Rewritten = true
 	outcome, err := k.Swap(ctx, swap)
 	if err == nil && outcome == metadata.Swapped {
 		k.report.Swaps++
-		k.report.BytesFreed += section.Summary().Bytes - metadata.Summarize(w.entries).Bytes
+		k.report.BytesFreed += section.Summary().Bytes - metadata.Summarize(entries).Bytes
 	}
-	return &next, outcome, err
+	return outcome, err
+}
+
+// fence takes the mark from the entry that holds an offset, which a pass does not compare any more. An entry that came back from damage
+// lies before others that were marked clean without it. If it were marked by a pass over some of those, and the rest were clean,
+// nothing would compare it with the rest.
+func (k *keyPass) fence(ctx context.Context, until int64) error {
+	for range mostMoves {
+		v, err := k.View(ctx, k.id)
+		if err != nil || v.Closed || v.Next <= until {
+			return err
+		}
+		section, ok := k.section(v, max(until, v.Start), until)
+		if !ok {
+			return fmt.Errorf("%w: no part of the index of %s holds offset %d", metadata.ErrCorrupt, k.id, until)
+		}
+		was, err := section.Load(ctx, k.Index)
+		if err != nil {
+			return err
+		}
+		entries := slices.Clone(was)
+		i := slices.IndexFunc(entries, func(e metadata.Entry) bool { return e.End > until })
+		if i < 0 || !entries[i].Clean {
+			return nil
+		}
+		entries[i].Clean = false
+		switch outcome, err := k.swap(ctx, section, k.Number(), entries); {
+		case err != nil:
+			return err
+		case outcome == metadata.Swapped:
+			return nil
+		}
+		k.report.Moved++
+	}
+	return metadata.ErrIndexMoved
 }
 
 // sameEntry says whether two entries are one, and one as clean as the other.
@@ -334,7 +485,9 @@ func (k *keyPass) cleanEntry(ctx context.Context, w *keyWriter, e *metadata.Entr
 		return nil
 	}
 	if k.aside(e) {
-		s.deletes = false
+		// It is compared with nothing. When it can be read again, all that follows must be compared with it.
+		k.spare(e)
+		out.Clean = e.Clean && e.First >= s.until
 		w.keep(out)
 		return nil
 	}
@@ -346,7 +499,7 @@ func (k *keyPass) cleanEntry(ctx context.Context, w *keyWriter, e *metadata.Entr
 	var left []sifted
 	changed := false
 	err := k.reader.read(ctx, e, func(b []byte) error {
-		kept, l, err := s.sift(make([]byte, 0, len(b)), b)
+		kept, l, err := s.sift(make([]byte, 0, len(b)), b, k.first, k.spared)
 		if badBatch(err) {
 			return &damageError{e, err}
 		}

@@ -14,25 +14,23 @@ type keySieve struct {
 	until int64
 	// now is the wall clock, horizon what tombstones that are met for the first time get (both ms).
 	now, horizon int64
-	// deletes is false once something before had to be left as it was: then a tombstone must not go, and its time
-	// not begin, since what it deletes may lie there.
-	deletes bool
 
 	dropped, tombstones, keyless int64 // records
 }
 
 // sift appends what stays of a batch to dst. It is the batch as it was, unless left.Changed; and nothing when
-// left.Count is 0.
-func (s *keySieve) sift(dst, b []byte) ([]byte, batch.Left, error) {
+// left.Count is 0. The maps of this call knew all keys from offset first on, and from spared on something before was left as it was: only
+// a batch between them can get a horizon.
+func (s *keySieve) sift(dst, b []byte, first, spared int64) ([]byte, batch.Left, error) {
 	h, err := batch.ParseHeader(b)
 	if err != nil {
 		return dst, batch.Left{}, err
 	}
 	horizon, expired := s.horizon, false
 	if at, marked := h.DeleteHorizon(); marked {
-		expired = s.deletes && at <= s.now
+		expired = h.BaseOffset < spared && at <= s.now
 	}
-	if !s.deletes || h.EndOffset() > s.until {
+	if h.BaseOffset < first || h.BaseOffset >= spared || h.EndOffset() > s.until {
 		horizon = never
 	}
 	return batch.Compact(dst, b, keyLimits, horizon, func(p *batch.Pick) bool {

@@ -42,6 +42,8 @@ type cleaning struct {
 	records     int64 // between dirty and end, at most
 	// waits is the timestamp (ms) of what ends it since it is too young, else 0.
 	waits int64
+	// behind: some are clean that lie behind others which are not.
+	behind bool
 }
 
 // due says whether a pass is worth it.
@@ -55,6 +57,8 @@ type keyPlanner struct {
 	tail  int64 // where the part begins that is left alone
 	young int64 // records dated after this (ms) are not touched yet
 	aside func(*metadata.Entry) bool
+	// from is the offset up to which all is known to be clean, whatever the marks say; noOffset: they do.
+	from int64
 	cleaning
 	// Once an entry is not clean all that follows is dirty; once a chunk is too young all that follows is left alone.
 	met, ended bool
@@ -62,7 +66,7 @@ type keyPlanner struct {
 
 // newKeyPlanner plans for a view; aside, if given, says which entries are damaged and stay as they are.
 func newKeyPlanner(v *metadata.View, r KeyRules, now int64, aside func(*metadata.Entry) bool) *keyPlanner {
-	p := &keyPlanner{start: v.Start, tail: activeTail(v, r.TailBytes), young: math.MaxInt64, aside: aside}
+	p := &keyPlanner{start: v.Start, tail: activeTail(v, r.TailBytes), young: math.MaxInt64, aside: aside, from: noOffset}
 	p.dirty, p.end = v.Start, v.Start
 	if r.LagMillis > 0 {
 		p.young = now - r.LagMillis
@@ -90,13 +94,18 @@ func activeTail(v *metadata.View, bytes int64) int64 {
 
 // add shows it the next entry; false: nothing that follows matters.
 func (p *keyPlanner) add(e *metadata.Entry) bool {
+	aside := p.aside != nil && p.aside(e)
+	p.behind = p.behind || p.met && e.Clean && !aside
 	switch {
 	case e.End <= p.start:
 		return true
 	case p.ended || e.First >= p.tail:
 		return false
 	}
-	clean := !p.met && e.Clean || p.aside != nil && p.aside(e)
+	clean := aside || !p.met && e.Clean
+	if p.from != noOffset {
+		clean = aside || e.End <= p.from
+	}
 	p.met = p.met || !clean
 	for _, c := range e.Chunks() {
 		switch {

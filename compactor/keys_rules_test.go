@@ -69,7 +69,7 @@ func TestWhatIsDirty(t *testing.T) {
 		{"mostly clean", []metadata.Entry{entry(0, 10, 50, 1, true), entry(10, 20, 40, 1, false), entry(20, 21, 9, 1, false)}, 0, KeyRules{DirtyRatio: 0.5},
 			cleaning{dirty: 10, end: 20, clean: 50, todo: 40, records: 10}, false},
 		{"clean behind dirty", []metadata.Entry{entry(0, 10, 50, 1, false), entry(10, 20, 60, 1, true), entry(20, 21, 9, 1, false)}, 0, KeyRules{DirtyRatio: 0.5},
-			cleaning{end: 20, todo: 110, records: 20}, true},
+			cleaning{end: 20, todo: 110, records: 20, behind: true}, true},
 		{"young in the middle", []metadata.Entry{chunked, entry(40, 50, 10, 1, false)}, 20, KeyRules{LagMillis: 20},
 			cleaning{dirty: 20, end: 25, todo: 30, records: 5, waits: 90}, true},
 		{"below the log start", []metadata.Entry{entry(0, 10, 50, 1, false), entry(10, 20, 60, 1, false)}, 12, KeyRules{},

@@ -2,6 +2,7 @@ package compactor
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/varvelog/varve/metadata"
@@ -34,7 +35,7 @@ func (c *Compactor) cleanKeys(ctx context.Context, p *pass) {
 func (c *Compactor) cleanPartition(ctx context.Context, p *pass, id metadata.PartitionID, topic *metadata.Topic) error {
 	cluster := segments.ClusterID(c.cluster.ClusterID())
 	d := KeyDeps{Store: c.store, Cluster: cluster, Table: c.table, Index: c.index, Uploader: c.numbers.begin(), Number: c.numbers.take,
-		View: c.cluster.View, Swap: c.numbers.swap, Pace: c.pace.take, Now: time.Now,
+		View: c.cluster.View, Swap: c.numbers.swap, Pace: c.pace.take, Now: c.cluster.Clock,
 		Aside: func(e *metadata.Entry) bool {
 			problem, damaged := c.damaged[spotOf(id, e)]
 			if damaged && p.all { // the merges before it read it again
@@ -42,6 +43,7 @@ func (c *Compactor) cleanPartition(ctx context.Context, p *pass, id metadata.Par
 			}
 			return damaged
 		},
+		Confirm: func(ctx context.Context) error { return c.confirmKeys(ctx, topic) },
 		Damaged: func(_ metadata.PartitionID, e *metadata.Entry, err error) { c.setKeysAside(ctx, p, id, e, err) },
 	}
 	began, floor := time.Now(), c.numbers.last
@@ -56,7 +58,7 @@ func (c *Compactor) cleanPartition(ctx context.Context, p *pass, id metadata.Par
 	}
 	p.Dropped += report.Dropped + report.Tombstones
 	if report.Young != 0 {
-		age := time.Now().UnixMilli() - report.Young
+		age := c.cluster.Clock().UnixMilli() - report.Young
 		lag := min(topic.Config.CompactionLagMillis, (100 * 365 * 24 * time.Hour).Milliseconds())
 		p.young[id] = max(time.Duration(lag-age)*time.Millisecond, time.Second)
 	}
@@ -72,7 +74,27 @@ func (c *Compactor) cleanPartition(ctx context.Context, p *pass, id metadata.Par
 	if report.Keyless > 0 {
 		c.log.Warn("records without a key stay in a topic that is compacted by key", "topic", topic.Name, "partition", id.Number, "records", report.Keyless)
 	}
+	if errors.Is(err, errOtherRules) { // what was done by the old ones until then stays done
+		c.listed, p.young[id], err = time.Time{}, time.Second, nil
+	}
 	return err
+}
+
+// errOtherRules ends key compaction of a partition: the topic has other settings by now, or is gone.
+var errOtherRules = errors.New("compactor: the settings of compaction by key have changed")
+
+// confirmKeys reads a topic once more, so that no record goes by settings that were altered before it came.
+func (c *Compactor) confirmKeys(ctx context.Context, topic *metadata.Topic) error {
+	t, err := c.cluster.Topic(ctx, topic.Name)
+	switch {
+	case errors.Is(err, metadata.ErrTopicNotFound):
+		return errOtherRules
+	case err != nil:
+		return err
+	case t.ID != topic.ID || t.State != metadata.TopicActive || !t.Config.Compacts() || RulesOf(t.Config, 0) != RulesOf(topic.Config, 0):
+		return errOtherRules
+	}
+	return nil
 }
 
 // setKeysAside names an entry that was found damaged.

@@ -33,6 +33,7 @@ type pureCluster struct {
 	swaps    []*metadata.Swap
 	floor    map[metadata.GatewayID]uint64
 	failing  error
+	ahead    time.Duration // its clock
 	// answer, if set, has its way with the answers to swaps.
 	answer func(*metadata.Swap, error) error
 	// elsewhere are partitions that another one merges.
@@ -41,7 +42,7 @@ type pureCluster struct {
 
 func newPureCluster(t *testing.T, partitions int32) *pureCluster {
 	return &pureCluster{t: t, store: memstore.New(), table: memtable.New(), id: "g1", state: make(map[metadata.PartitionID]*metadata.Partition),
-		topic: &metadata.Topic{Name: "a", Partitions: partitions, Config: metadata.DefaultConfig()}, floor: make(map[metadata.GatewayID]uint64)}
+		topic: &metadata.Topic{Name: "a", State: metadata.TopicActive, Partitions: partitions, Config: metadata.DefaultConfig()}, floor: make(map[metadata.GatewayID]uint64)}
 }
 
 func (c *pureCluster) ClusterID() string { return string(testCluster) }
@@ -70,6 +71,14 @@ func (c *pureCluster) Topics(context.Context) ([]*metadata.Topic, error) {
 	c.lists++
 	return []*metadata.Topic{c.topic}, c.failing
 }
+
+func (c *pureCluster) Topic(context.Context, string) (*metadata.Topic, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.topic, nil
+}
+
+func (c *pureCluster) Clock() time.Time { return time.Now().Add(c.ahead) }
 
 func (c *pureCluster) View(_ context.Context, id metadata.PartitionID) (*metadata.View, error) {
 	c.mu.Lock()

@@ -7,6 +7,7 @@ import (
 	"context"
 	"log/slog"
 	"sync"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -116,6 +117,14 @@ type cluster struct{ *gateway.Gateway }
 func (c cluster) View(ctx context.Context, id metadata.PartitionID) (*metadata.View, error) {
 	return c.MergeView(ctx, id)
 }
+
+// Topic implements compactor.Cluster.
+func (c cluster) Topic(ctx context.Context, name string) (*metadata.Topic, error) {
+	return c.Upkeep().Topics().Refresh(ctx, name)
+}
+
+// Clock implements compactor.Cluster.
+func (c cluster) Clock() time.Time { return c.Upkeep().Clock() }
 
 // asked is a compactor as its gateway sees it.
 type asked struct{ *compactor.Compactor }
