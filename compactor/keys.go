@@ -169,6 +169,8 @@ func (k *keyPass) run(ctx context.Context, force bool) error {
 				return err
 			}
 			continue // what the map has learnt of it must not count
+		case errors.Is(err, metadata.ErrClosed): // the topic is being deleted
+			return nil
 		case err != nil:
 			return err
 		}
