@@ -184,6 +184,10 @@ func (r *soakReport) grown() error {
 	if len(names) > 0 {
 		return fmt.Errorf("it grew in the second half: %s", strings.Join(names, ", "))
 	}
+	// A run of seconds is over before anything is old enough.
+	if r.Seconds >= 120 && min(r.Merged, r.Dropped, r.Collected) == 0 {
+		return fmt.Errorf("%.0f segments were merged, %.0f records taken out by key, %.0f objects collected: the run shows nothing", r.Merged, r.Dropped, r.Collected)
+	}
 	return nil
 }
 
