@@ -82,10 +82,10 @@ func (f *fleet) holds(t *testing.T, c *client.Client) (h holding) {
 			t.Errorf("an object that nobody writes: %v", err)
 		case named[key]:
 			h.named++
-			if strings.HasSuffix(string(uploader), "-m") {
+			if metadata.GatewayID(uploader).IsMerger() {
 				h.merged++
 			}
-		case waited[metadata.GatewayID(uploader)]:
+		case waited[metadata.GatewayID(uploader).Owner()]: // what it merged ends with it
 			h.ofLost++
 		default:
 			h.leaked = append(h.leaked, key)
