@@ -152,7 +152,7 @@ func (g *Gateway) put(ctx context.Context, object *segments.Object) (*segments.D
 		watching.Lock()
 		defer watching.Unlock()
 		if !there && !told {
-			g.uploadFails(object.Key(), errors.New("the bucket does not answer"))
+			g.uploadFails(object.Key(), errors.New("the bucket does not answer, or throttles"))
 		}
 	})
 	defer hangs.Stop()
