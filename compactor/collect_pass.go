@@ -24,6 +24,9 @@ type collecting struct {
 	report  *Collection
 	cluster *metadata.Cluster
 	raised  bool // the generation, before anything was deleted
+	// generations are those that the bucket had; generation is this pass's, once it was raised in the table.
+	generations []uint64
+	generation  uint64
 
 	gateways  []metadata.Gateway // as they were before anything else was read
 	standings map[metadata.GatewayID]standing
@@ -112,6 +115,7 @@ func (p *collecting) checkGeneration(ctx context.Context) error {
 	err = p.each(ctx, prefix, func(o segments.ObjectInfo) {
 		if number, err := strconv.ParseUint(strings.TrimPrefix(o.Key, prefix), 10, 64); err == nil {
 			highest = max(highest, number)
+			p.generations = append(p.generations, number)
 		}
 	})
 	if err != nil {
@@ -125,23 +129,37 @@ func (p *collecting) checkGeneration(ctx context.Context) error {
 }
 
 // raise raises the generation before the first delete of a collection: should the table be restored from a copy that is
-// older than it, and names what went, that is noticed.
+// older than it, and names what went, that is noticed. A bucket that is full does not take it: then it is called again when something
+// went. Until there is room for it an older copy would not be noticed; but nobody else makes room.
 func (p *collecting) raise(ctx context.Context) error {
 	if p.raised {
 		return nil
 	}
-	number, err := p.cluster.RaiseGeneration(ctx)
-	if err != nil {
-		return err
+	if p.generation == 0 {
+		number, err := p.cluster.RaiseGeneration(ctx)
+		if err != nil {
+			return err
+		}
+		p.generation = number
 	}
 	key := func(n uint64) string { return fmt.Sprintf("%s/%s%020d", p.cluster.ID, generationFolder, n) }
-	err = p.Store.Put(ctx, key(number), segments.NewBody([]byte("collector")))
-	if err != nil && !errors.Is(err, segments.ErrExists) {
+	err := p.Store.Put(ctx, key(p.generation), segments.NewBody([]byte("collector")))
+	switch {
+	case errors.Is(err, segments.ErrFull):
+		p.Log.Warn("the bucket is full: garbage goes before it is noted that some went; restore no older copy of the table before there is room", "error", err)
+		return nil
+	case err != nil && !errors.Is(err, segments.ErrExists):
 		return fmt.Errorf("raise the generation: %w", err)
 	}
 	p.raised = true
-	if err := p.Store.Delete(ctx, key(number-1)); err != nil {
-		p.Log.Warn("an older generation stays in the bucket", "error", err)
+	// A gateway may have raised it since they were listed.
+	if before := p.generation - 1; !slices.Contains(p.generations, before) {
+		p.generations = append(p.generations, before)
+	}
+	for _, old := range p.generations {
+		if err := p.Store.Delete(ctx, key(old)); err != nil {
+			p.Log.Warn("an older generation stays in the bucket", "error", err)
+		}
 	}
 	return nil
 }

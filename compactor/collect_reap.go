@@ -152,6 +152,12 @@ func (p *collecting) reapBatch(ctx context.Context, batch []candidate, spared ma
 		})
 	}
 	_ = group.Wait() // no error: each stays for itself
+	// If there was no room for the generation, there may be by now.
+	if p.generation != 0 {
+		if err := p.raise(ctx); err != nil {
+			p.Log.Warn("the generation was not raised; a table that is rolled back would be noticed later", "error", err)
+		}
+	}
 	var left []candidate
 	for i, l := range looks {
 		switch {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -386,6 +387,42 @@ func (s bigStore) List(ctx context.Context, prefix, after string, limit int) ([]
 		list[i].Size <<= 20
 	}
 	return list, err
+}
+
+// TestCollectFull: a bucket that is full has no room for another generation either. What goes makes room.
+func TestCollectFull(t *testing.T) {
+	w := newForgery(t)
+	a := w.begin()
+	for range 3 {
+		a.upload(1, 0)
+	}
+	a.flying = nil
+	a.beat()
+	generations := func() (keys []string) {
+		list, err := w.store.List(t.Context(), w.cluster.ID+"/generation/", "", 10)
+		w.must(err)
+		for _, o := range list {
+			keys = append(keys, o.Key)
+		}
+		return keys
+	}
+	before := generations()
+	store := storetest.NewFaulty(w.store)
+	full := true
+	store.Decide(func(call storetest.Call) storetest.Fault {
+		switch {
+		case call.Op == storetest.Delete && strings.HasSuffix(call.Key, segments.Suffix):
+			full = false
+		case call.Op == storetest.Put && full:
+			return storetest.Fault{Before: segments.ErrFull}
+		}
+		return storetest.Fault{}
+	})
+	c := w.collector(func(config *compactor.CollectConfig) { config.Store, config.Parallel = store, 1 })
+	wantKept(t, w.collect(c, compactor.CollectOptions{}), 3, nil)
+	if after := generations(); len(after) != 1 || slices.Equal(after, before) {
+		t.Errorf("generations %v, before that %v: they should rise, and the newest alone stay", after, before)
+	}
 }
 
 // A bucket that refuses deletes is told about, and holds up nothing else.

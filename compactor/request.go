@@ -2,7 +2,6 @@ package compactor
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"github.com/varvelog/varve/metadata"
@@ -15,8 +14,15 @@ type request struct {
 	done   chan answer
 }
 
-// errEnded answers requests after the end of Run.
-var errEnded = errors.New("compactor: it has stopped")
+// errEnded answers requests when Run has ended, or ends. Another one has the partitions then, or the same after a restart.
+var errEnded error = ended{}
+
+type ended struct{}
+
+func (ended) Error() string { return "compactor: it has stopped" }
+
+// Is says what callers do about it.
+func (ended) Is(target error) bool { return target == metadata.ErrBusy }
 
 type answer struct {
 	report Report
@@ -52,7 +58,9 @@ func (c *Compactor) serve(ctx context.Context, r *request) {
 	}
 	if err == nil {
 		c.pass(ctx, p)
-		err = context.Cause(ctx)
+	}
+	if ctx.Err() != nil {
+		err = errEnded // why is this process's affair
 	}
 	r.done <- answer{p.Report, err}
 }

@@ -507,3 +507,24 @@ func TestCollectedUnderMerge(t *testing.T) {
 	}
 	w.verify()
 }
+
+// TestStoppedInAPass: whoever asked for a pass that its process does not finish, since it ends, is told to ask again; not of an error inside.
+func TestStoppedInAPass(t *testing.T) {
+	w := newWorld(t)
+	w.fill("a", 2, 50, nil)
+	ctx, stop := context.WithCancelCause(t.Context())
+	c := w.compactor(func(_ *Config, d *Dependencies) {
+		d.Store = steppedStore{d.Store, &steps{killAt: 1, kill: func() { stop(errors.New("interrupted")) }}}
+	})
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		c.Run(ctx)
+	}()
+	for _, when := range []string{"in it", "before it"} {
+		if _, err := c.Compact(t.Context(), "a", false); !errors.Is(err, metadata.ErrBusy) {
+			t.Errorf("it ends %s: %v", when, err)
+		}
+	}
+	<-done
+}

@@ -177,6 +177,8 @@ var rules = []rule{
 		message: "the bucket is gone; check the --segments URL of the gateway"},
 	{is: metadata.ErrNoTable, code: connect.CodeUnavailable, reason: reasonTable, retriable: true,
 		message: "the table is gone; check the --metadata URL of the gateway"},
+	{is: segments.ErrFull, code: connect.CodeUnavailable, reason: reasonStore, retriable: true,
+		message: "the object store is full; make room in it"},
 	{is: segments.ErrUnavailable, code: connect.CodeUnavailable, reason: reasonStore, retriable: true,
 		message: "the object store does not answer; ask again in a moment"},
 	{is: metadata.ErrUnavailable, code: connect.CodeUnavailable, reason: reasonTable, retriable: true,

@@ -147,12 +147,12 @@ func (in *intake) judge(ctx context.Context, segment *openSegment, references []
 func (g *Gateway) put(ctx context.Context, object *segments.Object) (*segments.Directory, error) {
 	pauses := metadata.DefaultBackOff()
 	var watching sync.Mutex
-	there := false // guarded by watching: nobody calls it failing after that
+	there, told := false, false // guarded by watching: nobody calls it failing once it is there, or has a better reason
 	hangs := time.AfterFunc(slowUpload+time.Duration(object.Size()/slowestUpload)*time.Second, func() {
 		watching.Lock()
 		defer watching.Unlock()
-		if !there {
-			g.uploadFails(object.Key(), errors.New("the bucket does not answer"))
+		if !there && !told {
+			g.uploadFails(object.Key(), errors.New("the bucket does not answer, or throttles"))
 		}
 	})
 	defer hangs.Stop()
@@ -168,6 +168,9 @@ func (g *Gateway) put(ctx context.Context, object *segments.Object) (*segments.D
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
+		watching.Lock()
+		told = true
+		watching.Unlock()
 		g.uploadFails(object.Key(), err)
 		if err := pause(ctx, pauses); err != nil {
 			return nil, err

@@ -30,6 +30,9 @@ type removedRow struct {
 	Waits      []GatewayID `json:"waits,omitempty"`
 }
 
+// RemovedRange is where the rows about deleted topics are.
+func RemovedRange() Range { return Range{Partition: removedPartition} }
+
 func removedKey(id TopicID) Key { return Key{removedPartition, id.String()} }
 
 func (r *RemovedTopic) row() removedRow {

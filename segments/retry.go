@@ -41,7 +41,7 @@ func (c RetryConfig) Validate() error {
 
 // Retry returns the store with calls that fail as [ErrUnavailable] tried again, at
 // jittered and growing distances, until the configured number of tries or the end
-// of the context. The configuration must be valid.
+// of the context. [ErrFull] is told at once: it takes longer than that until there is room. The configuration must be valid.
 //
 // A Put whose first try failed as unavailable, and whose next one finds that the
 // object exists, returns [ErrExists] and not success: the object may be its own or
@@ -64,12 +64,12 @@ func (r *retrying) try(ctx context.Context, call func(context.Context) error) er
 	_, err := backoff.Retry(ctx, func() (struct{}, error) {
 		tries++
 		last = r.once(ctx, call)
-		if last != nil && !errors.Is(last, ErrUnavailable) {
+		if last != nil && (!errors.Is(last, ErrUnavailable) || errors.Is(last, ErrFull)) {
 			return struct{}{}, backoff.Permanent(last)
 		}
 		return struct{}{}, last
 	}, backoff.WithBackOff(waits), backoff.WithMaxTries(uint(r.config.Tries)), backoff.WithMaxElapsedTime(0))
-	if err == nil || !errors.Is(last, ErrUnavailable) {
+	if err == nil || !errors.Is(last, ErrUnavailable) || errors.Is(last, ErrFull) {
 		return last
 	}
 	if ended := Interrupted(ctx); ended != nil && !errors.Is(last, ctx.Err()) {

@@ -58,6 +58,7 @@ func TestRetry(t *testing.T) {
 		{"last try", []storetest.Fault{unavailable, unavailable, unavailable}, nil, 4},
 		{"never", []storetest.Fault{unavailable, unavailable, unavailable, unavailable}, segments.ErrUnavailable, 4},
 		{"denied", []storetest.Fault{{Before: segments.ErrDenied}}, segments.ErrDenied, 1},
+		{"full", []storetest.Fault{{Before: segments.ErrFull}}, segments.ErrFull, 1},
 		{"no bucket, then denied", []storetest.Fault{unavailable, {Before: segments.ErrNoBucket}}, segments.ErrNoBucket, 2},
 	}
 	for _, test := range tests {

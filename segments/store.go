@@ -16,9 +16,12 @@ var (
 	// may be the caller's own first try: read it back and compare.
 	ErrExists = errors.New("segments: object exists already")
 	// ErrUnavailable says that the store could not be asked or did not answer in
-	// time (throttled, refused, timed out, disk full). For a write the outcome is
+	// time (throttled, refused, timed out). For a write the outcome is
 	// unknown: the object may exist now, or appear later.
 	ErrUnavailable = errors.New("segments: store unavailable")
+	// ErrFull is an [ErrUnavailable] of a store that takes no more bytes (quota, disk). What it holds can be read, and
+	// deleted to make room.
+	ErrFull = fmt.Errorf("%w: it is full", ErrUnavailable)
 	// ErrDenied says that the store refused the credentials or the permission.
 	// Trying again does not help until somebody changes them.
 	ErrDenied = errors.New("segments: access denied")

@@ -17,18 +17,19 @@ import (
 	"github.com/varvelog/varve/segments"
 )
 
-// newBenchGatewayCommand is `varve serve` with a bucket that may be slowed down, and a table whose rows are
-// counted: a line on standard input is answered by one with the counts.
+// newBenchGatewayCommand is `varve serve` with a bucket that may be slowed down, and a table and a bucket whose rows and objects
+// are counted: a line on standard input is answered by one with the counts.
 func newBenchGatewayCommand() *cobra.Command {
 	o := &serveOptions{}
 	var putRate, foldBytes byteSize
 	cmd := &cobra.Command{
 		Use: "gateway", Hidden: true, Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			rows := &rowCounter{live: make(map[metadata.Key]struct{})}
+			rows := &rowCounter{live: make(map[metadata.Key]struct{}), sizes: make(map[string]int64)}
 			o.wrap = func(c *gateway.Config, b *backends) {
 				c.FoldBytes = int(foldBytes)
 				b.table = metadata.Observe(b.table, rows.observe)
+				b.store = &countedStore{b.store, rows}
 				if putRate > 0 {
 					b.store = &slowStore{Store: b.store, rate: float64(putRate)}
 				}
@@ -47,16 +48,64 @@ func newBenchGatewayCommand() *cobra.Command {
 type rowCounts struct {
 	Journal int `json:"journal"`
 	Topics  int `json:"topics"`
-	Leases  int `json:"leases"` // of partitions, those of deleted topics too
-	Index   int `json:"index"`  // all other rows of partitions: pages, nodes, producers
+	Leases  int `json:"leases"`  // of partitions, those of deleted topics too, for a minute
+	Removed int `json:"removed"` // that say which topics were deleted; see docs/retention.md
+	Index   int `json:"index"`   // all other rows of partitions: pages, nodes, producers
 	Others  int `json:"others"`
+	// Objects in the bucket, and their bytes.
+	Objects int   `json:"objects"`
+	Bytes   int64 `json:"bytes"`
 }
 
-// rowCounter knows which rows a table holds that was empty at first.
+// rowCounter knows which rows a table, and which objects a bucket holds that were empty at first.
 type rowCounter struct {
-	mu   sync.Mutex
-	live map[metadata.Key]struct{}
-	sums rowCounts
+	mu    sync.Mutex
+	live  map[metadata.Key]struct{}
+	sizes map[string]int64
+	sums  rowCounts
+}
+
+// holds takes note of an object and its size; below 0: it is gone.
+func (r *rowCounter) holds(key string, size int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if was, there := r.sizes[key]; there {
+		delete(r.sizes, key)
+		r.sums.Objects, r.sums.Bytes = r.sums.Objects-1, r.sums.Bytes-was
+	}
+	if size >= 0 {
+		r.sizes[key] = size
+		r.sums.Objects, r.sums.Bytes = r.sums.Objects+1, r.sums.Bytes+size
+	}
+}
+
+// countedStore tells of what it comes to hold.
+type countedStore struct {
+	segments.Store
+	counter *rowCounter
+}
+
+// Put implements [segments.Store].
+func (s *countedStore) Put(ctx context.Context, key string, body segments.Body) error {
+	err := s.Store.Put(ctx, key, body)
+	if err == nil {
+		s.counter.holds(key, body.Size())
+	}
+	return err
+}
+
+// Delete implements [segments.Store].
+func (s *countedStore) Delete(ctx context.Context, key string) error {
+	err := s.Store.Delete(ctx, key)
+	if err == nil {
+		s.counter.holds(key, -1)
+	}
+	return err
+}
+
+// GetInto implements [segments.IntoReader].
+func (s *countedStore) GetInto(ctx context.Context, key string, into []byte, offset int64) (int, error) {
+	return segments.GetInto(ctx, s.Store, key, into, offset)
 }
 
 func (r *rowCounter) observe(o metadata.Observation) {
@@ -86,6 +135,8 @@ func (s *rowCounts) add(key metadata.Key, n int) {
 		s.Leases += n
 	case ofPartition:
 		s.Index += n
+	case key.Partition == metadata.RemovedRange().Partition:
+		s.Removed += n
 	default:
 		s.Others += n
 	}

@@ -29,10 +29,11 @@ func newBenchSoakCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "soak",
 		Short: "Keep a gateway under a steady load, and see that nothing of it grows",
-		Long: `Start a gateway, append to 32 partitions at a steady rate, follow them, ask for times, create and delete topics, and
-trim what is older than a twentieth of the run, all the while. Sixty times in the run, count what it has: memory, heap,
-goroutines, open files, rows of its journal and of its table by what they are for. A line is fitted through the second half of each. It fails, with
-status 1, when one rises over that half by more than its limit: what there is leaks then, or is not cleaned up. In less than an hour
+		Long: `Start a gateway, append to 32 partitions at a steady rate, follow them, ask for times, create and delete topics, write the same keys
+again and again to one that is compacted by key, trim half of the partitions, and leave the others to a retention of a twentieth of the run, all the while. Small
+segments are merged, and garbage is collected, thirty times. Sixty times in the run, count what there is: memory, heap,
+goroutines, open files, rows of the journal and of the table by what they are for, objects in the bucket and their bytes. A line is fitted through the second half of
+each. It fails, with status 1, when one rises over that half by more than its limit: what there is leaks then, or is not cleaned up. In less than an hour
 checkpoints come sooner than they do else, in proportion, so that a journal is trimmed as often in a short run.`,
 		Example: `  varve bench soak --duration 1h
   varve bench soak --duration 2m --segments 's3://bucket?region=…' --metadata 'dynamodb://table?region=…'`,
@@ -88,14 +89,19 @@ type soakReport struct {
 	Load    loadResult `json:"load"`
 	Deleted int        `json:"topics_created_and_deleted"`
 	Trims   int        `json:"trims"`
-	// Kept are the rows of topics and of leases at the end: those of topics that were deleted stay.
-	Kept    int     `json:"topic_and_lease_rows"`
-	Costs   costs   `json:"costs"`
-	Machine machine `json:"machine"`
-	began   time.Time
-	rows    func() (rowCounts, error)
-	url     string
-	things  map[string]*soaked
+	// Kept are the rows of topics and of leases at the end, Removed those about topics that were deleted, which stay.
+	Kept    int `json:"topic_and_lease_rows"`
+	Removed int `json:"removed_topic_rows"`
+	// Merged, Dropped and Collected say that the log was looked after: merged segments, records taken out by key, objects deleted.
+	Merged    float64 `json:"merged_segments"`
+	Dropped   float64 `json:"records_taken_out_by_key"`
+	Collected float64 `json:"objects_collected"`
+	Costs     costs   `json:"costs"`
+	Machine   machine `json:"machine"`
+	began     time.Time
+	rows      func() (rowCounts, error)
+	url       string
+	things    map[string]*soaked
 }
 
 func newSoakReport() *soakReport {
@@ -110,6 +116,9 @@ func newSoakReport() *soakReport {
 		{Name: "journal rows", Limit: 200, Share: 0.5},
 		{Name: "index and producer rows", Limit: 200, Share: 0.1},
 		{Name: "other rows", Limit: 10, Share: 0.1},
+		// Between two collections they grow by what was merged or removed meanwhile.
+		{Name: "objects", Limit: 200, Share: 0.5},
+		{Name: "bucket", Unit: "MiB", Limit: 32, Share: 0.5},
 	} {
 		r.things[s.Name] = s
 		r.Things = append(r.Things, s)
@@ -120,7 +129,8 @@ func newSoakReport() *soakReport {
 // text implements report.
 func (r *soakReport) text() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "soak: %.0f s, %.0f records/s, %d topics created and deleted, which leaves %d rows of topics and leases, %d trims; load of the machine %.1f at the beginning\n", r.Seconds, r.Load.Rate, r.Deleted, r.Kept, r.Trims, r.Machine.Load)
+	fmt.Fprintf(&b, "soak: %.0f s, %.0f records/s, %d topics created and deleted, which leaves %d rows of topics and leases and %d about deleted topics, %d trims; load of the machine %.1f at the beginning\n", r.Seconds, r.Load.Rate, r.Deleted, r.Kept, r.Removed, r.Trims, r.Machine.Load)
+	fmt.Fprintf(&b, "  %.0f merged segments, %.0f records taken out by key, %.0f objects collected\n", r.Merged, r.Dropped, r.Collected)
 	t := tabwriter.NewWriter(&b, 2, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "  what\tfirst\tmiddle of the second half\tlast\trise over the second half\tmay rise\t")
 	for _, s := range r.Things {
@@ -174,6 +184,10 @@ func (r *soakReport) grown() error {
 	if len(names) > 0 {
 		return fmt.Errorf("it grew in the second half: %s", strings.Join(names, ", "))
 	}
+	// A run of seconds is over before anything is old enough.
+	if r.Seconds >= 120 && min(r.Merged, r.Dropped, r.Collected) == 0 {
+		return fmt.Errorf("%.0f segments were merged, %.0f records taken out by key, %.0f objects collected: the run shows nothing", r.Merged, r.Dropped, r.Collected)
+	}
 	return nil
 }
 
@@ -185,7 +199,7 @@ func (a *app) benchSoak(ctx context.Context, o *soakOptions) (r *soakReport, err
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	// What 4 MiB of journal entries, the default, are to an hour.
 	fold := byteSize(min(4*mib, max(16*kib, 4*mib*o.duration.Hours())))
-	args := []string{"--data", dir, "--fold-bytes", fold.String()}
+	args := append([]string{"--data", dir, "--fold-bytes", fold.String()}, o.upkeep()...)
 	if o.segments != "" {
 		place, err := ownPrefix(o.segments)
 		if err != nil {
@@ -206,6 +220,25 @@ func (a *app) benchSoak(ctx context.Context, o *soakOptions) (r *soakReport, err
 	return r, own.soak(ctx, o, r)
 }
 
+// upkeep has segments merged and garbage collected thirty times in the run.
+func (o *soakOptions) upkeep() []string {
+	pace := max(o.duration/30, time.Second).String()
+	return []string{"--merge-age", pace, "--gc-interval", pace, "--gc-grace", max(o.duration/60, 100*time.Millisecond).String()}
+}
+
+// retained is for how long records of the run are kept.
+func (o *soakOptions) retained() time.Duration { return max(o.duration/20, time.Second) }
+
+// openSoakTopic makes the topic of the load, a twentieth of the run long.
+func openSoakTopic(ctx context.Context, c *client.Client, o *soakOptions) (benchTopic, error) {
+	topic, err := openTopic(ctx, c, "", 32)
+	if err != nil {
+		return topic, err
+	}
+	_, err = c.AlterTopic(ctx, topic.name, client.AlterTopicOptions{Set: map[string]string{"retention.ms": fmt.Sprint(o.retained().Milliseconds())}})
+	return topic, err
+}
+
 // soak runs the load and counts beside it.
 func (a *app) soak(ctx context.Context, o *soakOptions, r *soakReport) error {
 	c, err := a.connect()
@@ -213,7 +246,7 @@ func (a *app) soak(ctx context.Context, o *soakOptions, r *soakReport) error {
 		return err
 	}
 	defer c.Close()
-	topic, err := openTopic(ctx, c, "", 32)
+	topic, err := openSoakTopic(ctx, c, o)
 	if err != nil {
 		return err
 	}
@@ -243,7 +276,8 @@ func (a *app) soak(ctx context.Context, o *soakOptions, r *soakReport) error {
 	defer stop()
 	group, running := errgroup.WithContext(running)
 	group.Go(func() error { return r.watch(running, o.duration/soakSamples) })
-	group.Go(func() error { return r.trim(running, c, topic, o.duration/20) })
+	group.Go(func() error { return r.trim(running, c, topic, o.retained()/2) })
+	group.Go(func() error { return rewrite(running, c, o.duration/soakSamples, o.retained()) })
 	group.Go(func() error { return r.churn(running, c, min(time.Second, o.duration/soakSamples)) })
 	for i := range o.followers {
 		group.Go(func() error { return w.followForWhile(running, topic, i, o.duration/10) })
@@ -292,10 +326,12 @@ func (r *soakReport) watch(ctx context.Context, often time.Duration) error {
 			return err
 		}
 		r.Times = append(r.Times, time.Since(r.began).Seconds())
-		r.Kept = rows.Topics + rows.Leases
+		r.Kept, r.Removed = rows.Topics+rows.Leases, rows.Removed
+		r.Merged, r.Dropped, r.Collected = v["varve_compaction_objects_total"], v["varve_compaction_key_records_dropped_total"], v["varve_collected_objects_total"]
 		for name, n := range map[string]float64{
 			"resident": v["process_resident_memory_bytes"] / mib, "heap": v["go_memstats_heap_alloc_bytes"] / mib, "goroutines": v["go_goroutines"],
 			"open files": v["process_open_fds"], "journal rows": float64(rows.Journal), "index and producer rows": float64(rows.Index), "other rows": float64(rows.Others),
+			"objects": float64(rows.Objects), "bucket": float64(rows.Bytes) / mib,
 		} {
 			r.things[name].Samples = append(r.things[name].Samples, n)
 		}
@@ -303,11 +339,14 @@ func (r *soakReport) watch(ctx context.Context, often time.Duration) error {
 	})
 }
 
-// trim removes from the log what was there when it was called last.
+// trim removes from every other partition what was there when it was called last. The others are retention's.
 func (r *soakReport) trim(ctx context.Context, c *client.Client, t benchTopic, often time.Duration) error {
 	var ends []client.PartitionOffset
 	return every(ctx, often, func() error {
 		for _, p := range ends {
+			if p.Partition%2 == 1 {
+				continue
+			}
 			if _, err := c.TrimTopic(ctx, t.name, client.At(p.EndOffset), p.Partition); err != nil {
 				return fmt.Errorf("trim to %d, which was the end: %w", p.EndOffset, err)
 			}
@@ -315,6 +354,29 @@ func (r *soakReport) trim(ctx context.Context, c *client.Client, t benchTopic, o
 		}
 		var err error
 		ends, err = c.ListOffsets(ctx, t.name, client.LatestOffset())
+		return err
+	})
+}
+
+// rewrite writes the same keys again and again to a topic that is compacted by key.
+func rewrite(ctx context.Context, c *client.Client, often, tombstones time.Duration) error {
+	topic, err := openTopic(ctx, c, "", 1)
+	if err != nil {
+		return err
+	}
+	_, err = c.AlterTopic(ctx, topic.name, client.AlterTopicOptions{Set: map[string]string{
+		"cleanup.policy": "compact", "delete.retention.ms": fmt.Sprint(tombstones.Milliseconds())}})
+	if err != nil {
+		return err
+	}
+	const keys, size = 64, 4 << 10 // 256 KiB at a time: a pass by key begins for a MiB
+	value := []byte(strings.Repeat("soaked", size/6))
+	return every(ctx, often, func() error {
+		var records []client.Record
+		for key := range keys {
+			records = append(records, client.Record{Key: fmt.Append(nil, key), Value: value})
+		}
+		_, err := c.Append(ctx, topic.name, 0, records, client.AppendOptions{})
 		return err
 	})
 }

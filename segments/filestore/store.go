@@ -251,7 +251,7 @@ func translate(err error) error {
 	}
 	switch {
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
-		return fmt.Errorf("%w: disk full: free some space: %w", segments.ErrUnavailable, err)
+		return fmt.Errorf("%w: disk full: free some space: %w", segments.ErrFull, err)
 	case errors.Is(err, fs.ErrExist):
 		return fmt.Errorf("%w: %w", segments.ErrExists, err)
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENOTDIR):

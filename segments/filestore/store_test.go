@@ -157,8 +157,8 @@ func TestDiskFull(t *testing.T) {
 	defer full.Close()
 	_, err = full.Write([]byte("x"))
 	got := filestore.Translate(err)
-	if !errors.Is(got, segments.ErrUnavailable) || !strings.Contains(got.Error(), "disk full") {
-		t.Errorf("ENOSPC: %v, want ErrUnavailable that says disk full", got)
+	if !errors.Is(got, segments.ErrFull) || !errors.Is(got, segments.ErrUnavailable) || !strings.Contains(got.Error(), "disk full") {
+		t.Errorf("ENOSPC: %v, want ErrFull that says disk full", got)
 	}
 }
 

@@ -26,6 +26,8 @@ func kindOf(refusal minio.ErrorResponse) error {
 	switch refusal.Code {
 	case "NoSuchBucket":
 		return segments.ErrNoBucket
+	case "QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded": // Ceph, MinIO
+		return segments.ErrFull
 	case "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken",
 		"TokenRefreshRequired", "AuthorizationHeaderMalformed", "RequestTimeTooSkewed":
 		return segments.ErrDenied
@@ -37,6 +39,8 @@ func kindOf(refusal minio.ErrorResponse) error {
 		return segments.ErrExists
 	case http.StatusUnauthorized, http.StatusForbidden:
 		return segments.ErrDenied
+	case http.StatusInsufficientStorage:
+		return segments.ErrFull
 	case http.StatusMovedPermanently, http.StatusTemporaryRedirect:
 		return fmt.Errorf("%w in this region: set the bucket's own", segments.ErrNoBucket)
 	}

@@ -38,6 +38,8 @@ func kindOf(err error) error {
 		switch refusal.ErrorCode() {
 		case "NoSuchBucket":
 			return segments.ErrNoBucket
+		case "QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded": // Ceph, MinIO
+			return segments.ErrFull
 		case "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken",
 			"TokenRefreshRequired", "AuthorizationHeaderMalformed", "RequestTimeTooSkewed":
 			return segments.ErrDenied
@@ -50,6 +52,8 @@ func kindOf(err error) error {
 		return segments.ErrExists
 	case http.StatusUnauthorized, http.StatusForbidden:
 		return segments.ErrDenied
+	case http.StatusInsufficientStorage:
+		return segments.ErrFull
 	case http.StatusMovedPermanently, http.StatusTemporaryRedirect:
 		return fmt.Errorf("%w in this region: set the bucket's own", segments.ErrNoBucket)
 	}

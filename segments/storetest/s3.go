@@ -168,6 +168,10 @@ func s3Refusals(t *testing.T, server *s3Server, open func(string) segments.Store
 		{http.StatusInternalServerError, "InternalError", segments.ErrUnavailable},
 		{http.StatusServiceUnavailable, "SlowDown", segments.ErrUnavailable},
 		{http.StatusBadGateway, "", segments.ErrUnavailable},
+		{http.StatusInsufficientStorage, "XMinioStorageFull", segments.ErrFull},
+		{http.StatusBadRequest, "XMinioAdminBucketQuotaExceeded", segments.ErrFull},
+		{http.StatusForbidden, "QuotaExceeded", segments.ErrFull},
+		{http.StatusInsufficientStorage, "", segments.ErrFull},
 	}
 	for _, test := range tests {
 		server.set(func(w http.ResponseWriter, _ *http.Request) {

@@ -27,6 +27,9 @@ const (
 	staleRead        = "stale read"        // a linearizable read without what was acked before it
 	fencedWrite      = "fenced write"      // appended with a token after another one was set
 	wrongTime        = "wrong time"        // a lookup by time that brute force answers differently
+	fallenStart      = "fallen start"      // a log start below one that was told before
+	cameBack         = "came back"         // a record that had been deleted by its key
+	leaked           = "leaked object"     // named by nothing, and there when all is settled
 )
 
 // anomalies counts them, and keeps the first of each. It is safe for concurrent use.
@@ -40,7 +43,7 @@ func newAnomalies() *anomalies {
 	a := &anomalies{counts: make(map[string]int)}
 	for _, name := range []string{
 		lostWrite, inconsistent, duplicate, abortedRead, tornBatch, unheardOf, nonmonotonic, mistold, unseen, pollSkip,
-		nonmonotonicPoll, precommitted, fallenWatermark, staleRead, fencedWrite, wrongTime,
+		nonmonotonicPoll, precommitted, fallenWatermark, staleRead, fencedWrite, wrongTime, fallenStart, cameBack, leaked,
 	} {
 		a.counts[name] = 0
 	}

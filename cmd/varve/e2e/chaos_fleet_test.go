@@ -39,6 +39,8 @@ type post struct {
 	address       string
 	bucket, table *chaosproxy.Proxy
 	args, env     []string
+	// merges: it is a --role compactor, which takes no appends.
+	merges bool
 
 	// These belong to the supervisor.
 	process *process
@@ -92,15 +94,18 @@ type fleet struct {
 	posts  []*post
 	folder string // of the disks
 	logs   string // folder for what the gateways say
+	bucket string
 	disks  []*disk
 }
 
-// newFleet has so many posts, with proxies in between that pass everything so far.
-func newFleet(t *testing.T, r *rand.Rand, posts int, options ...string) *fleet {
+// newFleet has so many posts, with proxies in between that pass everything so far. So many more are for processes that only
+// merge; one in three of the others leaves that to them.
+func newFleet(t *testing.T, r *rand.Rand, posts, compactors int, options ...string) *fleet {
 	t.Helper()
 	stack := shared.start(t)
 	f := &fleet{folder: t.TempDir(), logs: t.ArtifactDir()}
 	bucket, table := stack.newBucket(t), stack.newTable(t)
+	f.bucket = bucket
 	proxy := func(backend string, protocol chaosproxy.Protocol) *chaosproxy.Proxy {
 		p, err := chaosproxy.New(backend, protocol, r.Uint64())
 		if err != nil {
@@ -109,9 +114,9 @@ func newFleet(t *testing.T, r *rand.Rand, posts int, options ...string) *fleet {
 		t.Cleanup(p.Close)
 		return p
 	}
-	for i := range posts {
+	for i := range posts + compactors {
 		p := &post{
-			number: i, address: freeAddress(t), env: stack.env(),
+			number: i, merges: i >= posts, address: freeAddress(t), env: stack.env(),
 			bucket: proxy(stack.minio.URL(), chaosproxy.S3), table: proxy(stack.dynalite.URL(), chaosproxy.DynamoDB),
 		}
 		// Both clients for buckets there are, by turns.
@@ -120,6 +125,12 @@ func newFleet(t *testing.T, r *rand.Rand, posts int, options ...string) *fleet {
 			segments = "s3://" + bucket + "/logs?region=" + region + "&endpoint=" + url.QueryEscape(p.bucket.URL)
 		}
 		p.args = append([]string{"--segments", segments, "--metadata", tableURL(p.table.URL, table)}, options...)
+		switch {
+		case p.merges:
+			p.args = append(p.args, "--role", "compactor")
+		case i%3 == 2 && compactors > 0:
+			p.args = append(p.args, "--role", "gateway")
+		}
 		p.insert(f.newDisk())
 		f.posts = append(f.posts, p)
 	}
@@ -142,19 +153,30 @@ func (f *fleet) user(d *disk) *post {
 	return nil
 }
 
-// urls are the addresses of all posts, beginning with one.
+// takers are the posts that take appends.
+func (f *fleet) takers() []*post {
+	return slices.DeleteFunc(slices.Clone(f.posts), func(p *post) bool { return p.merges })
+}
+
+// urls are the addresses of all posts that take appends, beginning with one.
 func (f *fleet) urls(first int) (urls []string) {
-	for i := range f.posts {
-		urls = append(urls, f.posts[(first+i)%len(f.posts)].url())
+	takers := f.takers()
+	for i := range takers {
+		urls = append(urls, takers[(first+i)%len(takers)].url())
 	}
 	return urls
 }
 
-// pick chooses a post whose gateway serves, as far as clients can know; any if none does.
-func (f *fleet) pick(r *rand.Rand) *post {
-	start := r.IntN(len(f.posts))
-	for i := range f.posts {
-		p := f.posts[(start+i)%len(f.posts)]
+// pick chooses a post that takes appends and whose gateway serves, as far as clients can know; any if none does.
+func (f *fleet) pick(r *rand.Rand) *post { return pickOf(f.takers(), r) }
+
+// reader chooses one that may only merge, too: it answers reads like all others.
+func (f *fleet) reader(r *rand.Rand) *post { return pickOf(f.posts, r) }
+
+func pickOf(posts []*post, r *rand.Rand) *post {
+	start := r.IntN(len(posts))
+	for i := range posts {
+		p := posts[(start+i)%len(posts)]
 		p.mu.Lock()
 		serves := p.serves
 		p.mu.Unlock()
@@ -162,7 +184,7 @@ func (f *fleet) pick(r *rand.Rand) *post {
 			return p
 		}
 	}
-	return f.posts[start]
+	return posts[start]
 }
 
 // launch starts a process at a post.

@@ -25,7 +25,7 @@ func (s *storm) watching(id int, r *rand.Rand) error {
 		base, err = s.send(s.fleet.pick(r), request)
 		s.judged(op, outcomeOf(err), base, err)
 		if err == nil {
-			s.readBack(r, s.fleet.pick(r), op.partition, base, string(values[0]))
+			s.readBack(r, s.fleet.reader(r), op.partition, base, string(values[0]))
 		}
 	}
 	return nil
@@ -99,7 +99,7 @@ func (s *storm) asking(_ int, r *rand.Rand) error {
 		partition := r.Int32N(chaosPartitions)
 		at := began.Add(time.Duration(r.Float64() * float64(time.Since(began)))).UnixMilli()
 		ctx, cancel := context.WithTimeout(context.Background(), chaosCall)
-		response, err := rawClient(s.http, s.fleet.pick(r).url()).ListOffsets(ctx, &varvev1.ListOffsetsRequest{
+		response, err := rawClient(s.http, s.fleet.reader(r).url()).ListOffsets(ctx, &varvev1.ListOffsetsRequest{
 			Topic: topic, Partitions: []int32{partition}, Query: &varvev1.ListOffsetsRequest_AtOrAfter{AtOrAfter: at},
 		})
 		cancel()

@@ -19,17 +19,18 @@ import (
 func TestChaos(t *testing.T) {
 	r := newRandom(t)
 	began := time.Now()
-	// Posts that stand empty at first, for those that join.
-	spare := 0
+	// Posts that stand empty at first, for those that join; and one for a process that only merges.
+	spare, compactors := 0, 0
 	if *fleetFlag > 1 {
-		spare = 2
+		spare, compactors = 2, 1
 	}
-	f := newFleet(t, r, *fleetFlag+spare, "--lease-time", chaosLease.String(), "--flush-interval", "100ms", "--drain-timeout", chaosDrain.String())
-	s := newSupervisor(t, fork(r), f, *fleetFlag)
-	for _, p := range f.posts[:*fleetFlag] {
+	f := newFleet(t, r, *fleetFlag+spare, compactors, append([]string{"--lease-time", chaosLease.String(), "--flush-interval", "100ms",
+		"--drain-timeout", chaosDrain.String()}, upkeepPaces...)...)
+	s := newSupervisor(t, fork(r), f, *fleetFlag+compactors)
+	for _, p := range slices.Concat(f.posts[:*fleetFlag], f.posts[*fleetFlag+spare:]) {
 		s.start(p)
 	}
-	s.until("gateways that serve", chaosDrain, func() bool { return f.inState(serving) == *fleetFlag })
+	s.until("gateways that serve", chaosDrain, func() bool { return f.inState(serving) == s.wanted })
 
 	found := newAnomalies()
 	l := newStorm(t, f, found)
@@ -37,6 +38,7 @@ func TestChaos(t *testing.T) {
 	makeTopic(t, c, topic, chaosPartitions)
 	followers := followFleet(t, f, found, fork(r))
 	l.start(t, r)
+	going := l.startGoing(t, c, fork(r))
 	f.setFaults(true)
 	s.run(*chaosFlag)
 	disturbed := time.Now()
@@ -51,13 +53,15 @@ func TestChaos(t *testing.T) {
 	l.judgeFences(log.values[fencedPartition])
 	lookups := l.judgeTimes(t, fork(r), c, log.times)
 	streams := followers.judge(log.values)
-	verified := verify(t, f.pick(r))
+	l.judgeGoing(t, going, c, fork(r))
+	leaks := f.judgeLeaks(t, c, found)
+	verified := verify(t, f.reader(r))
 	s.drainAll()
 	lastLook(t, s, log)
 	found.report(t)
 
 	report := &chaosReport{supervisor: s, storm: l, log: log, took: time.Since(began), unknownFound: unknownFound, lost: lost,
-		lookups: lookups, streams: streams, verified: verified}
+		lookups: lookups, streams: streams, verified: verified, going: going, leaks: leaks}
 	t.Log(report.text())
 	report.judge(t)
 }
@@ -170,13 +174,14 @@ type chaosReport struct {
 	took               time.Duration
 	unknownFound, lost int
 	lookups, streams   int
-	verified           string
+	verified, leaks    string
+	going              *going
 }
 
 func (c *chaosReport) text() string {
 	var b strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
-	line("%d gateways and %d addresses, disturbed for %s; %s in all; lease time %s", c.wanted, len(c.fleet.posts), *chaosFlag, c.took.Round(time.Second), chaosLease)
+	line("%d processes and %d addresses, disturbed for %s; %s in all; lease time %s", c.wanted, len(c.fleet.posts), *chaosFlag, c.took.Round(time.Second), chaosLease)
 	b.WriteString("operations\n" + c.storm.table())
 	line("  %d unknown outcomes turned out to be there; %d acked as buffered are gone with their disks, as they may; %d set a fencing token",
 		c.unknownFound, c.lost, len(c.storm.fences))
@@ -187,6 +192,9 @@ func (c *chaosReport) text() string {
 		silences = append(silences, c.storm.silences[p].Round(10*time.Millisecond).String())
 	}
 	line("  longest time without a committed append, by partition: %s", strings.Join(silences, ", "))
+	line("topics whose records go: %s", c.going.text())
+	line("beside that, by themselves: %s", inOrder(c.done()))
+	line("bucket: %s", c.leaks)
 	line("disturbances: %s", inOrder(c.fired))
 	requests, counts := c.fleet.faults()
 	for _, p := range []chaosproxy.Protocol{chaosproxy.S3, chaosproxy.DynamoDB} {
@@ -212,6 +220,42 @@ func (s *supervisor) warnings() map[string]int {
 	return counts
 }
 
+// alarms are what no gateway may ever say, whatever happens to it: of damage where there is none, of errors that nobody foresaw.
+var alarms = []string{"internal error", "data is damaged or gone", "a span is damaged", "a partition names an object that counted as garbage"}
+
+// alarming lists what gateways said of that.
+func (s *supervisor) alarming() (list []string) {
+	for _, p := range s.launched {
+		for _, said := range p.said.list() {
+			if slices.ContainsFunc(alarms, func(alarm string) bool { return strings.HasPrefix(said.Message, alarm) }) {
+				list = append(list, said.Text)
+			}
+		}
+	}
+	return list
+}
+
+// done adds up what gateways say that they did to the log.
+func (s *supervisor) done() map[string]int {
+	counts := make(map[string]int)
+	for _, p := range s.launched {
+		for _, said := range p.said.list() {
+			switch said.Message {
+			case "garbage collected":
+				counts["objects collected"] += said.Objects
+				counts["rows collected"] += said.Rows
+				counts["gateways collected"] += said.Gateways
+			case "compacted a partition by key":
+				counts["passes by key"]++
+				counts["records taken out by key"] += said.Dropped
+			case "the rows of a removed topic are gone":
+				counts["topics removed"]++
+			}
+		}
+	}
+	return counts
+}
+
 // judge fails a run that shows nothing.
 func (c *chaosReport) judge(t *testing.T) {
 	t.Helper()
@@ -221,6 +265,11 @@ func (c *chaosReport) judge(t *testing.T) {
 		done := count(func(op *operation) bool { return op.kind == k && (op.outcome == confirmed || op.beaten) })
 		if acked := count(func(op *operation) bool { return op.kind == k && op.outcome == confirmed }); acked == 0 || 2*done < all {
 			t.Errorf("of %d %s appends %d succeeded and %d were answered as they should: the run shows nothing", all, k, acked, done)
+		}
+	}
+	for i, said := range c.alarming() {
+		if i < examplesOfEach {
+			t.Errorf("a gateway said: %s", said)
 		}
 	}
 	if *chaosFlag < time.Minute {
@@ -237,8 +286,10 @@ func (c *chaosReport) judge(t *testing.T) {
 			t.Errorf("%s: the fault %q never happened: the run shows nothing", p, f)
 		}
 	}
+	done := c.done()
 	for what, n := range map[string]int{
-		"outcome was unknown": count(func(op *operation) bool { return op.outcome == unknown }), "repetition was recognised": c.storm.repeats,
+		"object was collected": done["objects collected"], "record was taken out by key": done["records taken out by key"], "topic came and went": int(c.going.passing),
+		"partition was merged when somebody asked": int(c.going.merged), "outcome was unknown": count(func(op *operation) bool { return op.outcome == unknown }), "repetition was recognised": c.storm.repeats,
 		"read of what was just acked": c.storm.checks, "lookup by time during the run": len(c.storm.samples), "fencing token was set": len(c.storm.fences),
 	} {
 		if n == 0 {

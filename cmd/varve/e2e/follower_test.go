@@ -128,6 +128,9 @@ func (f *follower) run(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
+		if reasonOf(err) == "DATA_LOSS" {
+			f.seen.found.note(lostWrite, "the follower of %s: %v", f.name, err)
+		}
 		f.mu.Lock()
 		f.lastError = err
 		f.mu.Unlock()

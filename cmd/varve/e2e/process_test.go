@@ -186,6 +186,11 @@ type logLine struct {
 	Level    string `json:"level"`
 	Appended int    `json:"appended"`
 	Before   int    `json:"appended_before"`
+	// What key compaction and collection say that they did.
+	Objects  int    `json:"objects"`
+	Rows     int    `json:"rows"`
+	Gateways int    `json:"gateways"`
+	Dropped  int    `json:"dropped"`
 	Text     string `json:"-"`
 }
 

@@ -11,7 +11,7 @@ import (
 	"testing"
 )
 
-// proxy stands between varve and an HTTP server that others use too, and can keep requests back. One that
+// proxy stands between varve and an HTTP server that others use too, and can keep requests back, or refuse them. One that
 // has arrived whole goes on and takes effect, even when who sent it is dead by then; of others the server
 // never hears.
 type proxy struct {
@@ -19,8 +19,17 @@ type proxy struct {
 	backend string
 	client  http.Client
 
-	mu   sync.Mutex
-	gate chan struct{} // closed: requests pass
+	mu      sync.Mutex
+	gate    chan struct{}            // closed: requests pass
+	which   func(*http.Request) bool // waits at the gate; nil: all
+	waiting int                      // requests at the gate
+	refuses map[string]bucketRefusal // by method
+}
+
+// bucketRefusal is what a bucket says when it does not do what was asked.
+type bucketRefusal struct {
+	status int
+	code   string
 }
 
 func newProxy(t *testing.T, backend string) *proxy {
@@ -38,10 +47,41 @@ func newProxy(t *testing.T, backend string) *proxy {
 }
 
 // hold keeps requests back until release.
-func (p *proxy) hold() {
+func (p *proxy) hold() { p.holdOnly(nil) }
+
+// holdOnly keeps some back.
+func (p *proxy) holdOnly(which func(*http.Request) bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.gate = make(chan struct{})
+	p.gate, p.which = make(chan struct{}), which
+}
+
+// holds says how many requests are kept back now.
+func (p *proxy) holds() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.waiting
+}
+
+// refuse has the server refuse all requests of a method; the zero refusal ends that.
+func (p *proxy) refuse(method string, with bucketRefusal) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.refuses = map[string]bucketRefusal{method: with}
+}
+
+// pass returns how a request is refused, if it is, once it need not wait any more.
+func (p *proxy) pass(r *http.Request) bucketRefusal {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if gate := p.gate; p.which == nil || p.which(r) {
+		p.waiting++
+		p.mu.Unlock()
+		<-gate
+		p.mu.Lock()
+		p.waiting--
+	}
+	return p.refuses[r.Method]
 }
 
 func (p *proxy) release() {
@@ -59,10 +99,12 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		return // whoever sent it is gone
 	}
-	p.mu.Lock()
-	gate := p.gate
-	p.mu.Unlock()
-	<-gate
+	if no := p.pass(r); no.status != 0 {
+		w.Header().Set("Content-Type", "application/xml")
+		w.WriteHeader(no.status)
+		io.WriteString(w, "<Error><Code>"+no.code+"</Code><Message>as told</Message></Error>")
+		return
+	}
 	out := r.Clone(context.WithoutCancel(r.Context()))
 	out.RequestURI, out.URL.Scheme, out.URL.Host = "", "http", p.backend
 	out.Body, out.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
