@@ -400,7 +400,7 @@ func (w *timeWorld) trim(topic *timeTopic) {
 	case 1:
 		at = beforeEnd((p.end() - p.start) / 2)
 	}
-	w.shell.ok("", "topic", "trim", topic.name, "-p", fmt.Sprint(n), "--to", at.text)
+	w.shell.ok("", "topic", "trim", topic.name, "-p", fmt.Sprint(n), "--to", at.text, "--yes")
 	p.trimmed(max(p.start, at.in(p)))
 	w.did.trims++
 }
