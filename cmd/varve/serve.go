@@ -185,7 +185,9 @@ func (o *serveOptions) plan(logs io.Writer) (*plan, error) {
 	p.config = o.config(p)
 	note(p.config.Validate())
 	p.merging = compactor.Config{TargetBytes: o.mergeBytes, Age: o.mergeAge}
-	note(p.merging.Validate())
+	if err := p.merging.Validate(); err != nil {
+		note(fmt.Errorf("--merge-bytes, --merge-age: %w", err))
+	}
 	note(o.checkCollect())
 	if len(faults) > 0 {
 		return nil, usagef("%v", errors.Join(faults...))
