@@ -13,11 +13,15 @@ type Setting struct {
 	SegmentBytes  int64
 }
 
+// leastCalls is how many requests or units drive a cost where nothing is appended: fewer are those of a topic that is
+// hardly used, and of whoever looked at it.
+const leastCalls = 20
+
 // Advice says in a sentence or two what costs most, and what would make it less. Empty: nothing
-// costs anything.
+// costs anything, or hardly anything was done.
 func (c *Cost) Advice(u *Usage, s Setting) string {
 	most, ok := c.Driver()
-	if !ok {
+	if !ok || c.Appended == 0 && !most.Bytes && most.Used < leastCalls {
 		return ""
 	}
 	text := fmt.Sprintf("%.0f %% are %s", 100*most.Money/c.Total, most.Name)

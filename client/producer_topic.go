@@ -171,7 +171,7 @@ func (t *producerTopic) choose(rec *Record, how Partitioning) (*partition, error
 	n := int32(len(t.partitions))
 	switch {
 	case how == PartitionAsGiven && rec.Partition >= n:
-		err := invalidf("the topic has %d partitions", n)
+		err := invalidf("the topic has partitions 0 to %d", n-1)
 		err.Topic, err.Partition, err.Reason = t.name, rec.Partition, reasonPartitionNotFound
 		return nil, err
 	case how == PartitionAsGiven && rec.Partition >= 0:

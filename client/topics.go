@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"iter"
 	"time"
@@ -149,7 +150,7 @@ func (c *Client) describeTopic(ctx context.Context, req *varvev1.DescribeTopicRe
 		d.PartitionInfo = append(d.PartitionInfo, PartitionInfo{
 			Partition: p.GetPartition(), StartOffset: p.GetStartOffset(), EndOffset: p.GetEndOffset(), Bytes: p.GetBytes(),
 			Gateway: p.GetGateway(), Epoch: p.GetEpoch(), MaxTimestamp: timeOf(p.GetMaxTimestamp()),
-			FencingToken: p.GetFencingToken(), RetentionHolder: timeOf(p.GetRetentionHolder()),
+			FencingToken: p.GetFencingToken(), RetentionHolder: timeOf(cmp.Or(p.GetRetentionHolder(), -1)),
 		})
 	}
 	return d, nil

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/varvelog/varve/client"
+	"github.com/varvelog/varve/metadata"
 	"github.com/varvelog/varve/segments"
 )
 
@@ -35,8 +36,8 @@ costs as a multiple of the floor: medians over the rounds of ratios within one r
 else the machine does meanwhile touches both sides.
 
 The gateway keeps its data in a temporary folder, or in the places of --segments and --metadata. A bucket is
-used under a prefix of its own, which is emptied at the end; a table should be one that no other gateway
-uses, since rows of the run's gateway stay in it. With a bucket the floor is the bare server plus a bare S3
+used under a prefix of its own, which is emptied at the end; a table must be one that no gateway
+has used: it belongs to that prefix then, and rows of the run's gateway stay in it. With a bucket the floor is the bare server plus a bare S3
 client, which puts, or gets what the gateway did not have in memory: the cheapest for CPU time, the fastest for throughput.`,
 		Example: `  varve bench compare
   varve bench compare --segments 's3://varve/bench?endpoint=http://127.0.0.1:9000' --metadata 'dynamodb://varve?endpoint=http://127.0.0.1:8000'`,
@@ -208,6 +209,9 @@ func (a *app) ownGateway(ctx context.Context, dir, place, table string, more ...
 	args := append([]string{"--data", dir}, more...)
 	clean := func() error { return nil }
 	if place != "" {
+		if err := refuseUsedTable(ctx, table); err != nil {
+			return nil, nil, err
+		}
 		if place, err = ownPrefix(place); err != nil {
 			return nil, nil, err
 		}
@@ -224,6 +228,39 @@ func (a *app) ownGateway(ctx context.Context, dir, place, table string, more ...
 	copied := *a
 	copied.servers = []string{address}
 	return &copied, func() error { return errors.Join(child.stop(), clean()) }, nil
+}
+
+// usedTableTimeout bounds the look at a table before a bench. What is wrong with it the gateway says better.
+const usedTableTimeout = 5 * time.Second
+
+// refuseUsedTable refuses a table on which a gateway has run: it belongs to that one's bucket prefix, and each run of a bench
+// has a fresh one.
+func refuseUsedTable(ctx context.Context, place string) error {
+	if place == "" {
+		return nil
+	}
+	l, err := parseLocation("--metadata", place, metadataKeys)
+	if err != nil {
+		return usagef("%v", err)
+	}
+	if l.scheme == schemeBolt {
+		if _, err := os.Stat(l.path); err != nil {
+			return nil
+		}
+	}
+	table, closer, err := openTable(ctx, l)
+	if err != nil {
+		return err
+	}
+	defer closer.Close()
+	limited, cancel := context.WithTimeout(ctx, usedTableTimeout)
+	defer cancel()
+	rows, err := metadata.ListGateways(limited, table, metadata.Strong, nil)
+	if err != nil || len(rows) == 0 {
+		return nil // the gateway will tell
+	}
+	return fmt.Errorf("--metadata %s: a gateway has used this table, so that it belongs to that one's bucket and prefix, and each run has a prefix of its own: "+
+		"name a table that is new or empty", place)
 }
 
 // ownPrefix adds a fresh prefix to a bucket's URL.

@@ -358,3 +358,16 @@ func TestWiretapSeesPayload(t *testing.T) {
 		}
 	}
 }
+
+// A table that was used belongs to another prefix: said before anything starts.
+func TestBenchOnAUsedTable(t *testing.T) {
+	s := stoppedFolder(t)
+	table := "bolt://" + filepath.Join(s.data, "metadata.db")
+	err := refuseUsedTable(t.Context(), table)
+	if err == nil || !strings.Contains(err.Error(), "name a table that is new or empty") {
+		t.Errorf("a table that was used: %v", err)
+	}
+	if err := refuseUsedTable(t.Context(), table+".new"); err != nil {
+		t.Errorf("a new one: %v", err)
+	}
+}

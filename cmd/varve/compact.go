@@ -96,6 +96,9 @@ func (a *app) compactLocally(ctx context.Context, f compactFlags) (err error) {
 			asked <- err
 		}()
 	})
+	if errors.Is(err, errInUse) {
+		return fmt.Errorf("--data: %s %w: leave --data away, and the gateway that runs on it makes the pass", f.dataDir, errInUse)
+	}
 	return errors.Join(<-asked, err)
 }
 

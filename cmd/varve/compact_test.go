@@ -53,7 +53,7 @@ func TestCompactStopped(t *testing.T) {
 	for i := range 10 {
 		s.ok(fmt.Sprintln(i), "produce", "a")
 	}
-	if r := s.run("", "compact", "--data", data, "--wait"); r.status != statusFailed || !strings.Contains(r.stderr, "in use") {
+	if r := s.run("", "compact", "--data", data, "--wait"); r.status != statusFailed || !strings.Contains(r.stderr, "leave --data away") {
 		t.Errorf("a folder in use: status %d\n%s", r.status, r.stderr)
 	}
 	if err := g.stop(); err != nil {

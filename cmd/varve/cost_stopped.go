@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -19,7 +20,7 @@ func (a *app) costStopped(ctx context.Context, dir, topic string, prices bill.Pr
 	}
 	l := location{scheme: schemeBolt, path: filepath.Join(data, "metadata.db")}
 	if _, err := os.Stat(l.path); errors.Is(err, fs.ErrNotExist) {
-		return usagef("there is no %s: no gateway has had its table there", l.path)
+		return fmt.Errorf("there is no %s: no gateway has had its table there", l.path)
 	}
 	table, closer, err := openTable(ctx, l)
 	if err != nil {
@@ -45,6 +46,18 @@ func (a *app) costStopped(ctx context.Context, dir, topic string, prices bill.Pr
 	return a.printStored(ctx, table, list, &prices)
 }
 
+// uncountedJSON is a costJSON without what only counters tell: null, since 0 would be a claim.
+type uncountedJSON struct {
+	costJSON
+	AppendedBytes   *uint64  `json:"appended_bytes"`
+	AppendedRecords *uint64  `json:"appended_records"`
+	PutBytes        *uint64  `json:"put_bytes"`
+	Money           *float64 `json:"money"`
+	Driver          *string  `json:"driver"`
+	Advice          *string  `json:"advice"`
+	Billed          *bool    `json:"billed"`
+}
+
 func (a *app) printStored(ctx context.Context, table metadata.Table, topics []*metadata.Topic, prices *bill.Prices) error {
 	out := newTable(a.stdout, "TOPIC", "STORED", prices.Currency+" A MONTH")
 	for _, t := range topics {
@@ -61,8 +74,9 @@ func (a *app) printStored(ctx context.Context, table metadata.Table, topics []*m
 			out.row(t.Name, storedText(&bytes), moneyText(month))
 			continue
 		}
-		if err := printJSON(a.stdout, costJSON{Kind: "topic", Topic: t.Name, Items: []costItemJSON{}, Currency: prices.Currency,
-			StoredBytes: &bytes, MoneyPerMonth: &month, PricesAsOf: prices.AsOf, Gateways: []costGatewayJSON{}}); err != nil {
+		line := costJSON{Kind: "topic", Topic: t.Name, Items: []costItemJSON{}, Currency: prices.Currency,
+			StoredBytes: &bytes, MoneyPerMonth: &month, PricesAsOf: prices.AsOf, Gateways: []costGatewayJSON{}}
+		if err := printJSON(a.stdout, uncountedJSON{costJSON: line}); err != nil {
 			return err
 		}
 	}

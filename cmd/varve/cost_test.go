@@ -118,7 +118,10 @@ func TestCostStopped(t *testing.T) {
 	if lines := costsOf(t, s.ok("", "cost", "t", "--data", s.data, "-o", "json")); len(lines) != 1 || lines[0].StoredBytes == nil || *lines[0].StoredBytes == 0 {
 		t.Errorf("%+v", lines)
 	}
-	if r := s.run("", "cost", "--data", t.TempDir()); r.status != statusUsage || !strings.Contains(r.stderr, "no gateway has had its table there") {
+	if text := s.ok("", "cost", "t", "--data", s.data, "-o", "json"); !strings.Contains(text, `"money":null`) || !strings.Contains(text, `"appended_bytes":null`) {
+		t.Errorf("what is not known: %s", text)
+	}
+	if r := s.run("", "cost", "--data", t.TempDir()); r.status != statusFailed || !strings.Contains(r.stderr, "no gateway has had its table there") {
 		t.Errorf("%d, %q", r.status, r.stderr)
 	}
 }

@@ -39,7 +39,8 @@ func newDumpCommand(a *app) *cobra.Command {
   TOPIC/PARTITION@OFFSET  the batch that holds an offset, through a gateway
 
 with a line for each span of a segment, and for each record with --records. In a segment, offsets count from
-0 in each batch: their place in the log is given at the commit, and lies in the table.
+0 in each batch: their place in the log is given at the commit, and lies in the table. In a merged segment (its gateway's id ends in -m)
+they are those in the log.
 
 Damage is named with its place, everything readable is shown, and the exit status is 1.`,
 		Example: `  varve dump quakes/0@42 --records

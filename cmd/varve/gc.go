@@ -52,7 +52,7 @@ say that they had those objects or it is forced.`,
 	flags := cmd.Flags()
 	flags.BoolVar(&f.DryRun, "dry-run", false, "delete nothing, and tell what would go if there were no grace")
 	flags.BoolVar(&f.Force, "force", false, "delete more than the share that may go at once")
-	flags.BoolVar(&f.Wait, "wait", false, "wait until the grace of what was found is over, and it is gone")
+	flags.BoolVar(&f.Wait, "wait", false, "wait until the grace of the objects and rows that were found is over, and they are gone")
 	flags.StringVar(&f.places.dataDir, "data", "", "work on this `FOLDER` of a stopped gateway (its --data)")
 	flags.StringVar(&f.places.segmentsPlace, "segments", "", "work on this store: the `URL` that gateways have as --segments")
 	flags.StringVar(&f.places.metadataPlace, "metadata", "", "work on this table: the `URL` that gateways have as --metadata")
@@ -83,7 +83,50 @@ func (a *app) collectByGateway(ctx context.Context, f collectFlags) (*client.Col
 		return nil, err
 	}
 	defer c.Close()
+	if f.Wait && !f.DryRun {
+		now, err := c.Collect(ctx, client.CollectOptions{Force: f.Force})
+		if err != nil {
+			return nil, err
+		}
+		if n := now.Kept[string(compactor.KeptForGrace)]; n+now.RowsWaiting > 0 {
+			defer a.noteWaiting(fmt.Sprintf("%s and %s wait until the gateway has known for its grace (serve's --gc-grace, 10m) that nothing names them",
+				count(n, "object"), count(now.RowsWaiting, "row")))()
+		}
+		later, err := c.Collect(ctx, f.CollectOptions)
+		if err != nil {
+			return nil, err
+		}
+		later.Deleted, later.DeletedBytes = later.Deleted+now.Deleted, later.DeletedBytes+now.DeletedBytes
+		later.Rows, later.Gateways = later.Rows+now.Rows, later.Gateways+now.Gateways
+		return later, nil
+	}
 	return c.Collect(ctx, f.CollectOptions)
+}
+
+// waitingPace spaces the lines that say what is waited for.
+const waitingPace = 30 * time.Second
+
+// noteWaiting says what is waited for, now and from time to time until the function that it returns is called.
+func (a *app) noteWaiting(what string) (stop func()) {
+	a.notef("%s", what)
+	ended, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		tick := time.NewTicker(waitingPace)
+		defer tick.Stop()
+		for began := time.Now(); ; {
+			select {
+			case <-ended:
+				return
+			case <-tick.C:
+				a.notef("still waiting, for %s", time.Since(began).Round(time.Second))
+			}
+		}
+	}()
+	return func() {
+		close(ended)
+		<-done
+	}
 }
 
 func (a *app) collectLocally(ctx context.Context, f collectFlags) (_ *client.Collection, err error) {

@@ -42,7 +42,7 @@ func TestCollectByGateway(t *testing.T) {
 		t.Errorf("within the grace: status %d\n%s\n%s", r.status, r.stdout, r.stderr)
 	}
 	r = s.run("", "gc", "--wait")
-	if r.status != statusDone || !strings.HasPrefix(r.stdout, "deleted 1 object of ") {
+	if r.status != statusDone || !strings.HasPrefix(r.stdout, "deleted 1 object of ") || !strings.Contains(r.stderr, "1 object and 0 rows wait until the gateway") {
 		t.Errorf("after it: status %d\n%s\n%s", r.status, r.stdout, r.stderr)
 	}
 	if _, err := os.Stat(path); !os.IsNotExist(err) {

@@ -185,7 +185,9 @@ func (o *serveOptions) plan(logs io.Writer) (*plan, error) {
 	p.config = o.config(p)
 	note(p.config.Validate())
 	p.merging = compactor.Config{TargetBytes: o.mergeBytes, Age: o.mergeAge}
-	note(p.merging.Validate())
+	if err := p.merging.Validate(); err != nil {
+		note(fmt.Errorf("--merge-bytes, --merge-age: %w", err))
+	}
 	note(o.checkCollect())
 	if len(faults) > 0 {
 		return nil, usagef("%v", errors.Join(faults...))
@@ -474,7 +476,7 @@ func openBackends(ctx context.Context, p *plan, wait *startWait) (b *backends, e
 	b.closers = append(b.closers, b.buffers.Close)
 	table, closer, err := openTable(ctx, p.metadata)
 	if p.metadata.scheme == schemeBolt && errors.Is(err, metadata.ErrUnavailable) {
-		return b, fmt.Errorf("the table %s is in use by another process: stop that one; %s", p.metadata.path, sharedTableAdvice)
+		return b, fmt.Errorf("the table %s %w: stop that one; %s", p.metadata.path, errInUse, sharedTableAdvice)
 	}
 	if err != nil {
 		return b, err
@@ -505,12 +507,15 @@ func openBackends(ctx context.Context, p *plan, wait *startWait) (b *backends, e
 // file would make another cluster, which knows nothing of the first.
 const sharedTableAdvice = "several gateways need one table that they share: --metadata dynamodb://… and --segments"
 
+// errInUse is in errors of starts on what another process works on.
+var errInUse = errors.New("is in use by another process")
+
 // folderInUse is the error of a start on a data folder that another process works on.
 func folderInUse(p *plan, folder string) error {
 	if p.exclusive() {
-		return fmt.Errorf("--data: %s is in use by another process: stop that one; %s", folder, sharedTableAdvice)
+		return fmt.Errorf("--data: %s %w: stop that one; %s", folder, errInUse, sharedTableAdvice)
 	}
-	return fmt.Errorf("--data: %s is in use by another process: stop that one, or give this one a data folder of its own", folder)
+	return fmt.Errorf("--data: %s %w: stop that one, or give this one a data folder of its own", folder, errInUse)
 }
 
 // close closes in reverse.

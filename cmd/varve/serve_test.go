@@ -77,7 +77,7 @@ func TestServeUsage(t *testing.T) {
 		{[]string{"--lease-time", "1ms"}, "lease time"},
 		{[]string{"--role", "king"}, "role \"king\": want all, gateway or compactor"},
 		{[]string{"--role", "compactor"}, "nobody would take appends"},
-		{[]string{"--merge-bytes", "100000000"}, "merged segments of 100000000 bytes"},
+		{[]string{"--merge-bytes", "100000000"}, "--merge-bytes, --merge-age: merged segments of 100000000 bytes"},
 		{[]string{"--merge-age", "1ms"}, "small segments are merged after 1ms"},
 		{[]string{"--segment-bytes", "1", "--log-level", "loud"}, "segment size 1"}, // all faults at once
 	} {

@@ -86,7 +86,8 @@ func (a *app) explain(err error) string {
 	case errors.Is(err, client.ErrPartitionNotFound):
 		return text + "; partitions count from 0"
 	case errors.Is(err, client.ErrDataLoss):
-		return text + "; nothing was skipped: what was printed before is good"
+		return text + "; nothing was skipped: what was printed before is good. 'varve verify --deep' names all that is damaged; " +
+			"'varve cat TOPIC -p N --from OFFSET' reads on from an offset behind it"
 	case errors.Is(err, client.ErrOutOfRange):
 		return text + "; 'varve offsets TOPIC --time earliest' and '--time latest' show what is there"
 	case errors.Is(err, client.ErrUnavailable):

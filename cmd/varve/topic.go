@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -203,6 +204,11 @@ func newTopicDeleteCommand(a *app) *cobra.Command {
 			return err
 		}
 		defer c.Close()
+		there := true
+		if ifExists { // a deletion itself does not tell
+			_, err := c.DescribeTopic(cmd.Context(), args[0])
+			there = !errors.Is(err, client.ErrTopicNotFound)
+		}
 		if err := c.DeleteTopic(cmd.Context(), args[0], ifExists); err != nil {
 			return err
 		}
@@ -210,9 +216,13 @@ func newTopicDeleteCommand(a *app) *cobra.Command {
 			return printJSON(a.stdout, struct {
 				Name    string `json:"name"`
 				Deleted bool   `json:"deleted"`
-			}{args[0], true})
+			}{args[0], there})
 		}
-		a.notef("topic %s is deleted", args[0])
+		if there {
+			a.notef("topic %s is deleted", args[0])
+		} else {
+			a.notef("there is no topic %s: nothing was deleted", args[0])
+		}
 		return nil
 	}
 	return cmd
@@ -228,7 +238,8 @@ func newTopicAlterCommand(a *app) *cobra.Command {
 		Long: `Changes a topic's settings, or gives it more partitions. A topic never loses partitions, and more of them move
 keys: records of a key written before stay where they are.
 
---dry-run changes nothing and tells what the new retention would remove at once.`,
+--dry-run changes nothing and tells what the new retention would remove at once, and, where cleanup.policy says compact, among which
+offsets compaction by key will take out records.`,
 		Example: `  varve topic alter clicks --config retention.ms=86400000 --dry-run
   varve topic alter clicks --config retention.ms=86400000
   varve topic alter clicks --unset retention.ms
@@ -264,7 +275,10 @@ keys: records of a key written before stay where they are.
 			if err != nil {
 				return err
 			}
-			return a.printRemovals(t, removals)
+			if err := a.printRemovals(t, removals); err != nil {
+				return err
+			}
+			return a.noteSuperseded(cmd.Context(), c, t)
 		}
 		t, err := c.AlterTopic(cmd.Context(), args[0], options)
 		if err != nil {
@@ -302,13 +316,32 @@ func (a *app) printRemovals(t client.Topic, removals []client.Removal) error {
 		}
 	}
 	if len(removals) == 0 {
-		a.notef("nothing would be removed from topic %s now; nothing was changed", t.Name)
+		a.notef("retention would remove nothing from topic %s now; nothing was changed", t.Name)
 		return nil
 	}
 	if err := table.flushUnless(a.json()); err != nil {
 		return err
 	}
 	a.notef("%s of %d bytes would be removed from topic %s now; nothing was changed", count(records, "record"), bytes, t.Name)
+	return nil
+}
+
+// noteSuperseded tells what compaction by key may take out of a topic as it would be. How many records that are, only a pass
+// that reads all of them knows.
+func (a *app) noteSuperseded(ctx context.Context, c *client.Client, t client.Topic) error {
+	if !strings.Contains(t.Config["cleanup.policy"], "compact") {
+		return nil
+	}
+	ends, err := c.ListOffsets(ctx, t.Name, client.LatestOffset())
+	if err != nil {
+		return err
+	}
+	for _, e := range ends {
+		if e.EndOffset-e.StartOffset > 1 {
+			a.notef("%s/%d: compaction by key takes out records that have a newer one of their key, among offsets %d to %d; how many, 'varve compact %s --wait' tells once it is done",
+				t.Name, e.Partition, e.StartOffset, e.EndOffset-2, t.Name)
+		}
+	}
 	return nil
 }
 
@@ -323,9 +356,14 @@ func prefixed(prefix, text string) string {
 func newTopicTrimCommand(a *app) *cobra.Command {
 	var partitions []int32
 	var to string
+	var yes bool
 	cmd := &cobra.Command{
 		Use:   "trim TOPIC --to PLACE",
 		Short: "Move the start of a topic up: what lies before can no longer be read",
+		Long: `Moves the start of a topic up, in all partitions or in some: what lies before can no longer be read.
+
+A time that none of a partition's records reaches leaves it empty. So one that lies in the future is mostly a mistake, and is refused
+without --yes; --to latest empties partitions on purpose.`,
 		Example: `  varve topic trim clicks --to @-7d
   varve topic trim clicks -p 0 --to 34305339
   varve topic trim clicks --to latest`,
@@ -334,6 +372,7 @@ func newTopicTrimCommand(a *app) *cobra.Command {
 	}
 	cmd.Flags().Int32SliceVarP(&partitions, "partition", "p", nil, "only this partition `N` (repeatable)")
 	cmd.Flags().StringVar(&to, "to", "", "`PLACE` of the first record to keep: an offset (with -p), -N, @TIME or latest")
+	cmd.Flags().BoolVar(&yes, "yes", false, "trim to a time in the future, too")
 	completeWith(cmd, "to", "latest")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		place, offset, err := parsePlace(to, a.now())
@@ -349,6 +388,9 @@ func newTopicTrimCommand(a *app) *cobra.Command {
 		}
 		if err := checkPartitions(partitions); err != nil {
 			return err
+		}
+		if t, err := parseTime(strings.TrimPrefix(to, "@"), a.now()); strings.HasPrefix(to, "@") && err == nil && t.After(a.now()) && !yes {
+			return usagef("--to %s: lies in the future, so that most likely everything would go; to empty partitions say --to latest, or --yes if some records are dated later", to)
 		}
 		c, err := a.connect()
 		if err != nil {

@@ -42,7 +42,7 @@ b.long  4  active  TIME  cleanup.policy=compact,delete retention.ms=1000
 	expect(0, "", "varve: topic b.long has 5 partitions, cleanup.policy=compact,delete\n", "alter", "b.long", "--partitions", "5", "--unset", "retention.ms")
 	expect(0, `{"name":"c","deleted":true}`+"\n", "", "delete", "c", "-o", "json")
 	expect(0, "", "varve: topic a is deleted\n", "delete", "a")
-	expect(0, "", "varve: topic a is deleted\n", "delete", "a", "--if-exists")
+	expect(0, "", "varve: there is no topic a: nothing was deleted\n", "delete", "a", "--if-exists")
 }
 
 func TestTopicsRefused(t *testing.T) {
@@ -126,13 +126,15 @@ func TestTopicAlterDryRun(t *testing.T) {
 	for _, at := range []string{"1517966773840", "1517966774840"} {
 		s.ok(`{"timestamp":`+at+`,"value":"v"}`, "produce", "t", "--format", "json", "-p", "1")
 	}
+	const nothing = "varve: retention would remove nothing from topic t now; nothing was changed\n"
+	const byKey = "varve: t/1: compaction by key takes out records that have a newer one of their key, among offsets 0 to 0; how many, 'varve compact t --wait' tells once it is done\n"
 	for args, want := range map[string][2]string{
 		"--config retention.ms=86400000": {"PARTITION  FROM  TO  RECORDS  BYTES  LAST TIMESTAMP\n1  0  1  2  138  TIME\n", "varve: 2 records of 138 bytes would be removed from topic t now; nothing was changed\n"},
 		"--config retention.bytes=69 -o json": {`{"topic":"t","partition":1,"start_offset":0,"end_offset":1,"records":1,"bytes":69,"last_timestamp":1517966773840}` + "\n",
 			"varve: 1 record of 69 bytes would be removed from topic t now; nothing was changed\n"},
-		"--config retention.bytes=70":                                       {"", "varve: nothing would be removed from topic t now; nothing was changed\n"},
-		"--config cleanup.policy=compact --config retention.ms=1":           {"", "varve: nothing would be removed from topic t now; nothing was changed\n"},
-		"--config cleanup.policy=compact,delete --config retention.bytes=1": {"PARTITION  FROM  TO  RECORDS  BYTES  LAST TIMESTAMP\n1  0  0  1  69  TIME\n", "varve: 1 record of 69 bytes would be removed from topic t now; nothing was changed\n"},
+		"--config retention.bytes=70":                                       {"", nothing},
+		"--config cleanup.policy=compact --config retention.ms=1":           {"", nothing + byKey},
+		"--config cleanup.policy=compact,delete --config retention.bytes=1": {"PARTITION  FROM  TO  RECORDS  BYTES  LAST TIMESTAMP\n1  0  0  1  69  TIME\n", "varve: 1 record of 69 bytes would be removed from topic t now; nothing was changed\n" + byKey},
 	} {
 		r := s.run("", append([]string{"topic", "alter", "t", "--dry-run"}, strings.Fields(args)...)...)
 		if r.status != 0 || scrub(r.stdout) != want[0] || r.stderr != want[1] {
@@ -148,5 +150,32 @@ func TestTopicAlterDryRun(t *testing.T) {
 	s.ok("", "topic", "alter", "t", "--config", "retention.ms=9000000000000")
 	if text := s.ok("", "topic", "describe", "t"); !regexp.MustCompile(`(?m)^1 +0 +2 .* 2018-02-07T01:26:14.840Z +- +2018-02-07T01:26:13.840Z$`).MatchString(text) {
 		t.Errorf("%s", text)
+	}
+}
+
+// What a user may not mean is refused, or told.
+func TestTopicWords(t *testing.T) {
+	s := newShell(t)
+	s.ok("", "topic", "create", "kv")
+	s.ok(`{"key":"a","value":"1"}
+{"key":"a","value":"2"}
+{"key":"b","value":"3"}
+`, "produce", "kv", "--format", "json")
+	if r := s.run("", "topic", "alter", "kv", "--config", "cleanup.policy=compact", "--dry-run"); r.status != statusDone || !strings.Contains(r.stderr, "kv/0: compaction by key takes out records that have a newer one of their key, among offsets 0 to 1") {
+		t.Errorf("a dry run: status %d, %q", r.status, r.stderr)
+	}
+	if r := s.run("", "topic", "trim", "kv", "--to", "@2027-01-01"); r.status != statusUsage || !strings.Contains(r.stderr, "lies in the future") {
+		t.Errorf("a trim to the future: status %d, %q", r.status, r.stderr)
+	}
+	if got := s.ok("", "topic", "trim", "kv", "--to", "@2027-01-01", "--yes", "-o", "json"); !strings.Contains(got, `"start_offset":3`) {
+		t.Errorf("a trim to the future that is meant: %s", got)
+	}
+	for _, want := range []string{"topic kv is deleted", "there is no topic kv: nothing was deleted"} {
+		if r := s.run("", "topic", "delete", "kv", "--if-exists"); r.status != statusDone || !strings.Contains(r.stderr, want) {
+			t.Errorf("status %d, %q, want %q", r.status, r.stderr, want)
+		}
+	}
+	if got := s.ok("", "topic", "delete", "kv", "--if-exists", "-o", "json"); !strings.Contains(got, `"deleted":false`) {
+		t.Errorf("JSON: %s", got)
 	}
 }
