@@ -27,6 +27,9 @@ const (
 	// to send more, and busy from how many bytes in flight on they are taken to.
 	stretch = 100 * time.Millisecond
 	busy    = 2 << 20
+	// forbearance is how long it waits, at most, for what has arrived already and would fill it: then
+	// processors are what is short, and smaller segments would only cost more of them.
+	forbearance = time.Second
 	// spanBatches seals a segment when one partition has so many batches in it: the
 	// verdicts on them must fit a row of the table, and the answers that are kept a lease row.
 	spanBatches = 1000
@@ -46,6 +49,8 @@ type intake struct {
 	slots   chan struct{}
 
 	outstanding atomic.Int64 // bytes that producers wait for
+	arrived     atomic.Int64 // bytes of requests that were read and are not gathered yet: nothing but a processor is missing
+	awaited     atomic.Bool  // the open segment waits for them
 	buffered    atomic.Int64 // records to be acked as buffered that are not settled
 	kept        atomic.Bool  // a buffer file stays for the next start
 	// keptFrom is the lowest number whose buffer file stays, 0 without one: it is not settled before the next start has had its
@@ -89,6 +94,7 @@ type call struct {
 	batches []appending
 	left    atomic.Int64
 	done    chan struct{} // closed when none is left
+	arrived int64         // of intake's arrived, what is its own
 	refused error         // of all: nothing was gathered
 	ended   error         // of those that had no result when nobody waited any more
 }
@@ -179,7 +185,7 @@ func (in *intake) append(ctx context.Context, c *call) {
 	for i := range c.batches {
 		size += c.batches[i].size
 	}
-	if c.refused = in.admit(ctx, size); c.refused != nil {
+	if c.refused = in.admit(ctx, c, size); c.refused != nil {
 		return
 	}
 	in.gatherAll(c)
@@ -222,17 +228,38 @@ const gatheredAtOnce = 64
 func (in *intake) gatherAll(c *call) {
 	for rest := c.batches; len(rest) > 0; {
 		n := min(len(rest), gatheredAtOnce)
-		in.gatherSome(rest[:n])
+		in.gatherSome(c, rest[:n])
 		rest = rest[n:]
+	}
+	in.leave(&c.arrived, c.arrived)
+}
+
+// arrive notes that so many bytes will be gathered as soon as there is a processor for it, or
+// leave the intake otherwise.
+func (in *intake) arrive(bytes int64) int64 {
+	in.arrived.Add(bytes)
+	return bytes
+}
+
+// leave takes so many bytes of what is left off what has arrived.
+func (in *intake) leave(left *int64, bytes int64) {
+	if bytes == 0 {
+		return
+	}
+	*left -= bytes
+	in.arrived.Add(-bytes)
+	if *left == 0 && in.awaited.Load() {
+		in.poke()
 	}
 }
 
-func (in *intake) gatherSome(batches []appending) {
+func (in *intake) gatherSome(c *call, batches []appending) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	now := time.Now()
 	for i := range batches {
 		a := &batches[i]
+		in.leave(&c.arrived, min(a.size, c.arrived))
 		if err := in.gather(a, now); err != nil {
 			a.data, a.segment = nil, nil
 			in.release(a.size)
@@ -242,7 +269,7 @@ func (in *intake) gatherSome(batches []appending) {
 }
 
 // admit waits for room, and refuses when there is none or nothing can be written.
-func (in *intake) admit(ctx context.Context, size int64) error {
+func (in *intake) admit(ctx context.Context, c *call, size int64) error {
 	if err := in.healthy(); err != nil {
 		return err
 	}
@@ -253,6 +280,7 @@ func (in *intake) admit(ctx context.Context, size int64) error {
 		return refuseTooLarge(size, in.g.config.BufferBytes)
 	}
 	if !in.room.TryAcquire(size) {
+		in.leave(&c.arrived, c.arrived) // it may have to wait for the open segment
 		limit, cancel := context.WithTimeout(ctx, in.g.config.AdmitWait)
 		defer cancel()
 		if in.room.Acquire(limit, size) != nil {
@@ -468,11 +496,7 @@ func (in *intake) next(now time.Time) (*openSegment, time.Duration) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	if in.open != nil && len(in.sealed) == 0 {
-		pace := in.g.config.FlushInterval
-		if max(in.peak, in.recent) >= busy && !in.complete(in.open) {
-			pace = max(pace, stretch)
-		}
-		if wait := in.lastSeal.Add(pace).Sub(now); wait > 0 && !in.closing {
+		if wait := in.lastSeal.Add(in.pace()).Sub(now); wait > 0 && !in.closing {
 			return nil, wait
 		}
 		in.sealLocked()
@@ -483,6 +507,24 @@ func (in *intake) next(now time.Time) (*openSegment, time.Duration) {
 	segment := in.sealed[0]
 	in.sealed = slices.Delete(in.sealed, 0, 1)
 	return segment, 0
+}
+
+// pace is how long after the last one the open segment is sealed, however small it is.
+func (in *intake) pace() time.Duration {
+	pace, bytes := in.g.config.FlushInterval, in.open.bytes
+	in.awaited.Store(true) // before it is looked at, so that none leaves unnoticed
+	arrived := in.arrived.Load()
+	switch {
+	case bytes+arrived >= in.g.config.SegmentBytes/16*15:
+		return max(pace, forbearance)
+	case arrived >= bytes: // of one large request, say: a moment
+		return max(pace, stretch)
+	}
+	in.awaited.Store(false)
+	if max(in.peak, in.recent) >= busy && !in.complete(in.open) {
+		return max(pace, stretch)
+	}
+	return pace
 }
 
 // forget drops what is known of a partition that takes nothing more, for ever, once

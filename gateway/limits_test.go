@@ -38,7 +38,7 @@ func TestManyBatchesOfOnePartition(t *testing.T) {
 		}
 		waiting.add(i, spanOf(metadata.PartitionID{Topic: topic.ID}), data, info)
 	}
-	if err := g.tenure.Load().intake.admit(t.Context(), batches*int64(len(data))); err != nil {
+	if err := g.tenure.Load().intake.admit(t.Context(), waiting, batches*int64(len(data))); err != nil {
 		t.Fatal(err)
 	}
 	g.tenure.Load().intake.gatherAll(waiting)

@@ -107,6 +107,9 @@ func (s *logService) Produce(ctx context.Context, req *varvev1.ProduceRequest) (
 // produceTo appends what a request holds to a topic. Errors stand in the results,
 // unless nothing but errors came of it.
 func (s *logService) produceTo(ctx context.Context, t *metadata.Topic, req *varvev1.ProduceRequest, ack segments.Ack) (*varvev1.ProduceResponse, error) {
+	in := s.g.tenure.Load().intake
+	arrived := in.arrive(bytesOf(req))
+	defer func() { in.leave(&arrived, arrived) }() // where nothing is gathered
 	batches, err := s.batches(t, req)
 	if err != nil {
 		return nil, err
@@ -115,7 +118,7 @@ func (s *logService) produceTo(ctx context.Context, t *metadata.Topic, req *varv
 		return nil, refuse(connect.CodeInvalidArgument, reasonInvalid, "expected_offset and fencing_token go with one partition, the records are for %d", len(batches))
 	}
 	results := make([]*varvev1.ProduceResult, len(batches))
-	errs := s.produce(ctx, t, req, ack, batches, results)
+	errs := s.produce(ctx, in, t, req, ack, batches, results, &arrived)
 	failed := 0
 	for i, err := range errs {
 		if err == nil {
@@ -131,6 +134,15 @@ func (s *logService) produceTo(ctx context.Context, t *metadata.Topic, req *varv
 		return nil, errs[0]
 	}
 	return &varvev1.ProduceResponse{Results: results}, nil
+}
+
+// bytesOf is about how many bytes of batches a request makes.
+func bytesOf(req *varvev1.ProduceRequest) int64 {
+	n := len(req.GetRecordBatch())
+	for _, r := range req.GetRecords() {
+		n += len(r.GetKey()) + len(r.GetValue())
+	}
+	return int64(n)
 }
 
 // topicForProduce finds the topic, and makes it if the configuration says so.
@@ -229,7 +241,8 @@ func choosePartition(t *metadata.Topic, req *varvev1.ProduceRequest, r *varvev1.
 }
 
 // produce appends batches, each to a partition of its own: a result or an error for each; nil where there is no error at all.
-func (s *logService) produce(ctx context.Context, t *metadata.Topic, req *varvev1.ProduceRequest, ack segments.Ack, batches []partitionBatch, results []*varvev1.ProduceResult) (errs []error) {
+// arrived are its bytes that the intake knows of.
+func (s *logService) produce(ctx context.Context, in *intake, t *metadata.Topic, req *varvev1.ProduceRequest, ack segments.Ack, batches []partitionBatch, results []*varvev1.ProduceResult, arrived *int64) (errs []error) {
 	fail := func(i int, err error) {
 		if errs == nil {
 			errs = make([]error, len(batches))
@@ -249,7 +262,8 @@ func (s *logService) produce(ctx context.Context, t *metadata.Topic, req *varvev
 	if len(c.batches) == 0 {
 		return errs
 	}
-	s.g.tenure.Load().intake.append(ctx, c)
+	c.arrived, *arrived = *arrived, 0
+	in.append(ctx, c)
 	for n := range c.batches {
 		a, result := &c.batches[n], c.outcome(n)
 		err := result.err
