@@ -360,8 +360,33 @@ func TestPackedEntries(t *testing.T) {
 		alike = append(alike, Entry{First: n, End: n + 1, Records: 1, Gateway: goldenGateway, Number: uint64(n) + 5, Position: 4<<20 + n, Length: 770,
 			MinTimestamp: 1_700_000_000_000 + n*250, MaxTimestamp: 1_700_000_000_000 + n*250, LastTimestamp: 1_700_000_000_000 + n*250, Sum: 1 << 60})
 	}
-	if size := len(encodePage(alike)); size > 48*16 {
+	if size := len(encodePage(alike)); size > 48*17 {
 		t.Errorf("48 entries alike take %d bytes", size)
+	}
+}
+
+// TestCutPage: a page does not begin a unit for a few entries, and leaves none behind that would make a page.
+func TestCutPage(t *testing.T) {
+	var tail []Entry
+	for n := range int64(400) {
+		tail = append(tail, Entry{First: n, End: n + 1, Records: 1, Gateway: goldenGateway, Number: uint64(n) + 5, Position: 4<<20 + n, Length: 770,
+			MinTimestamp: n * 250, MaxTimestamp: n * 250, LastTimestamp: n * 250, Sum: 1 << 60})
+		if len(tail) < pageAt {
+			continue
+		}
+		cut, value := cutPage(tail)
+		entries, err := decodePage(value)
+		left := len(tail) - cut
+		if err != nil || len(entries) != cut || cut < 1 || cut > fanOut {
+			t.Fatalf("%d entries: a page of %d, %v", len(tail), cut, err)
+		}
+		over := (len(value) + rowKey) % rowUnit
+		if cut < min(len(tail), fanOut) && (left >= pageAt || over < rowUnit-40) {
+			t.Errorf("%d entries: a page of %d leaves %d, and takes %d of its last unit", len(tail), cut, left, over)
+		}
+		if left == 0 && len(value)+rowKey > rowUnit && over > 0 && over < 300 {
+			t.Errorf("%d entries: a unit is begun for %d bytes", len(tail), over)
+		}
 	}
 }
 
