@@ -12,11 +12,29 @@ import (
 )
 
 // foldLimits say when partitions are checkpointed: when the journal holds more rows and
-// more bytes than this that no checkpoint has, those whose changes are oldest are. trim
+// more bytes than this that no checkpoint has, those whose changes are oldest are. Where more partitions have
+// changes than would be worth a checkpoint by then, the journal may grow to most bytes. trim
 // is how many rows the journal sheds at a time.
 type foldLimits struct {
-	rows, bytes int
-	trim        uint64
+	rows, bytes, most int
+	trim              uint64
+}
+
+const (
+	// worthFolding is how many bytes the journal holds for each partition with changes before their
+	// checkpoints cost no more than those commits did: a checkpoint's lease row is a write unit of its own,
+	// and its pages take somewhat less than half of the commits.
+	worthFolding = 2560
+	// foldStretch is by how much the journal may outgrow what it holds of few partitions. A takeover reads it
+	// whole; but it reads and writes a row for each partition with changes, too.
+	foldStretch = 8
+	// trimBytes is how many bytes the journal sheds at a time, where its rows are long.
+	trimBytes = 4 << 20
+)
+
+// full is how many bytes the journal holds before so many partitions with changes are checkpointed.
+func (f *foldLimits) full(partitions int) int {
+	return max(f.bytes, min(f.most, partitions*worthFolding))
 }
 
 type checkpointed struct {
@@ -49,7 +67,7 @@ func (s *sequencer) checkpoint(ctx context.Context) {
 			s.write(ctx, h)
 		}
 	}
-	for s.rows.count() > s.fold.rows && s.rows.bytes > s.fold.bytes && len(s.writing) < 2*checkpointsAtOnce {
+	for s.rows.count() > s.fold.rows && s.rows.bytes > s.fold.full(s.unfolded.count()+len(s.writing)) && len(s.writing) < 2*checkpointsAtOnce {
 		h := s.oldestUnfolded()
 		if h == nil || h.state.Unfolded() > s.rows.first+uint64(s.rows.count())/4 {
 			return // the oldest quarter is under way already
@@ -173,12 +191,12 @@ func (s *sequencer) trimJournal(ctx context.Context) {
 	for _, since := range s.writing {
 		oldest = min(oldest, since)
 	}
-	s.rows.dropBelow(oldest)
+	s.untrimmed += s.rows.dropBelow(oldest)
 	through := min(oldest-1, s.journal.Next()-2)
-	if s.trimming || s.journal.Next() < 3 || through < s.trimmedTo+s.fold.trim {
+	if s.trimming || s.journal.Next() < 3 || through < s.trimmedTo+s.fold.trim && (s.untrimmed < trimBytes || through <= s.trimmedTo) {
 		return
 	}
-	s.trimming, s.trimmedTo = true, through
+	s.trimming, s.trimmedTo, s.untrimmed = true, through, 0
 	s.outstanding++
 	paid := bill.Shared(ctx, s.settleOwed())
 	go func() {

@@ -83,8 +83,9 @@ type Config struct {
 	// fails with the first call that was tried as often as any other.
 	StartTime time.Duration
 	// FoldRows and FoldBytes say when partitions are checkpointed: when the journal holds more rows
-	// (default 64) and more bytes (default 4 MiB) than this that no checkpoint has. It is trimmed
-	// FoldRows at a time.
+	// (default 64) and more bytes (default 4 MiB) than this that no checkpoint has; FoldBytes is stretched, to eight times as
+	// much at most, where very many partitions have changes (2.5 KiB of journal each). It is trimmed
+	// FoldRows at a time, or 4 MiB.
 	FoldRows, FoldBytes int
 	// DrainTime bounds a clean shutdown (default 25 s).
 	DrainTime time.Duration

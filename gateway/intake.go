@@ -27,6 +27,9 @@ const (
 	// to send more, and busy from how many bytes in flight on they are taken to.
 	stretch = 100 * time.Millisecond
 	busy    = 2 << 20
+	// forbearance is how long it waits, at most, for what has arrived already and would fill it: then
+	// processors are what is short, and smaller segments would only cost more of them.
+	forbearance = time.Second
 	// spanBatches seals a segment when one partition has so many batches in it: the
 	// verdicts on them must fit a row of the table, and the answers that are kept a lease row.
 	spanBatches = 1000
@@ -46,6 +49,8 @@ type intake struct {
 	slots   chan struct{}
 
 	outstanding atomic.Int64 // bytes that producers wait for
+	arrived     atomic.Int64 // bytes of requests that were read and are not gathered yet: nothing but a processor is missing
+	awaited     atomic.Bool  // the open segment waits for them
 	buffered    atomic.Int64 // records to be acked as buffered that are not settled
 	kept        atomic.Bool  // a buffer file stays for the next start
 	// keptFrom is the lowest number whose buffer file stays, 0 without one: it is not settled before the next start has had its
@@ -83,11 +88,78 @@ type openSpan struct {
 	appends  []*appending // in the order of the span's batches
 }
 
+// call is the batches of one request on their way: nobody waits for one of them alone, so
+// that a request for ten thousand partitions is not ten thousand goroutines.
+type call struct {
+	batches []appending
+	left    atomic.Int64
+	done    chan struct{} // closed when none is left
+	arrived int64         // of intake's arrived, what is its own
+	refused error         // of all: nothing was gathered
+	ended   error         // of those that had no result when nobody waited any more
+}
+
 // appending is one batch on its way.
 type appending struct {
-	size int64
+	span segments.SpanID
+	data []byte // nil once it was gathered
 	info segments.BatchInfo
-	done chan appended // has room for one
+	size int64
+	call *call
+	// segment is the one that has it, upTo where it ends in its buffer file.
+	segment *openSegment
+	upTo    int64
+	// unsynced is why it is not known to be on disk.
+	unsynced error
+	settled  atomic.Bool // result is there, and stays
+	result   appended
+	index    int // in the request
+}
+
+// newCall makes room for n batches.
+func newCall(n int) *call {
+	if n == 1 { // most calls: one allocation, not two
+		c := new(struct {
+			call
+			one [1]appending
+		})
+		c.batches, c.done = c.one[:0], make(chan struct{})
+		return &c.call
+	}
+	return &call{batches: make([]appending, 0, n), done: make(chan struct{})}
+}
+
+// add takes a batch, validated, which is the index-th of its request; data must not change afterwards.
+func (c *call) add(index int, span segments.SpanID, data []byte, info segments.BatchInfo) {
+	c.batches = append(c.batches, appending{span: span, data: data, info: info, size: int64(len(data)), call: c, index: index})
+	c.left.Add(1)
+}
+
+// outcome is what the caller is told about the i-th batch, once [intake.append] has returned.
+func (c *call) outcome(i int) appended {
+	a := &c.batches[i]
+	switch {
+	case c.refused != nil:
+		return appended{err: c.refused}
+	case a.info.Ack != segments.AckBuffered && a.settled.Load():
+		return a.result
+	case a.info.Ack != segments.AckBuffered:
+		return appended{err: c.ended}
+	case a.segment == nil, a.unsynced != nil && a.settled.Load(): // refused; or committed meanwhile, and its file removed
+		return appended{start: metadata.NoOffset, err: a.result.err}
+	case a.unsynced != nil:
+		return appended{start: metadata.NoOffset, err: a.unsynced}
+	}
+	return appended{start: metadata.NoOffset}
+}
+
+// settle says what became of a batch, once.
+func (a *appending) settle(result appended) {
+	a.result = result
+	a.settled.Store(true)
+	if a.call.left.Add(-1) == 0 {
+		close(a.call.done)
+	}
 }
 
 // appended is what becomes of a batch.
@@ -106,43 +178,98 @@ func newIntake(t *tenure) *intake {
 	}
 }
 
-// append takes a validated batch and returns when it is committed (its verdict), or
-// on disk for AckBuffered. data must not change afterwards. When ctx ends first the
-// outcome is unknown.
-func (in *intake) append(ctx context.Context, span segments.SpanID, data []byte, info segments.BatchInfo) (appended, error) {
-	a := &appending{size: int64(len(data)), info: info, done: make(chan appended, 1)}
-	if err := in.admit(ctx, a.size); err != nil {
-		return appended{}, err
+// append takes the batches of a call, of one kind of acknowledgement, and returns when each is committed (its
+// verdict), or on disk for AckBuffered, or has an error. When ctx ends first the outcome of the others is unknown.
+func (in *intake) append(ctx context.Context, c *call) {
+	var size int64
+	for i := range c.batches {
+		size += c.batches[i].size
 	}
-	segment, upTo, err := in.gather(span, data, a)
-	if err != nil {
-		in.release(a.size)
-		return appended{}, err
+	if c.refused = in.admit(ctx, c, size); c.refused != nil {
+		return
 	}
-	if info.Ack == segments.AckBuffered {
-		if err := segment.buffer.Sync(ctx, upTo); err != nil {
-			select {
-			case result := <-a.done: // committed meanwhile, and its file removed
-				return appended{start: metadata.NoOffset}, result.err
-			default:
-			}
-			if errors.Is(err, segments.ErrBufferFailed) {
-				in.seal(segment) // its file takes no more; what it holds goes on from memory
-			}
-			return appended{}, unknownOutcome("the disk did not confirm the write", err)
-		}
-		return appended{start: metadata.NoOffset}, nil
+	in.gatherAll(c)
+	if c.batches[0].info.Ack == segments.AckBuffered {
+		in.sync(ctx, c.batches)
+		return
 	}
 	select {
-	case result := <-a.done:
-		return result, result.err
+	case <-c.done:
 	case <-ctx.Done():
-		return appended{}, unknownOutcome("the caller's time ended before the commit", context.Cause(ctx))
+		c.ended = unknownOutcome("the caller's time ended before the commit", context.Cause(ctx))
+	}
+}
+
+// sync waits until batches are on disk, for the file of each of their segments once.
+func (in *intake) sync(ctx context.Context, batches []appending) {
+	for len(batches) > 0 {
+		segment, n, upTo := batches[0].segment, 0, int64(0)
+		for ; n < len(batches) && batches[n].segment == segment; n++ {
+			upTo = max(upTo, batches[n].upTo)
+		}
+		if segment != nil { // else they were refused
+			if err := segment.buffer.Sync(ctx, upTo); err != nil {
+				for i := range batches[:n] {
+					batches[i].unsynced = unknownOutcome("the disk did not confirm the write", err)
+				}
+				if errors.Is(err, segments.ErrBufferFailed) {
+					in.seal(segment) // its file takes no more; what it holds goes on from memory
+				}
+			}
+		}
+		batches = batches[n:]
+	}
+}
+
+// gatheredAtOnce is how many batches of a call are gathered before others get their turn.
+const gatheredAtOnce = 64
+
+// gatherAll gathers the batches of a call, those apart that are refused.
+func (in *intake) gatherAll(c *call) {
+	for rest := c.batches; len(rest) > 0; {
+		n := min(len(rest), gatheredAtOnce)
+		in.gatherSome(c, rest[:n])
+		rest = rest[n:]
+	}
+	in.leave(&c.arrived, c.arrived)
+}
+
+// arrive notes that so many bytes will be gathered as soon as there is a processor for it, or
+// leave the intake otherwise.
+func (in *intake) arrive(bytes int64) int64 {
+	in.arrived.Add(bytes)
+	return bytes
+}
+
+// leave takes so many bytes of what is left off what has arrived.
+func (in *intake) leave(left *int64, bytes int64) {
+	if bytes == 0 {
+		return
+	}
+	*left -= bytes
+	in.arrived.Add(-bytes)
+	if *left == 0 && in.awaited.Load() {
+		in.poke()
+	}
+}
+
+func (in *intake) gatherSome(c *call, batches []appending) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	now := time.Now()
+	for i := range batches {
+		a := &batches[i]
+		in.leave(&c.arrived, min(a.size, c.arrived))
+		if err := in.gather(a, now); err != nil {
+			a.data, a.segment = nil, nil
+			in.release(a.size)
+			a.settle(appended{err: err})
+		}
 	}
 }
 
 // admit waits for room, and refuses when there is none or nothing can be written.
-func (in *intake) admit(ctx context.Context, size int64) error {
+func (in *intake) admit(ctx context.Context, c *call, size int64) error {
 	if err := in.healthy(); err != nil {
 		return err
 	}
@@ -153,6 +280,7 @@ func (in *intake) admit(ctx context.Context, size int64) error {
 		return refuseTooLarge(size, in.g.config.BufferBytes)
 	}
 	if !in.room.TryAcquire(size) {
+		in.leave(&c.arrived, c.arrived) // it may have to wait for the open segment
 		limit, cancel := context.WithTimeout(ctx, in.g.config.AdmitWait)
 		defer cancel()
 		if in.room.Acquire(limit, size) != nil {
@@ -183,18 +311,16 @@ func (in *intake) healthy() error {
 }
 
 // gather puts the batch into the open segment, and into its buffer file if it is to
-// be acked as buffered.
-func (in *intake) gather(span segments.SpanID, data []byte, a *appending) (*openSegment, int64, error) {
-	in.mu.Lock()
-	defer in.mu.Unlock()
+// be acked as buffered. The caller holds mu.
+func (in *intake) gather(a *appending, now time.Time) error {
 	if in.closing {
-		return nil, 0, in.refused()
+		return in.refused()
 	}
-	if err := in.g.router.brokenOff(partitionOfSpan(span)); err != nil {
-		return nil, 0, err
+	if err := in.g.router.brokenOff(partitionOfSpan(a.span)); err != nil {
+		return err
 	}
-	if err := in.silentLocked(span); err != nil {
-		return nil, 0, err
+	if err := in.silentLocked(a.span, now); err != nil {
+		return err
 	}
 	if in.open == nil {
 		if !seeded.Has(seeded.ReuseNumber) || in.number%5 != 1 {
@@ -205,23 +331,23 @@ func (in *intake) gather(span segments.SpanID, data []byte, a *appending) (*open
 		in.unsettled[in.number] = struct{}{}
 	}
 	segment := in.open
-	var upTo int64
 	if a.info.Ack == segments.AckBuffered {
 		var err error
-		if upTo, err = in.spill(segment, span, data, a.info); err != nil {
-			return nil, 0, err
+		if a.upTo, err = in.spill(segment, a.span, a.data, a.info); err != nil {
+			return err
 		}
 	}
-	if err := segment.builder.Add(span, data, a.info); err != nil {
-		if upTo != 0 {
-			return nil, 0, unknownOutcome("the batch is on disk but not in memory", err)
+	if err := segment.builder.Add(a.span, a.data, a.info); err != nil {
+		if a.upTo != 0 {
+			return unknownOutcome("the batch is on disk but not in memory", err)
 		}
-		return nil, 0, err
+		return err
 	}
-	s := segment.spans[span]
+	a.data, a.segment = nil, segment
+	s := segment.spans[a.span]
 	if s == nil {
 		s = &openSpan{}
-		segment.spans[span] = s
+		segment.spans[a.span] = s
 	}
 	s.appends = append(s.appends, a)
 	if a.info.Ack == segments.AckBuffered {
@@ -237,13 +363,13 @@ func (in *intake) gather(span segments.SpanID, data []byte, a *appending) (*open
 	} else if first || in.complete(segment) {
 		in.poke()
 	}
-	return segment, upTo, nil
+	return nil
 }
 
 // silentLocked refuses appends to a partition of which nobody gives a verdict for a while: they would
 // wait in line, and take the room of those to other partitions.
-func (in *intake) silentLocked(span segments.SpanID) error {
-	waited := in.chains[span].waiting(time.Now())
+func (in *intake) silentLocked(span segments.SpanID, now time.Time) error {
+	waited := in.chains[span].waiting(now)
 	if waited <= hurried {
 		return nil
 	}
@@ -370,11 +496,7 @@ func (in *intake) next(now time.Time) (*openSegment, time.Duration) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	if in.open != nil && len(in.sealed) == 0 {
-		pace := in.g.config.FlushInterval
-		if max(in.peak, in.recent) >= busy && !in.complete(in.open) {
-			pace = max(pace, stretch)
-		}
-		if wait := in.lastSeal.Add(pace).Sub(now); wait > 0 && !in.closing {
+		if wait := in.lastSeal.Add(in.pace()).Sub(now); wait > 0 && !in.closing {
 			return nil, wait
 		}
 		in.sealLocked()
@@ -385,6 +507,24 @@ func (in *intake) next(now time.Time) (*openSegment, time.Duration) {
 	segment := in.sealed[0]
 	in.sealed = slices.Delete(in.sealed, 0, 1)
 	return segment, 0
+}
+
+// pace is how long after the last one the open segment is sealed, however small it is.
+func (in *intake) pace() time.Duration {
+	pace, bytes := in.g.config.FlushInterval, in.open.bytes
+	in.awaited.Store(true) // before it is looked at, so that none leaves unnoticed
+	arrived := in.arrived.Load()
+	switch {
+	case bytes+arrived >= in.g.config.SegmentBytes/16*15:
+		return max(pace, forbearance)
+	case arrived >= bytes: // of one large request, say: a moment
+		return max(pace, stretch)
+	}
+	in.awaited.Store(false)
+	if max(in.peak, in.recent) >= busy && !in.complete(in.open) {
+		return max(pace, stretch)
+	}
+	return pace
 }
 
 // forget drops what is known of a partition that takes nothing more, for ever, once
@@ -477,7 +617,7 @@ func (in *intake) finish(a *appending, result appended) {
 		in.buffered.Add(-int64(a.info.Records))
 	}
 	in.release(a.size)
-	a.done <- result
+	a.settle(result)
 }
 
 // answer tells all appends of a segment that have no answer yet.
@@ -485,7 +625,7 @@ func (in *intake) answer(segment *openSegment, err error) {
 	for _, span := range segment.spans {
 		for _, a := range span.appends {
 			in.release(a.size)
-			a.done <- appended{err: unknownOutcome("the gateway stopped before the commit", err)}
+			a.settle(appended{err: unknownOutcome("the gateway stopped before the commit", err)})
 		}
 		span.appends = nil
 	}

@@ -30,30 +30,28 @@ func TestManyBatchesOfOnePartition(t *testing.T) {
 	for range uploadsAtOnce {
 		g.tenure.Load().intake.slots <- struct{}{}
 	}
-	waiting := make([]*appending, batches)
-	for i := range waiting {
-		a := &appending{size: int64(len(data)), info: info, done: make(chan appended, 1)}
-		a.info.ExpectedOffset = metadata.NoOffset
+	waiting := newCall(batches)
+	for i := range batches {
+		info.ExpectedOffset = metadata.NoOffset
 		if i%2 == 1 {
-			a.info.ExpectedOffset = 1 << 40
+			info.ExpectedOffset = 1 << 40
 		}
-		if err := g.tenure.Load().intake.admit(t.Context(), a.size); err != nil {
-			t.Fatal(err)
-		}
-		if _, _, err := g.tenure.Load().intake.gather(spanOf(metadata.PartitionID{Topic: topic.ID}), data, a); err != nil {
-			t.Fatal(err)
-		}
-		waiting[i] = a
+		waiting.add(i, spanOf(metadata.PartitionID{Topic: topic.ID}), data, info)
 	}
+	if err := g.tenure.Load().intake.admit(t.Context(), waiting, batches*int64(len(data))); err != nil {
+		t.Fatal(err)
+	}
+	g.tenure.Load().intake.gatherAll(waiting)
 	for range uploadsAtOnce {
 		<-g.tenure.Load().intake.slots
 	}
-	for i, a := range waiting {
+	<-waiting.done
+	for i := range batches {
 		want := metadata.BatchVerdict{Outcome: metadata.Accepted, Offset: int64(i / 2), Actual: metadata.NoOffset}
 		if i%2 == 1 {
 			want = metadata.BatchVerdict{Outcome: metadata.OffsetMismatch, Offset: metadata.NoOffset, Actual: int64(i/2 + 1)}
 		}
-		if got := <-a.done; got.err != nil || got.verdict != want {
+		if got := waiting.outcome(i); got.err != nil || got.verdict != want {
 			t.Fatalf("batch %d: %+v, want %+v", i, got, want)
 		}
 	}

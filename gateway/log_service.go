@@ -7,7 +7,6 @@ import (
 	"math"
 	"math/rand/v2"
 	"slices"
-	"sync"
 	"time"
 
 	"connectrpc.com/connect/v2"
@@ -105,8 +104,12 @@ func (s *logService) Produce(ctx context.Context, req *varvev1.ProduceRequest) (
 	return out, nil
 }
 
-// produceTo appends what a request holds to a topic.
+// produceTo appends what a request holds to a topic. Errors stand in the results,
+// unless nothing but errors came of it.
 func (s *logService) produceTo(ctx context.Context, t *metadata.Topic, req *varvev1.ProduceRequest, ack segments.Ack) (*varvev1.ProduceResponse, error) {
+	in := s.g.tenure.Load().intake
+	arrived := in.arrive(bytesOf(req))
+	defer func() { in.leave(&arrived, arrived) }() // where nothing is gathered
 	batches, err := s.batches(t, req)
 	if err != nil {
 		return nil, err
@@ -115,15 +118,31 @@ func (s *logService) produceTo(ctx context.Context, t *metadata.Topic, req *varv
 		return nil, refuse(connect.CodeInvalidArgument, reasonInvalid, "expected_offset and fencing_token go with one partition, the records are for %d", len(batches))
 	}
 	results := make([]*varvev1.ProduceResult, len(batches))
-	if len(batches) == 1 {
-		results[0], err = s.produce(ctx, t, req, ack, batches[0])
-		if err != nil {
-			return nil, err
+	errs := s.produce(ctx, in, t, req, ack, batches, results, &arrived)
+	failed := 0
+	for i, err := range errs {
+		if err == nil {
+			continue
 		}
-	} else if err := s.produceAll(ctx, t, req, ack, batches, results); err != nil {
-		return nil, err
+		if failed++; len(batches) > 1 {
+			s.g.logInternal(err)
+			results[i] = &varvev1.ProduceResult{Partition: batches[i].partition, BaseOffset: metadata.NoOffset, LastOffset: metadata.NoOffset,
+				Timestamp: metadata.NoTimestamp, Error: produceError(err)}
+		}
+	}
+	if failed == len(batches) {
+		return nil, errs[0]
 	}
 	return &varvev1.ProduceResponse{Results: results}, nil
+}
+
+// bytesOf is about how many bytes of batches a request makes.
+func bytesOf(req *varvev1.ProduceRequest) int64 {
+	n := len(req.GetRecordBatch())
+	for _, r := range req.GetRecords() {
+		n += len(r.GetKey()) + len(r.GetValue())
+	}
+	return int64(n)
 }
 
 // topicForProduce finds the topic, and makes it if the configuration says so.
@@ -221,64 +240,77 @@ func choosePartition(t *metadata.Topic, req *varvev1.ProduceRequest, r *varvev1.
 	return number, err
 }
 
-// produceAll appends to several partitions at once. Errors stand in the results,
-// unless nothing but errors came of it.
-func (s *logService) produceAll(ctx context.Context, t *metadata.Topic, req *varvev1.ProduceRequest, ack segments.Ack, batches []partitionBatch, results []*varvev1.ProduceResult) error {
-	errs := make([]error, len(batches))
-	var group sync.WaitGroup
-	for i := range batches {
-		group.Go(func() { results[i], errs[i] = s.produce(ctx, t, req, ack, batches[i]) })
+// produce appends batches, each to a partition of its own: a result or an error for each; nil where there is no error at all.
+// arrived are its bytes that the intake knows of.
+func (s *logService) produce(ctx context.Context, in *intake, t *metadata.Topic, req *varvev1.ProduceRequest, ack segments.Ack, batches []partitionBatch, results []*varvev1.ProduceResult, arrived *int64) (errs []error) {
+	fail := func(i int, err error) {
+		if errs == nil {
+			errs = make([]error, len(batches))
+		}
+		errs[i] = placed(err, t.Name, batches[i].partition)
 	}
-	group.Wait()
-	failed := 0
-	for i, err := range errs {
+	c := newCall(len(batches))
+	for i, b := range batches {
+		data, info, err := s.check(t, req, ack, b.data)
+		batches[i].data = nil
 		if err != nil {
-			failed++
-			s.g.logInternal(err)
-			results[i] = &varvev1.ProduceResult{Partition: batches[i].partition, BaseOffset: metadata.NoOffset, LastOffset: metadata.NoOffset,
-				Timestamp: metadata.NoTimestamp, Error: produceError(err)}
+			fail(i, err)
+			continue
+		}
+		c.add(i, segments.SpanID{Topic: segments.TopicID(t.ID), Partition: b.partition}, data, info)
+	}
+	if len(c.batches) == 0 {
+		return errs
+	}
+	c.arrived, *arrived = *arrived, 0
+	in.append(ctx, c)
+	for n := range c.batches {
+		a, result := &c.batches[n], c.outcome(n)
+		err := result.err
+		if err == nil {
+			results[a.index], err = produced(batches[a.index].partition, &a.info, result)
+		}
+		if err != nil {
+			fail(a.index, err)
 		}
 	}
-	if failed == len(errs) {
-		return errs[0]
-	}
-	return nil
+	return errs
 }
 
-// produce appends one batch.
-func (s *logService) produce(ctx context.Context, t *metadata.Topic, req *varvev1.ProduceRequest, ack segments.Ack, b partitionBatch) (*varvev1.ProduceResult, error) {
-	data, info, err := s.g.validate(t, b.data)
+// check validates a batch, and what is demanded of it.
+func (s *logService) check(t *metadata.Topic, req *varvev1.ProduceRequest, ack segments.Ack, data []byte) ([]byte, segments.BatchInfo, error) {
+	data, info, err := s.g.validate(t, data)
 	if err != nil {
-		return nil, placed(err, t.Name, b.partition)
+		return nil, info, err
 	}
 	info.Ack, info.ExpectedOffset = ack, metadata.NoOffset
 	if req.ExpectedOffset != nil {
 		if info.ExpectedOffset = req.GetExpectedOffset(); info.ExpectedOffset < 0 {
-			return nil, refuse(connect.CodeInvalidArgument, reasonInvalid, "expected_offset %d is negative", info.ExpectedOffset)
+			return nil, info, refuse(connect.CodeInvalidArgument, reasonInvalid, "expected_offset %d is negative", info.ExpectedOffset)
 		}
 	}
 	if req.FencingToken != nil {
 		if info.FencingToken, info.HasFencingToken = req.GetFencingToken(), true; len(info.FencingToken) > segments.MaxFencingToken {
-			return nil, refuse(connect.CodeInvalidArgument, reasonInvalid, "a fencing token of %d bytes is longer than %d", len(info.FencingToken), segments.MaxFencingToken)
+			return nil, info, refuse(connect.CodeInvalidArgument, reasonInvalid, "a fencing token of %d bytes is longer than %d", len(info.FencingToken), segments.MaxFencingToken)
 		}
 	}
 	if ack == segments.AckBuffered {
 		if info.ProducerID != metadata.NoProducer || info.ExpectedOffset != metadata.NoOffset || info.HasFencingToken {
-			return nil, refuseBuffered("what it promises could be refused later by a producer id, an expected offset or a fencing token")
+			return nil, info, refuseBuffered("what it promises could be refused later by a producer id, an expected offset or a fencing token")
 		}
 	}
-	span := segments.SpanID{Topic: segments.TopicID(t.ID), Partition: b.partition}
-	result, err := s.g.tenure.Load().intake.append(ctx, span, data, info)
-	if err != nil {
-		return nil, placed(err, t.Name, b.partition)
-	}
-	out := &varvev1.ProduceResult{Partition: b.partition, BaseOffset: metadata.NoOffset, LastOffset: metadata.NoOffset,
+	return data, info, nil
+}
+
+// produced tells what became of a batch.
+func produced(partition int32, info *segments.BatchInfo, result appended) (*varvev1.ProduceResult, error) {
+	out := &varvev1.ProduceResult{Partition: partition, BaseOffset: metadata.NoOffset, LastOffset: metadata.NoOffset,
 		Timestamp: info.MaxTimestamp, RecordCount: info.Records, Acks: varvev1.Acks_ACKS_BUFFERED}
-	if ack == segments.AckBuffered {
+	if info.Ack == segments.AckBuffered {
 		return out, nil
 	}
 	if err := refusedVerdict(result.verdict, info.ExpectedOffset); err != nil {
-		return nil, placed(err, t.Name, b.partition)
+		return nil, err
 	}
 	out.Acks = varvev1.Acks_ACKS_COMMITTED
 	out.BaseOffset = result.verdict.Offset

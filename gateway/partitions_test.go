@@ -78,7 +78,10 @@ func TestDeletedTopicsAreForgotten(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := g.tenure.Load().intake.append(t.Context(), spanOf(id), batchOf(t, []byte("x")), info); connect.CodeOf(classified(err)) != connect.CodeNotFound {
+		late := newCall(1)
+		late.add(0, spanOf(id), batchOf(t, []byte("x")), info)
+		g.tenure.Load().intake.append(t.Context(), late)
+		if err := late.outcome(0).err; connect.CodeOf(classified(err)) != connect.CodeNotFound {
 			t.Errorf("a late append: %v", err)
 		}
 		if _, err := g.router.decide(t.Context(), id, decision{close: true}); err != nil {

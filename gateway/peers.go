@@ -21,7 +21,7 @@ import (
 const (
 	// peerProtocol is the version of what gateways say to each other. One that speaks another
 	// is not spoken to.
-	peerProtocol = 3
+	peerProtocol = 4
 	// peerWait is how long a gateway lets another one wait for a verdict, peerTime how long
 	// that one waits for the answer.
 	peerWait = 2 * time.Second

@@ -80,6 +80,7 @@ type sequencer struct {
 	trimming bool
 	// trimmedTo is the row up to which the journal was, or is being, trimmed.
 	trimmedTo uint64
+	untrimmed int // bytes of rows that could be trimmed
 	// owed is what was committed since the last trim, in bytes: whose entries a trim removes.
 	owed map[metadata.TopicID]int64
 
@@ -137,7 +138,7 @@ type leaveRequest struct {
 func newSequencer(t *tenure) *sequencer {
 	return &sequencer{
 		g: t.g, t: t, parts: make(map[metadata.PartitionID]*held), wake: make(chan struct{}, 1), quit: make(chan leaveRequest, 1),
-		parked: make(map[*held]struct{}), writing: make(map[*held]uint64), due: make(map[*held]struct{}), rows: journalRows{first: 1}, fold: foldLimits{t.g.config.FoldRows, t.g.config.FoldBytes, uint64(t.g.config.FoldRows)},
+		parked: make(map[*held]struct{}), writing: make(map[*held]uint64), due: make(map[*held]struct{}), rows: journalRows{first: 1}, fold: foldLimits{t.g.config.FoldRows, t.g.config.FoldBytes, foldStretch * t.g.config.FoldBytes, uint64(t.g.config.FoldRows)},
 		acquired: make(chan acquisition), checkpointed: make(chan checkpointed), trimmed: make(chan error),
 		slots: make(chan struct{}, acquisitions), writers: make(chan struct{}, checkpointsAtOnce),
 		sealed: make(map[metadata.GatewayID]*sealing), owed: make(map[metadata.TopicID]int64), releasing: make(map[*held]struct{}), offers: make(map[metadata.GatewayID][]metadata.PartitionID),

@@ -26,6 +26,9 @@ func (h *unfoldedHeap) Pop() any {
 
 func (u *unfolded) push(h *held) { heap.Push(&u.list, unfoldedEntry{h.state.Unfolded(), h}) }
 
+// count is how many partitions have changes, with some that had.
+func (u *unfolded) count() int { return len(u.list) }
+
 // oldest is the partition to checkpoint next, of those that want says, or nil. Entries
 // that no longer hold, and those it does not want, are dropped: they come back by push.
 func (u *unfolded) oldest(want func(*held) bool) *held {
@@ -52,10 +55,13 @@ func (r *journalRows) add(size int) {
 
 func (r *journalRows) count() int { return len(r.sizes) }
 
-func (r *journalRows) dropBelow(sequence uint64) {
+// dropBelow returns how many bytes it drops.
+func (r *journalRows) dropBelow(sequence uint64) (dropped int) {
 	for r.first < sequence && len(r.sizes) > 0 {
 		r.bytes -= r.sizes[0]
+		dropped += r.sizes[0]
 		r.sizes = r.sizes[1:]
 		r.first++
 	}
+	return dropped
 }

@@ -15,6 +15,9 @@ const (
 	formatV1 = 1
 	// formatSigned is that of a page or node that was written for a swap: see signRow.
 	formatSigned = 2
+	// formatPacked is that of lease rows and pages whose index entries say only what differs from the
+	// one before.
+	formatPacked = 3
 )
 
 type encoder struct{ b []byte }
@@ -40,8 +43,18 @@ func (d *decoder) fail(what string) {
 
 func (d *decoder) format() {
 	if v := d.byte(); d.err == nil && v != formatV1 {
-		d.fail(fmt.Sprintf("format %d is not known here (this program knows %d): a newer varve wrote it", v, formatV1))
+		d.fail(fmt.Sprintf("format %d is not known here: a newer varve wrote it", v))
 	}
+}
+
+// packed reads the format of a row that has index entries: whether they are packed.
+func (d *decoder) packed() bool {
+	if len(d.b) > 0 && d.b[0] == formatPacked {
+		d.byte()
+		return true
+	}
+	d.format()
+	return false
 }
 
 func (d *decoder) byte() byte {

@@ -317,6 +317,79 @@ func TestGatewayRowBeforePeers(t *testing.T) {
 	}
 }
 
+// TestRowsBeforePacked: pages and lease rows of before their entries were packed are read as ever.
+func TestRowsBeforePacked(t *testing.T) {
+	for _, kind := range rowKinds {
+		dump, err := os.ReadFile(filepath.Join("testdata", kind.name+"-before-packed.hex"))
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		want, _ := os.ReadFile(filepath.Join("testdata", kind.name+".txt"))
+		got, err := kind.read(undump(t, string(dump)))
+		if diff := cmp.Diff(string(want), got); err != nil || diff != "" {
+			t.Errorf("%s: %v\n%s", kind.name, err, diff)
+		}
+	}
+}
+
+// TestPackedEntries: whatever entries say, they come back, and what is alike takes little.
+func TestPackedEntries(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var entries []Entry
+		end := rapid.Int64Range(0, 5).Draw(t, "first")
+		few := func(name string) int64 { return rapid.Int64Range(1, 3).Draw(t, name) }
+		for range rapid.IntRange(0, 20).Draw(t, "entries") {
+			e := Entry{First: end + few("gap") - 1, Gateway: GatewayID(fmt.Sprint("g", few("gateway"))), Number: uint64(few("number")), Position: few("position"),
+				Length: few("length"), MinTimestamp: few("timestamp"), Sum: uint64(few("sum")), Clean: few("clean") == 1}
+			e.End = e.First + few("offsets")
+			e.Records = e.End - e.First - few("missing")/3
+			e.MaxTimestamp = e.MinTimestamp + few("span")/2
+			e.LastTimestamp = e.MaxTimestamp - few("last")/3
+			if few("points") == 1 {
+				e.Points = []Point{{e.First, e.Position, e.MaxTimestamp, e.LastTimestamp}, {e.End, e.Position + e.Length, e.MaxTimestamp, e.LastTimestamp}}
+			}
+			entries, end = append(entries, e), e.End
+		}
+		got, err := decodePage(encodePage(entries))
+		if diff := cmp.Diff(entries, got); err != nil || diff != "" {
+			t.Fatalf("%v\n%s", err, diff)
+		}
+	})
+	var alike []Entry
+	for n := range int64(48) {
+		alike = append(alike, Entry{First: n, End: n + 1, Records: 1, Gateway: goldenGateway, Number: uint64(n) + 5, Position: 4<<20 + n, Length: 770,
+			MinTimestamp: 1_700_000_000_000 + n*250, MaxTimestamp: 1_700_000_000_000 + n*250, LastTimestamp: 1_700_000_000_000 + n*250, Sum: 1 << 60})
+	}
+	if size := len(encodePage(alike)); size > 48*17 {
+		t.Errorf("48 entries alike take %d bytes", size)
+	}
+}
+
+// TestCutPage: a page does not begin a unit for a few entries, and leaves none behind that would make a page.
+func TestCutPage(t *testing.T) {
+	var tail []Entry
+	for n := range int64(400) {
+		tail = append(tail, Entry{First: n, End: n + 1, Records: 1, Gateway: goldenGateway, Number: uint64(n) + 5, Position: 4<<20 + n, Length: 770,
+			MinTimestamp: n * 250, MaxTimestamp: n * 250, LastTimestamp: n * 250, Sum: 1 << 60})
+		if len(tail) < pageAt {
+			continue
+		}
+		cut, value := cutPage(tail)
+		entries, err := decodePage(value)
+		left := len(tail) - cut
+		if err != nil || len(entries) != cut || cut < 1 || cut > fanOut {
+			t.Fatalf("%d entries: a page of %d, %v", len(tail), cut, err)
+		}
+		over := (len(value) + rowKey) % rowUnit
+		if cut < min(len(tail), fanOut) && (left >= pageAt || over < rowUnit-40) {
+			t.Errorf("%d entries: a page of %d leaves %d, and takes %d of its last unit", len(tail), cut, left, over)
+		}
+		if left == 0 && len(value)+rowKey > rowUnit && over > 0 && over < 300 {
+			t.Errorf("%d entries: a unit is begun for %d bytes", len(tail), over)
+		}
+	}
+}
+
 func writeGolden(t *testing.T, name, text string) {
 	t.Helper()
 	if err := os.MkdirAll("testdata", 0o755); err != nil {

@@ -229,15 +229,19 @@ func encodeEntries(e *encoder, y *dictionary, entries []Entry, seed Entry) {
 			points |= flagClean
 		}
 		e.uint(points)
-		offset, position := n.First, n.Position
-		for _, p := range n.Points {
-			e.uint(uint64(p.Offset - offset))
-			e.uint(uint64(p.Position - position))
-			e.uint(uint64(n.MaxTimestamp - p.MaxTimestamp))
-			e.uint(uint64(p.MaxTimestamp - p.LastTimestamp))
-			offset, position = p.Offset, p.Position
-		}
+		n.encodePoints(e)
 		last = *n
+	}
+}
+
+func (n *Entry) encodePoints(e *encoder) {
+	offset, position := n.First, n.Position
+	for _, p := range n.Points {
+		e.uint(uint64(p.Offset - offset))
+		e.uint(uint64(p.Position - position))
+		e.uint(uint64(n.MaxTimestamp - p.MaxTimestamp))
+		e.uint(uint64(p.MaxTimestamp - p.LastTimestamp))
+		offset, position = p.Offset, p.Position
 	}
 }
 
@@ -261,22 +265,7 @@ func decodeEntries(d *decoder, gateways []GatewayID, seed Entry) []Entry {
 		n.MaxTimestamp = n.MinTimestamp + int64(d.uint())
 		n.LastTimestamp = n.MaxTimestamp - int64(d.uint())
 		n.Sum = d.fixed64()
-		points := d.uint()
-		n.Clean = points&flagClean != 0
-		if points &^= flagClean; points > MaxPoints || points > uint64(len(d.b)/4) {
-			d.fail("an index entry has too many points")
-		} else if points > 0 {
-			n.Points = make([]Point, points)
-			offset, position := n.First, n.Position
-			for j := range n.Points {
-				p := &n.Points[j]
-				p.Offset = offset + int64(d.uint())
-				p.Position = position + int64(d.uint())
-				p.MaxTimestamp = n.MaxTimestamp - int64(d.uint())
-				p.LastTimestamp = p.MaxTimestamp - int64(d.uint())
-				offset, position = p.Offset, p.Position
-			}
-		}
+		n.decodePoints(d, d.uint())
 		if d.err == nil && !n.plausible(last.End) {
 			d.fail(fmt.Sprintf("index entry %d is out of order", i))
 		}
@@ -286,6 +275,158 @@ func decodeEntries(d *decoder, gateways []GatewayID, seed Entry) []Entry {
 		last = *n
 	}
 	return entries
+}
+
+// decodePoints reads what encodePoints wrote; points is how many, with [flagClean].
+func (n *Entry) decodePoints(d *decoder, points uint64) {
+	n.Clean = points&flagClean != 0
+	if points &^= flagClean; points > MaxPoints || points > uint64(len(d.b)/4) {
+		d.fail("an index entry has too many points")
+	} else if points > 0 {
+		n.Points = make([]Point, points)
+		offset, position := n.First, n.Position
+		for j := range n.Points {
+			p := &n.Points[j]
+			p.Offset = offset + int64(d.uint())
+			p.Position = position + int64(d.uint())
+			p.MaxTimestamp = n.MaxTimestamp - int64(d.uint())
+			p.LastTimestamp = p.MaxTimestamp - int64(d.uint())
+			offset, position = p.Offset, p.Position
+		}
+	}
+}
+
+// What a packed entry leaves out, since it is as the one before has it.
+const (
+	packedFollows byte = 1 << iota // begins where the one before ends
+	packedDense                    // no offset is missing
+	packedOffsets                  // as many offsets as the one before
+	packedNext                     // in the next segment of the same gateway
+	packedLength                   // as many bytes as the one before
+	packedMoment                   // all its timestamps are the same
+	packedWhole                    // neither points nor clean
+	packedUnknown                  // a newer varve's
+)
+
+// shape says what a packed entry leaves out.
+func (n *Entry) shape(last *Entry) (shape byte) {
+	set := func(bit byte, holds bool) {
+		if holds {
+			shape |= bit
+		}
+	}
+	set(packedFollows, n.First == last.End)
+	set(packedDense, n.dense())
+	set(packedOffsets, n.End-n.First == last.End-last.First)
+	set(packedNext, n.Gateway == last.Gateway && n.Number == last.Number+1)
+	set(packedLength, n.Length == last.Length)
+	set(packedMoment, n.MinTimestamp == n.MaxTimestamp && n.LastTimestamp == n.MaxTimestamp)
+	set(packedWhole, len(n.Points) == 0 && !n.Clean)
+	return shape
+}
+
+// packEntries writes entries as encodeEntries does, and leaves out of each what the one before says: of
+// partitions that many share, two fifths. They fill pages and lease rows, which are paid for by the KiB.
+func packEntries(e *encoder, y *dictionary, entries []Entry) {
+	e.uint(uint64(len(entries)))
+	var last Entry
+	for i := range entries {
+		n := &entries[i]
+		shape := n.shape(&last)
+		e.byte(shape)
+		if shape&packedFollows == 0 {
+			e.int(n.First - last.End)
+		}
+		if shape&packedOffsets == 0 {
+			e.uint(uint64(n.End - n.First))
+		}
+		if shape&packedDense == 0 {
+			e.int(n.Records - (n.End - n.First))
+		}
+		if shape&packedNext == 0 {
+			e.uint(y.number(n.Gateway))
+			e.int(int64(n.Number - last.Number))
+		}
+		e.uint(uint64(n.Position))
+		if shape&packedLength == 0 {
+			e.uint(uint64(n.Length))
+		}
+		e.int(n.MinTimestamp - last.MinTimestamp)
+		if shape&packedMoment == 0 {
+			e.uint(uint64(n.MaxTimestamp - n.MinTimestamp))
+			e.uint(uint64(n.MaxTimestamp - n.LastTimestamp))
+		}
+		e.fixed64(n.Sum)
+		if shape&packedWhole == 0 {
+			points := uint64(len(n.Points))
+			if n.Clean {
+				points |= flagClean
+			}
+			e.uint(points)
+			n.encodePoints(e)
+		}
+		last = *n
+	}
+}
+
+// unpackEntries reads what packEntries wrote.
+func unpackEntries(d *decoder, gateways []GatewayID) []Entry {
+	count := d.count(11)
+	if count == 0 {
+		return nil
+	}
+	entries := make([]Entry, count)
+	var last Entry
+	for i := range entries {
+		n := &entries[i]
+		n.unpack(d, &last, gateways)
+		if d.err == nil && !n.plausible(last.End) {
+			d.fail(fmt.Sprintf("index entry %d is out of order", i))
+		}
+		if d.err != nil {
+			return nil
+		}
+		last = *n
+	}
+	return entries
+}
+
+func (n *Entry) unpack(d *decoder, last *Entry, gateways []GatewayID) {
+	shape := d.byte()
+	if shape&packedUnknown != 0 {
+		d.fail("an index entry of unknown shape: a newer varve wrote it")
+	}
+	n.First = last.End
+	if shape&packedFollows == 0 {
+		n.First += d.int()
+	}
+	offsets := last.End - last.First
+	if shape&packedOffsets == 0 {
+		offsets = int64(d.uint())
+	}
+	n.End, n.Records = n.First+offsets, offsets
+	if shape&packedDense == 0 {
+		n.Records += d.int()
+	}
+	n.Gateway, n.Number = last.Gateway, last.Number+1
+	if shape&packedNext == 0 {
+		n.Gateway = lookupGateway(d, gateways)
+		n.Number = last.Number + uint64(d.int())
+	}
+	n.Position, n.Length = int64(d.uint()), last.Length
+	if shape&packedLength == 0 {
+		n.Length = int64(d.uint())
+	}
+	n.MinTimestamp = last.MinTimestamp + d.int()
+	n.MaxTimestamp, n.LastTimestamp = n.MinTimestamp, n.MinTimestamp
+	if shape&packedMoment == 0 {
+		n.MaxTimestamp = n.MinTimestamp + int64(d.uint())
+		n.LastTimestamp = n.MaxTimestamp - int64(d.uint())
+	}
+	n.Sum = d.fixed64()
+	if shape&packedWhole == 0 {
+		n.decodePoints(d, d.uint())
+	}
 }
 
 // plausible refuses an entry that would make readers ask for bytes that cannot be.
@@ -362,9 +503,9 @@ func decodeChildren(d *decoder) []Child {
 func encodePage(entries []Entry) []byte {
 	var body encoder
 	var y dictionary
-	encodeEntries(&body, &y, entries, Entry{})
+	packEntries(&body, &y, entries)
 	var e encoder
-	e.byte(formatV1)
+	e.byte(formatPacked)
 	y.encode(&e)
 	e.raw(body.b)
 	return e.b
@@ -373,10 +514,17 @@ func encodePage(entries []Entry) []byte {
 func decodePage(value []byte) ([]Entry, error) {
 	d := &decoder{b: value}
 	d.unsign()
-	d.format()
-	gateways := decodeDictionary(d)
-	entries := decodeEntries(d, gateways, Entry{})
+	packed := d.packed()
+	entries := decodeIndex(d, packed, decodeDictionary(d))
 	return entries, d.end()
+}
+
+// decodeIndex reads the entries of a page or a lease row.
+func decodeIndex(d *decoder, packed bool, gateways []GatewayID) []Entry {
+	if packed {
+		return unpackEntries(d, gateways)
+	}
+	return decodeEntries(d, gateways, Entry{})
 }
 
 // encodeNode is the value of a tree/… row.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/varvelog/varve/internal/seeded"
@@ -169,6 +170,27 @@ type SealedJournal struct {
 	TrimmedTo uint64
 	Seal      uint64
 	Rows      []JournalRow // entries after TrimmedTo, contiguous, up to the seal
+
+	index sync.Once
+	// places has where the changes of each partition are: thousands of partitions are folded from it.
+	places map[PartitionID][]changePlace
+}
+
+// changePlace is a change's row, and its place there.
+type changePlace struct{ row, change uint32 }
+
+// of lists the changes of a partition in order.
+func (s *SealedJournal) of(id PartitionID) []changePlace {
+	s.index.Do(func() {
+		s.places = make(map[PartitionID][]changePlace)
+		for i := range s.Rows {
+			for j := range s.Rows[i].Changes {
+				id := s.Rows[i].Changes[j].Partition
+				s.places[id] = append(s.places[id], changePlace{uint32(i), uint32(j)})
+			}
+		}
+	})
+	return s.places[id]
 }
 
 // ReadSealed reads a sealed journal. ErrHole when a row is missing: then the table

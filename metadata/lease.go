@@ -16,9 +16,10 @@ var (
 	// checkpoint to move them from the lease row into a page of their own. Fewer
 	// would make pages many, more would make lease rows, which each checkpoint
 	// writes whole, long.
-	pageAt = 64
-	// pagesInline is how many pages the lease row names at most.
-	pagesInline = 64
+	pageAt = 48
+	// pagesInline is how many pages the lease row names at most: with some entries beside
+	// them it takes about one KiB.
+	pagesInline = 24
 	// inlineProducers is how many producer states, last used first, the lease row
 	// holds; the rest get rows of their own.
 	inlineProducers = 32
@@ -120,9 +121,9 @@ func encodeLease(l *Lease, p *Partition, producers []*producerState, levels [][]
 	for _, children := range levels {
 		encodeChildren(&body, children)
 	}
-	encodeEntries(&body, &y, tail, Entry{})
+	packEntries(&body, &y, tail)
 	e := encoder{b: make([]byte, 0, len(body.b)+64)}
-	e.byte(formatV1)
+	e.byte(formatPacked)
 	y.encode(&e)
 	e.raw(body.b)
 	return e.b
@@ -196,7 +197,7 @@ func decodeProducer(d *decoder) *producerState {
 
 func decodeLease(id PartitionID, row Row) (*Lease, error) {
 	d := &decoder{b: row.Value}
-	d.format()
+	packed := d.packed()
 	gates := decodeDictionary(d)
 	p := NewPartition(id)
 	p.epoch = row.Stamp.Epoch
@@ -235,7 +236,7 @@ func decodeLease(id PartitionID, row Row) (*Lease, error) {
 	for range levels {
 		p.levels = append(p.levels, decodeChildren(d))
 	}
-	p.tail = decodeEntries(d, gates, Entry{})
+	p.tail = decodeIndex(d, packed, gates)
 	if d.err == nil && (p.start < 0 || p.next < p.start) {
 		d.fail(fmt.Sprintf("the log goes from %d to %d", p.start, p.next))
 	}
@@ -351,24 +352,22 @@ func Fold(p *Partition, through uint64, from *SealedJournal) error {
 		p.folding = false
 		p.capProducers()
 	}()
-	for i := range from.Rows {
-		row := &from.Rows[i]
-		if seeded.Has(seeded.SkipFold) {
-			break
-		}
+	if seeded.Has(seeded.SkipFold) {
+		return nil
+	}
+	for _, place := range from.of(p.id) {
+		row := &from.Rows[place.row]
 		if row.Sequence <= through {
 			continue
 		}
-		for j := range row.Changes {
-			// An entry of another epoch was written before the partition left and came back.
-			c := &row.Changes[j]
-			if seeded.Has(seeded.SkipEpochCheck) {
-				c.Epoch = p.epoch
-			}
-			if c.Partition == p.id && c.Epoch == p.epoch {
-				if err := p.Apply(c, row.Sequence); err != nil {
-					return fmt.Errorf("fold number %d of the journal of %s: %w", row.Sequence, from.ID, err)
-				}
+		// An entry of another epoch was written before the partition left and came back.
+		c := &row.Changes[place.change]
+		if seeded.Has(seeded.SkipEpochCheck) {
+			c.Epoch = p.epoch
+		}
+		if c.Epoch == p.epoch {
+			if err := p.Apply(c, row.Sequence); err != nil {
+				return fmt.Errorf("fold number %d of the journal of %s: %w", row.Sequence, from.ID, err)
 			}
 		}
 	}
@@ -525,14 +524,12 @@ func (p *Partition) Checkpoint(l *Lease, through uint64, release bool) *Checkpoi
 	p.checkpointing = true
 	c.levels = slices.Clone(p.levels)
 	tail := p.tail
-	if len(tail) >= pageAt {
-		for len(tail) > 0 {
-			n := min(len(tail), fanOut)
-			c.put(pageKey(p.id, RowPlace{First: tail[0].First}), encodePage(tail[:n]))
-			c.push(0, summarize(tail[:n]))
-			c.paged += n
-			tail = tail[n:]
-		}
+	for len(tail) >= pageAt {
+		n, value := cutPage(tail)
+		c.put(pageKey(p.id, RowPlace{First: tail[0].First}), value)
+		c.push(0, summarize(tail[:n]))
+		c.paged += n
+		tail = tail[n:]
 	}
 	inline := p.byAge()
 	if len(inline) > inlineProducers {
@@ -555,6 +552,29 @@ func (p *Partition) Checkpoint(l *Lease, through uint64, release bool) *Checkpoi
 		Value: encodeLease(next, p, inline, c.levels, tail)}
 	return c
 }
+
+// cutPage says how many of the newest entries make a page, and encodes it. Rows are paid for by the KiB: what would
+// only begin another one stays in the lease row, if that is not long enough for a page of its own.
+func cutPage(tail []Entry) (n int, value []byte) {
+	n = min(len(tail), fanOut)
+	value = encodePage(tail[:n])
+	room := (len(value)+rowKey)/rowUnit*rowUnit - rowKey
+	if room < rowUnit/2 || room == len(value) {
+		return n, value
+	}
+	for fits := n * room / len(value); fits > 0 && len(tail)-fits < pageAt; fits-- {
+		if cut := encodePage(tail[:fits]); len(cut) <= room {
+			return fits, cut
+		}
+	}
+	return n, value
+}
+
+const (
+	// rowUnit is what a table bills as one write, in bytes, rowKey about what a row has beside its value.
+	rowUnit = 1 << 10
+	rowKey  = 150
+)
 
 // oldest is the first offset that the index still describes.
 func (p *Partition) oldest() int64 {

@@ -1,6 +1,7 @@
 package segments
 
 import (
+	"bytes"
 	"encoding/hex"
 	"fmt"
 	"strconv"
@@ -84,7 +85,7 @@ func (id SpanID) String() string {
 
 // Compare orders ids by topic, then partition: the order of spans in a segment.
 func (id SpanID) Compare(other SpanID) int {
-	if c := strings.Compare(string(id.Topic[:]), string(other.Topic[:])); c != 0 {
+	if c := bytes.Compare(id.Topic[:], other.Topic[:]); c != 0 {
 		return c
 	}
 	return int(int64(id.Partition) - int64(other.Partition))

@@ -22,6 +22,7 @@ type costs struct {
 	BenchCPUPerGiB  float64 `json:"bench_cpu_seconds_per_gib"`
 	PutsPerGiB      float64 `json:"object_puts_per_gib"`
 
+	AppendedBytes  uint64 `json:"appended_bytes"` // of batches, with their headers
 	ObjectPuts     uint64 `json:"object_puts"`
 	ObjectPutBytes uint64 `json:"object_put_bytes"`
 	ObjectGets     uint64 `json:"object_gets"`
@@ -97,6 +98,7 @@ func newCosts(b, u *varvev1.UsageResponse, own time.Duration, bytes int64) costs
 		Cycles:        u.GetCycles() - b.GetCycles(),
 		ResidentBytes: u.GetResidentBytes(), PeakResidentBytes: u.GetPeakResidentBytes(), HeapBytes: u.GetHeapBytes(), bytes: bytes,
 	}
+	c.AppendedBytes = u.GetAppendedBytes() - b.GetAppendedBytes()
 	if bytes > 0 {
 		size := float64(bytes) / gib
 		c.ServerCPUPerGiB, c.BenchCPUPerGiB, c.PutsPerGiB = c.ServerCPU/size, c.BenchCPU/size, float64(c.ObjectPuts)/size

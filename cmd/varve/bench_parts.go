@@ -129,9 +129,9 @@ func scrape(ctx context.Context, url string) (map[string]float64, error) {
 
 // partSpread counts commits and checkpoints as partitions a flush grow.
 func partSpread(ctx context.Context, a *app, o *allOptions) (any, []figure, error) {
-	co := countsOptions{dir: o.dir, spreads: []int32{1, 100, 10_000}}
+	co := countsOptions{dir: o.dir, spreads: []int32{1, 100, 10_000}, requests: 400, full: 256 * mib}
 	if o.quick {
-		co.spreads = []int32{1, 100}
+		co.spreads, co.requests, co.full = []int32{1, 100}, 50, 0
 	}
 	r, err := a.countSome(ctx, &co, (*app).countSpread)
 	if err != nil {
@@ -144,7 +144,11 @@ func partSpread(ctx context.Context, a *app, o *allOptions) (any, []figure, erro
 			// Entries of a commit that do not fit one row are split: with 10,000 spans some are.
 			atMost(name+": commit writes", s.Commits, pickBound(s.Partitions > 1000, 2, 1), "a cycle"),
 			told(name+": commits", s.Costs.BytesPerSpan, "bytes a span"),
+			atMost(name+": write units of checkpoints", s.CheckpointShare, 1, "a unit of commits"),
 			told(name+": bytes of checkpoints", ratio(s.Costs.CheckpointBytes, s.Costs.CommitBytes), "a byte of commits"))
+		if s.Full != nil {
+			figures = append(figures, atMost(name+": PUTs as fast as it goes", s.Full.PutsPerGiB, 140, "a GiB of batches"))
+		}
 	}
 	return r.Spread, figures, nil
 }
