@@ -153,6 +153,7 @@ type comparison struct {
 	client  *client.Client
 	// folder is where the gateway has its segments, empty when they are in a bucket.
 	folder string
+	dir    string // for temporary files
 }
 
 func (a *app) benchCompare(ctx context.Context, o *floorOptions, rounds int) (r *compareReport, err error) {
@@ -170,7 +171,7 @@ func (a *app) benchCompare(ctx context.Context, o *floorOptions, rounds int) (r 
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, stop()) }()
-	c := &comparison{app: own, options: o}
+	c := &comparison{app: own, options: o, dir: dir}
 	if o.segments == "" {
 		c.folder = filepath.Join(dir, "segments")
 	}
@@ -312,6 +313,9 @@ func emptyBucket(ctx context.Context, place string) error {
 func (c *comparison) round(ctx context.Context) (r compareRound, err error) {
 	o := c.options
 	end := limit{duration: o.duration}
+	if err := c.warm(); err != nil {
+		return r, err
+	}
 	if r.Floor.Produce, err = c.floor.produce(ctx, c.load, end); err != nil {
 		return r, err
 	}
@@ -322,6 +326,9 @@ func (c *comparison) round(ctx context.Context) (r compareRound, err error) {
 	topic, err := openTopic(ctx, c.client, "", o.partitions)
 	defer topic.remove(ctx, c.app, c.client, false)
 	if err != nil {
+		return r, err
+	}
+	if err := c.warm(); err != nil {
 		return r, err
 	}
 	produced, err := c.app.benchProduce(ctx, topic.name, &o.loadOptions, end, o.duration/10)
@@ -340,13 +347,16 @@ func (c *comparison) round(ctx context.Context) (r compareRound, err error) {
 		return r, err
 	}
 	if o.segments != "" {
-		if r.Floor.Objects, err = bareClients(ctx, o.segments, o.duration); err != nil {
+		if r.Floor.Objects, err = bareClients(ctx, c.dir, o.segments, o.duration); err != nil {
 			return r, err
 		}
 	}
 	r.ratios()
 	return r, nil
 }
+
+// warm has what is measured next find the memory that the others find.
+func (c *comparison) warm() error { return warmCache(c.dir, warmBytes(c.options.duration)) }
 
 // dropSegments removes the files of a round, whose topic is deleted: the memory that the system caches
 // them in goes to the next measurement, as that of the floor's files does. Pages that the
@@ -392,12 +402,17 @@ func (c *comparison) consume(ctx context.Context, t benchTopic, r *compareRound)
 	return err
 }
 
-// bareClients measures both SDKs with few and with many callers.
-func bareClients(ctx context.Context, place string, duration time.Duration) ([]objectsResult, error) {
+// bareClients measures both SDKs with few and with many callers. dir is where memory is made ready, beside the bucket's or not.
+func bareClients(ctx context.Context, dir, place string, duration time.Duration) ([]objectsResult, error) {
 	var all []objectsResult
 	for _, op := range []string{opPut, opGet} {
 		for _, sdk := range []string{sdkAWS, sdkMinIO} {
 			for _, callers := range []int{4, 16} {
+				if op == opPut {
+					if err := warmCache(dir, warmBytes(duration)); err != nil {
+						return nil, err
+					}
+				}
 				r, err := floorObjects(ctx, op, sdk, place, callers, duration)
 				if err != nil {
 					return nil, err

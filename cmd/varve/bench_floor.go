@@ -322,7 +322,7 @@ func (a *app) benchFloor(ctx context.Context, o *floorOptions) (r *floorReport, 
 		return nil, err
 	}
 	if o.segments != "" && ctx.Err() == nil {
-		r.Objects, err = bareClients(ctx, o.segments, o.duration)
+		r.Objects, err = bareClients(ctx, f.dir, o.segments, o.duration)
 	}
 	return r, err
 }

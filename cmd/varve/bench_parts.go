@@ -37,6 +37,7 @@ func partFiles(ctx context.Context, a *app, o *allOptions) (any, []figure, error
 func partBucket(ctx context.Context, a *app, o *allOptions) (any, []figure, error) {
 	f := compareOptions(o)
 	f.segments, f.metadata = o.segments, o.metadata
+	f.inFlight = 8 // 64 MiB: what is on its way bounds what goes through, and a bare client with 4 callers has 32
 	r, err := a.benchCompare(ctx, f, pickSize(o, 4, 1))
 	if err != nil {
 		return nil, nil, err
