@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -86,17 +85,7 @@ type catchupReport struct {
 	P99     float64        `json:"p99_ratio"`
 }
 
-func (r *catchupReport) median(of func(*catchupRound) float64) float64 {
-	values := make([]float64, len(r.Rounds))
-	for i := range r.Rounds {
-		values[i] = of(&r.Rounds[i])
-	}
-	slices.Sort(values)
-	if n := len(values); n > 0 {
-		return (values[(n-1)/2] + values[n/2]) / 2
-	}
-	return 0
-}
+func (r *catchupReport) median(of func(*catchupRound) float64) float64 { return medianOf(r.Rounds, of) }
 
 func (r *catchupReport) conclude() {
 	r.P50 = r.median(func(c *catchupRound) float64 { return c.Beside.Arrival.P50 / c.Alone.Arrival.P50 })
