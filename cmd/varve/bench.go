@@ -40,6 +40,7 @@ On a shared machine only ratios of one run mean much: 'varve bench compare' prin
 	cmd.AddCommand(
 		newBenchProduceCommand(a),
 		newBenchConsumeCommand(a),
+		newBenchColdCommand(a),
 		newBenchCatchupCommand(a),
 		newBenchLookupCommand(a),
 		newBenchFloorCommand(a),

@@ -29,6 +29,8 @@ type measurement struct {
 var measurements = []measurement{
 	{"files", "produce and consume against the floor, on files", false, partFiles},
 	{"bucket", "produce and consume against the floor, and a bare S3 client, on a bucket", true, partBucket},
+	{"cold", "reads that come from a bucket, beside the floor and a bare S3 client", true, partCold},
+	{"catchup", "the tail alone and beside a reader of old data, on a bucket", true, partCatchup},
 	{"small", "requests of 10 records: records a second, allocations a request", false, partSmall},
 	{"follow", "from produce to a follower, beside a PUT and a table write", false, partFollow},
 	{"times", "time lookups in logs of 10,000 to 100,000,000 records", false, partTimes},

@@ -26,6 +26,14 @@ func (l *latencies) add(d time.Duration) {
 	_ = l.histogram.RecordValue(us)
 }
 
+// pool adds what another one gathered, which has ended.
+func (l *latencies) pool(other *latencies) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	// Both have one range: nothing is dropped.
+	_ = l.histogram.Merge(other.histogram)
+}
+
 // reset forgets what was gathered.
 func (l *latencies) reset() {
 	l.mu.Lock()

@@ -32,6 +32,8 @@ type tailReport struct {
 	Arrival quantiles `json:"arrival"`
 	Ack     quantiles `json:"ack"`
 	Costs   costs     `json:"costs"`
+
+	arrivals *latencies // all of them, to be pooled with those of other runs
 }
 
 func (r *tailReport) text() string {
@@ -96,7 +98,7 @@ func (a *app) benchTail(ctx context.Context, c *client.Client, t benchTopic, o *
 	if err != nil && ctx.Err() == nil {
 		return nil, err
 	}
-	r := &tailReport{Followers: o.followers, Rate: o.rate, Records: records, Arrival: run.arrivals.quantiles(), Ack: run.acked.quantiles()}
+	r := &tailReport{Followers: o.followers, Rate: o.rate, Records: records, Arrival: run.arrivals.quantiles(), Ack: run.acked.quantiles(), arrivals: run.arrivals}
 	for range o.followers {
 		r.Missing += <-missing
 	}
