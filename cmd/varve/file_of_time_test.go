@@ -227,6 +227,12 @@ func (g mergingGateway) View(ctx context.Context, id metadata.PartitionID) (*met
 	return g.MergeView(ctx, id)
 }
 
+func (g mergingGateway) Topic(ctx context.Context, name string) (*metadata.Topic, error) {
+	return g.Upkeep().Topics().Refresh(ctx, name)
+}
+
+func (g mergingGateway) Clock() time.Time { return g.Upkeep().Clock() }
+
 func (w *timeWorld) create(name string, partitions, keys int, config map[string]string) *timeTopic {
 	w.t.Helper()
 	args := []string{"topic", "create", name, "--partitions", fmt.Sprint(partitions)}
