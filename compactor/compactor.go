@@ -100,7 +100,7 @@ type Cluster interface {
 	Clock() time.Time
 	// View is what readers may see of a partition, now or shortly before.
 	View(context.Context, metadata.PartitionID) (*metadata.View, error)
-	// Swap asks whoever sequences the partition, until the answer is definite. metadata.ErrClosed: the partition, or
+	// Swap asks whoever sequences the partition, until the answer is definite or ctx ends. metadata.ErrClosed, definite too: the partition, or
 	// this uploader, is closed.
 	Swap(context.Context, *metadata.Swap) (metadata.SwapOutcome, error)
 	// SetMergeFloor publishes, in good time, that each number below floor that [metadata.MergerID] of the gateway used is settled.
