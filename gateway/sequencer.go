@@ -358,12 +358,12 @@ func (s *sequencer) pace() time.Duration {
 	if len(s.parked) == 0 && !s.waiting() {
 		return 0
 	}
-	c := s.g.config
-	if s.laden(s.load()) {
-		return max(c.CycleInterval/2, s.spacing) - time.Since(s.lastCycle)
+	c, spacing, laden := s.g.config, s.g.config.CycleInterval, s.laden(s.load())
+	if laden {
+		spacing /= 2
 	}
-	wait := max(c.CycleInterval, s.spacing) - time.Since(s.lastCycle)
-	if share := c.FlushInterval / cyclesAFlush; c.CycleInterval > 0 && c.CycleInterval < share {
+	wait := max(spacing, s.spacing) - time.Since(s.lastCycle)
+	if share := c.FlushInterval / cyclesAFlush; !laden && c.CycleInterval > 0 && c.CycleInterval < share {
 		wait = max(wait, time.Until(s.spent.Add(c.CycleInterval-share)))
 	}
 	return min(max(wait, 0), peerWait/2) // other gateways' references do not wait longer
