@@ -18,7 +18,7 @@ const (
 	// entryBytes is about what an entry takes beside its block.
 	entryBytes = 256
 	// recentShare is the part of the cache, one in so many, that has whatever was fetched last.
-	recentShare = 2
+	recentShare = 4
 )
 
 // Request is a read of an object that a [Cache] needs done.
