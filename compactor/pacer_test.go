@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -44,8 +45,9 @@ func TestPacer(t *testing.T) {
 // TestMergingYields has merging stand back while producers wait, but not for ever, and no longer than they do.
 func TestMergingYields(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		pressed := true
-		p := &pacer{pressed: func() bool { return pressed }}
+		var pressed atomic.Bool
+		pressed.Store(true)
+		p := &pacer{pressed: pressed.Load}
 		take := func() time.Duration {
 			began := time.Now()
 			if err := p.take(t.Context(), 1); err != nil {
@@ -62,13 +64,13 @@ func TestMergingYields(t *testing.T) {
 		if want := mostYielded + 10*time.Minute/yieldShare; waited < mostYielded || waited > want+time.Second {
 			t.Errorf("merging stood back for %s of 10 minutes, want up to %s", waited, want)
 		}
-		pressed = false
+		pressed.Store(false)
 		if d := take(); d != 0 {
 			t.Errorf("merging stood back for %s although nobody waits", d)
 		}
 		time.Sleep(time.Hour)
-		pressed = true
-		time.AfterFunc(time.Second, func() { pressed = false })
+		pressed.Store(true)
+		time.AfterFunc(time.Second, func() { pressed.Store(false) })
 		if d := take(); d < time.Second || d > time.Second+yieldLook {
 			t.Errorf("merging stood back for %s, want as long as producers wait, 1 s", d)
 		}
