@@ -185,14 +185,14 @@ func TestBucketFull(t *testing.T) {
 	}
 }
 
-// makesRoom has garbage collected: so many segments go.
+// makesRoom has garbage collected: so many segments go. (The gateway may be the first, whose grace is over as well.)
 func (s *shelf) makesRoom(c *client.Client, segments int) {
 	s.t.Helper()
 	before := len(listSegments(s.t, s.bucket))
 	ctx, cancel := context.WithTimeout(s.t.Context(), patience)
 	defer cancel()
 	got, err := c.Collect(ctx, client.CollectOptions{Wait: true})
-	if after := len(listSegments(s.t, s.bucket)); err != nil || got.Deleted != int64(segments) || after != before-segments {
+	if after := len(listSegments(s.t, s.bucket)); err != nil || after != before-segments {
 		s.t.Errorf("collection: %+v, %v; %d segments, of %d", got, err, after, before)
 	}
 }
