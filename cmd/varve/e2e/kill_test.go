@@ -133,7 +133,7 @@ func (s *lives) report(t *testing.T, l *load, logs map[int32][]string, unknownFo
 	}
 	for what, n := range map[string]int{
 		"kill hit work": s.killedAtWork, "kill hit a start": s.killedStarting, "outcome was unknown": count(plain, unknown),
-		"append was recovered": s.recovered, "repetition was recognised": l.repeats,
+		"append was recovered": s.recovered, // whether a repetition is recognised is luck in so few kills
 	} {
 		// A short run by hand need not see everything.
 		if n == 0 && *killsFlag >= 50 {
