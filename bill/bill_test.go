@@ -212,3 +212,31 @@ func TestParsePrices(t *testing.T) {
 		}
 	}
 }
+
+// plainStore fails a test that reads by Get what was asked for in pieces.
+type plainStore struct {
+	segments.Store
+	t *testing.T
+}
+
+func (p plainStore) Get(context.Context, string, int64, int64) ([]byte, int64, error) {
+	p.t.Error("a scattered read came as a plain one")
+	return nil, 0, nil
+}
+
+func (p plainStore) GetInto(_ context.Context, _ string, into []byte, _ int64) (int, error) {
+	return len(into), nil
+}
+
+func (p plainStore) GetScattered(_ context.Context, _ string, into [][]byte, _ int64) (int, error) {
+	return len(into[0]) + len(into[1]), nil
+}
+
+// TestScatteredReads: a read into several pieces of memory stays one: the store below fills them itself.
+func TestScatteredReads(t *testing.T) {
+	l := NewLedger(time.Now())
+	n, err := segments.GetScattered(t.Context(), l.Store(plainStore{t: t}), "a", [][]byte{make([]byte, 3), make([]byte, 4)}, 0)
+	if err != nil || n != 7 {
+		t.Errorf("%d bytes, %v", n, err)
+	}
+}

@@ -58,6 +58,13 @@ func (s *store) GetInto(ctx context.Context, key string, into []byte, offset int
 	return n, err
 }
 
+// GetScattered implements [segments.ScatterReader]: without it such a read would go through memory of its own, and a copy.
+func (s *store) GetScattered(ctx context.Context, key string, into [][]byte, offset int64) (int, error) {
+	n, err := segments.GetScattered(ctx, s.Store, key, into, offset)
+	s.got(ctx, n, err)
+	return n, err
+}
+
 func (s *store) got(ctx context.Context, n int, err error) {
 	unit := OtherGets
 	p, said := payerOf(ctx)

@@ -137,12 +137,15 @@ type Collector struct {
 	began  time.Time
 
 	turn chan struct{} // holds one while somebody collects
+	// found holds one when a turn has ended since Run looked: there may be a grace to wait for, and another collection.
+	found chan struct{}
 	// What follows belongs to whoever has the turn.
 	candidates []candidate
 	rows       map[metadata.Key]unnamedRow
 	departed   map[metadata.GatewayID]time.Time // closed ids of which nothing was left, since when
 	heard      map[metadata.GatewayID]map[metadata.GatewayID]bool
 	listed     int64 // bytes, by the last list
+	after      after // the last collection
 }
 
 // candidate is a segment that nothing names and never will.
@@ -166,20 +169,20 @@ func NewCollector(config CollectConfig) (*Collector, error) {
 		return nil, err
 	}
 	return &Collector{config: config.withDefaults(), limits: limits{cmp.Or(config.MaxShare, DefaultMaxShare), fewObjects, fewBytes}, began: time.Now(),
-		turn: make(chan struct{}, 1), rows: make(map[metadata.Key]unnamedRow), departed: make(map[metadata.GatewayID]time.Time),
+		turn: make(chan struct{}, 1), found: make(chan struct{}, 1), rows: make(map[metadata.Key]unnamedRow), departed: make(map[metadata.GatewayID]time.Time),
 		heard: make(map[metadata.GatewayID]map[metadata.GatewayID]bool)}, nil
 }
 
 // Collect makes a collection now. What an error leaves behind the next one finds.
 func (c *Collector) Collect(ctx context.Context, o CollectOptions) (*Collection, error) {
-	report, err := c.collectOnce(ctx, o)
+	report, err := c.collectOnce(ctx, o, false)
 	if err != nil || !o.Wait || o.DryRun || !report.waits() {
 		return report, err
 	}
 	if err := sleep(ctx, c.config.Grace); err != nil {
 		return nil, err
 	}
-	more, err := c.collectOnce(ctx, o) // what became garbage since is for the next one
+	more, err := c.collectOnce(ctx, o, false) // what became garbage since is for the next one
 	if err != nil {
 		return nil, err
 	}
@@ -207,15 +210,47 @@ func (c *Collector) take(ctx context.Context) error {
 	}
 }
 
-func (c *Collector) collectOnce(ctx context.Context, o CollectOptions) (*Collection, error) {
+// leave ends a turn, and has Run look at what came of it.
+func (c *Collector) leave() {
+	<-c.turn
+	select {
+	case c.found <- struct{}{}:
+	default:
+	}
+}
+
+// collectOnce makes one collection. idle: nothing became garbage since the last one, and nobody asked.
+func (c *Collector) collectOnce(ctx context.Context, o CollectOptions, idle bool) (*Collection, error) {
 	if err := c.take(ctx); err != nil {
 		return nil, err
 	}
-	defer func() { <-c.turn }()
+	defer c.leave()
 	p := newCollecting(c, o)
 	err := p.run(ctx)
 	c.ended(p, err)
+	if err == nil && !o.DryRun {
+		c.after.note(p.report, idle)
+	}
 	return p.report, err
+}
+
+// after says whether another collection should follow one although nothing more became garbage.
+type after struct {
+	again bool
+	ended time.Time
+	// waits is how many intervals later: more each time when what keeps garbage does not tell of its end, mostWaits at most.
+	waits time.Duration
+}
+
+// mostWaits is a day of the default interval.
+const mostWaits = 24
+
+func (a *after) note(r *Collection, idle bool) {
+	waits := time.Duration(1)
+	if idle && !r.blocked() {
+		waits = min(2*a.waits, mostWaits)
+	}
+	*a = after{again: r.blocked() || r.lingers(), ended: time.Now(), waits: waits}
 }
 
 // ended counts and tells what a pass came to.
@@ -246,21 +281,27 @@ func (c *Collector) ended(p *collecting, err error) {
 func (c *Collector) Run(ctx context.Context, host Host) error {
 	var covered uint64 // litter that a collection has seen
 	var earliest = c.began.Add(min(firstWait, c.config.Interval))
-	var again bool // something could not go yet
 	var reapAfter time.Time
 	for {
 		count, changed := host.Litter()
 		var due, over <-chan time.Time
-		if first := host.First(); first && (count != covered || again) {
-			due = time.After(time.Until(earliest))
+		next, waits, then, free := c.next()
+		if host.First() {
+			switch {
+			case count != covered:
+				due = time.After(time.Until(earliest))
+			case free && then.again:
+				due = time.After(max(time.Until(earliest), time.Until(then.ended.Add(then.waits*c.config.Interval))))
+			}
 		}
-		if next, waits := c.nextGrace(); waits {
+		if waits {
 			over = time.After(max(time.Until(next), time.Until(reapAfter)))
 		}
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-changed:
+		case <-c.found: // somebody else collected, or this did
 		case <-over:
 			if err := c.reapWaiting(ctx); err != nil && ctx.Err() == nil {
 				c.config.Log.Warn("garbage could not all be deleted; it is tried again", "error", err)
@@ -268,9 +309,9 @@ func (c *Collector) Run(ctx context.Context, host Host) error {
 			}
 		case <-due:
 			began := time.Now()
-			report, err := c.collectOnce(ctx, CollectOptions{})
+			_, err := c.collectOnce(ctx, CollectOptions{}, count == covered)
 			if err == nil {
-				covered, again = count, report.blocked()
+				covered = count
 			} else if ctx.Err() == nil {
 				c.config.Log.Warn("no garbage was collected; it is tried again", "error", err)
 			}
@@ -279,13 +320,14 @@ func (c *Collector) Run(ctx context.Context, host Host) error {
 	}
 }
 
-// nextGrace is when the grace of the oldest candidate is over.
-func (c *Collector) nextGrace() (time.Time, bool) {
+// next is when the grace of the oldest candidate is over, if there is one, and what should follow the last collection. Whoever has the
+// turn says so when it ends.
+func (c *Collector) next() (grace time.Time, waits bool, then after, free bool) {
 	select {
 	case c.turn <- struct{}{}:
 		defer func() { <-c.turn }()
 	default:
-		return time.Time{}, false // whoever collects now sees to it
+		return time.Time{}, false, after{}, false
 	}
 	var oldest time.Time
 	for i := range c.candidates {
@@ -293,7 +335,7 @@ func (c *Collector) nextGrace() (time.Time, bool) {
 			oldest = one.since
 		}
 	}
-	return oldest.Add(c.config.Grace), !oldest.IsZero()
+	return oldest.Add(c.config.Grace), !oldest.IsZero(), c.after, true
 }
 
 // reapWaiting deletes candidates whose grace is over: each is looked at once more, but nothing is listed.
@@ -301,11 +343,14 @@ func (c *Collector) reapWaiting(ctx context.Context) error {
 	if err := c.take(ctx); err != nil {
 		return err
 	}
-	defer func() { <-c.turn }()
+	defer c.leave()
 	p := newCollecting(c, CollectOptions{})
 	err := p.prepare(ctx)
 	if err == nil {
 		err = p.reap(ctx)
+	}
+	if err == nil {
+		err = p.sweepStrays(ctx) // the last look finds them, and no later one may
 	}
 	c.ended(p, err)
 	return err

@@ -40,6 +40,7 @@ type collecting struct {
 	needed   map[metadata.GatewayID]bool  // by a lease
 	objects  map[metadata.GatewayID]int64 // that are left, by the gateway that wrote them
 	leftover map[metadata.Key]metadata.Stamp
+	strays   map[metadata.PartitionID]bool // of deleted topics, with rows that came late
 
 	found []candidate // by this pass
 	// removed are topics of which it is known that somebody deleted them.
@@ -49,7 +50,8 @@ type collecting struct {
 func newCollecting(c *Collector, o CollectOptions) *collecting {
 	return &collecting{c: c, CollectConfig: c.config, CollectOptions: o, report: &Collection{DryRun: o.DryRun},
 		standings: make(map[metadata.GatewayID]standing), unclearJournals: make(map[metadata.GatewayID]error), unclear: make(map[metadata.PartitionID]bool),
-		needed: make(map[metadata.GatewayID]bool), objects: make(map[metadata.GatewayID]int64), leftover: make(map[metadata.Key]metadata.Stamp)}
+		needed: make(map[metadata.GatewayID]bool), objects: make(map[metadata.GatewayID]int64), leftover: make(map[metadata.Key]metadata.Stamp),
+		strays: make(map[metadata.PartitionID]bool)}
 }
 
 // run is a whole collection. The order of what it reads is what it rests on: who has settled what, then what is named,
@@ -289,6 +291,9 @@ func (p *collecting) mark(ctx context.Context) error {
 // markPartition marks what a partition names. One that moves meanwhile is read again.
 func (p *collecting) markPartition(ctx context.Context, g *glimpse) error {
 	for attempt := 0; ; attempt++ {
+		if err := p.excuse(ctx, g); err != nil {
+			return err
+		}
 		if p.deleted(g) || g.lease == nil && g.fault == nil {
 			return nil
 		}

@@ -291,6 +291,9 @@ func (p *collecting) lookAt(ctx context.Context, id metadata.PartitionID, batch 
 	}
 	for attempt := 0; ; attempt++ {
 		g, err := lookAfresh(ctx, p.Table, id, shared)
+		if err == nil {
+			err = p.excuse(ctx, g)
+		}
 		switch {
 		case err != nil:
 			return nil, err

@@ -49,6 +49,11 @@ func (c *Collection) blocked() bool {
 	return c.waits() || len(c.Unasked) > 0 || c.Kept[KeptUnheard] > 0 || c.Kept[KeptRefused] > 0 || c.Kept[KeptTooMany] > 0
 }
 
+// lingers says whether something stays for a reason that may end without becoming garbage once more, so that nothing tells of it.
+func (c *Collection) lingers() bool {
+	return c.Kept[KeptUnsettled] > 0 || c.Kept[KeptUnknown] > 0 || c.Kept[KeptUnclear] > 0 || len(c.Unclear) > 0
+}
+
 // collectMeters counts what collections did.
 type collectMeters struct {
 	collections, failed, objects, bytes, rows, refused, tooMany atomic.Uint64

@@ -100,7 +100,7 @@ type Cluster interface {
 	Clock() time.Time
 	// View is what readers may see of a partition, now or shortly before.
 	View(context.Context, metadata.PartitionID) (*metadata.View, error)
-	// Swap asks whoever sequences the partition, until the answer is definite. metadata.ErrClosed: the partition, or
+	// Swap asks whoever sequences the partition, until the answer is definite or ctx ends. metadata.ErrClosed, definite too: the partition, or
 	// this uploader, is closed.
 	Swap(context.Context, *metadata.Swap) (metadata.SwapOutcome, error)
 	// SetMergeFloor publishes, in good time, that each number below floor that [metadata.MergerID] of the gateway used is settled.
@@ -114,6 +114,8 @@ type Dependencies struct {
 	Table   metadata.Table
 	Cluster Cluster
 	Log     *slog.Logger
+	// Pressed says that producers beside it wait with much in flight: merging stands back for a while then. nil: never.
+	Pressed func() bool
 	// Meters registers metrics; nil: none.
 	Meters prometheus.Registerer
 }
@@ -178,7 +180,7 @@ func New(config Config, d Dependencies) (*Compactor, error) {
 	}
 	config = config.withDefaults()
 	c := &Compactor{config: config, store: d.Store, table: d.Table, index: metadata.TableIndex{Table: d.Table}, cluster: d.Cluster, log: d.Log,
-		pace:  &pacer{perSecond: config.BytesPerSecond},
+		pace:  &pacer{perSecond: config.BytesPerSecond, pressed: d.Pressed},
 		noted: make(map[metadata.PartitionID]note), wake: make(chan struct{}, 1), requests: make(chan *request), ended: make(chan struct{}),
 		tracked: make(map[metadata.PartitionID]*tracked), damaged: make(map[spot]string)}
 	if c.log == nil {

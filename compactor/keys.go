@@ -387,7 +387,11 @@ func (k *keyPass) section(v *metadata.View, at, until int64) (metadata.Section, 
 			bytes, entries = bytes+s.Parts[j].Bytes, entries+s.Parts[j].Entries
 			j++
 		}
-		return s.Part(i, j), true
+		part := s.Part(i, j)
+		for ; j > i+1 && !part.MayBeRewritten(); part = s.Part(i, j) {
+			j = i + (j-i+1)/2
+		}
+		return part, true
 	}
 	return metadata.Section{}, false
 }

@@ -34,8 +34,9 @@ func (c *Compactor) cleanKeys(ctx context.Context, p *pass) {
 // cleanPartition compacts one by key.
 func (c *Compactor) cleanPartition(ctx context.Context, p *pass, id metadata.PartitionID, topic *metadata.Topic) error {
 	cluster := segments.ClusterID(c.cluster.ClusterID())
+	confirmed := topic
 	d := KeyDeps{Store: c.store, Cluster: cluster, Table: c.table, Index: c.index, Uploader: c.numbers.begin(), Number: c.numbers.take,
-		View: c.cluster.View, Swap: c.numbers.swap, Pace: c.pace.take, Now: c.cluster.Clock,
+		View: c.cluster.View, Pace: c.pace.take, Now: c.cluster.Clock,
 		Aside: func(e *metadata.Entry) bool {
 			problem, damaged := c.damaged[spotOf(id, e)]
 			if damaged && p.all { // the merges before it read it again
@@ -43,7 +44,17 @@ func (c *Compactor) cleanPartition(ctx context.Context, p *pass, id metadata.Par
 			}
 			return damaged
 		},
-		Confirm: func(ctx context.Context) error { return c.confirmKeys(ctx, topic) },
+		Confirm: func(ctx context.Context) error {
+			now, err := c.confirmKeys(ctx, topic)
+			if err == nil {
+				confirmed = now
+			}
+			return err
+		},
+		Swap: func(ctx context.Context, w *metadata.Swap) (metadata.SwapOutcome, error) {
+			w.Topic, w.TopicStamp = confirmed.Name, confirmed.Stamp
+			return c.numbers.swap(ctx, w)
+		},
 		Damaged: func(_ metadata.PartitionID, e *metadata.Entry, err error) { c.setKeysAside(ctx, p, id, e, err) },
 	}
 	began, floor := time.Now(), c.numbers.last
@@ -84,17 +95,17 @@ func (c *Compactor) cleanPartition(ctx context.Context, p *pass, id metadata.Par
 var errOtherRules = errors.New("compactor: the settings of compaction by key have changed")
 
 // confirmKeys reads a topic once more, so that no record goes by settings that were altered before it came.
-func (c *Compactor) confirmKeys(ctx context.Context, topic *metadata.Topic) error {
+func (c *Compactor) confirmKeys(ctx context.Context, topic *metadata.Topic) (*metadata.Topic, error) {
 	t, err := c.cluster.Topic(ctx, topic.Name)
 	switch {
 	case errors.Is(err, metadata.ErrTopicNotFound):
-		return errOtherRules
+		return nil, errOtherRules
 	case err != nil:
-		return err
+		return nil, err
 	case t.ID != topic.ID || t.State != metadata.TopicActive || !t.Config.Compacts() || RulesOf(t.Config, 0) != RulesOf(topic.Config, 0):
-		return errOtherRules
+		return nil, errOtherRules
 	}
-	return nil
+	return t, nil
 }
 
 // setKeysAside names an entry that was found damaged.

@@ -3,6 +3,8 @@ package compactor
 import (
 	"context"
 	"errors"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/varvelog/varve/metadata"
@@ -21,8 +23,6 @@ type numbers struct {
 	doubts []*metadata.Swap
 	due    time.Time
 	tries  int
-	// lost: more were in doubt than are kept. The floor stays where it is for as long as the id does.
-	lost bool
 }
 
 // begin returns the uploader to work under. What was under way before has ended.
@@ -40,24 +40,38 @@ func (n *numbers) take() uint64 {
 
 // settle says that nothing is under way.
 func (n *numbers) settle() {
-	if len(n.doubts) == 0 && !n.lost {
+	if len(n.doubts) == 0 {
 		n.cluster.SetMergeFloor(n.gateway, n.last+1)
 	}
 }
 
-// swap has the cluster swap, and keeps a swap in mind whose outcome stays unknown.
+// patience is for how long a swap is asked for at first: longer than a takeover takes. Whoever sequences one partition may live and not be
+// reached; the others must not wait for that.
+const patience = 30 * time.Second
+
+// errDoubts says that a swap was not asked for, as too many are in doubt, or one of its partition.
+var errDoubts = errors.New("compactor: earlier swaps are in doubt")
+
+// swap has the cluster swap, and keeps a swap in mind whose outcome stays unknown. The more are in doubt, the less is waited for another.
+// Those of one partition come one after the other: who did not answer the last one would not answer this one either.
 func (n *numbers) swap(ctx context.Context, w *metadata.Swap) (metadata.SwapOutcome, error) {
-	outcome, err := n.cluster.Swap(ctx, w)
-	switch {
-	case !errors.Is(err, metadata.ErrUnknown) && (err == nil || ctx.Err() == nil):
-	case len(n.doubts) == mostDoubts:
-		n.lost = true
-	default:
+	if len(n.doubts) == mostDoubts || n.doubtful(w.Partition) {
+		return 0, errDoubts
+	}
+	limited, cancel := context.WithTimeout(ctx, patience/time.Duration(1+len(n.doubts)))
+	defer cancel()
+	outcome, err := n.cluster.Swap(limited, w)
+	if errors.Is(err, metadata.ErrUnknown) || err != nil && limited.Err() != nil && !errors.Is(err, metadata.ErrClosed) {
 		if n.doubts = append(n.doubts, w); n.due.IsZero() {
 			n.due = time.Now().Add(retryAfter)
 		}
 	}
 	return outcome, err
+}
+
+// doubtful says whether a swap of a partition is in doubt.
+func (n *numbers) doubtful(id metadata.PartitionID) bool {
+	return slices.ContainsFunc(n.doubts, func(w *metadata.Swap) bool { return w.Partition == id })
 }
 
 // clear asks again for what is in doubt: under its number a swap is taken once at most, and any answer that says what came of it
@@ -66,9 +80,20 @@ func (n *numbers) clear(ctx context.Context) {
 	if n.begin(); len(n.doubts) == 0 { // they were another id's
 		return
 	}
-	left := n.doubts[:0]
-	for _, w := range n.doubts {
-		if _, err := n.cluster.Swap(ctx, w); err != nil && !errors.Is(err, metadata.ErrClosed) {
+	limited, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	open := make([]bool, len(n.doubts))
+	var asking sync.WaitGroup
+	for i, w := range n.doubts { // all at once: one that gets no answer holds up none
+		asking.Go(func() {
+			_, err := n.cluster.Swap(limited, w)
+			open[i] = err != nil && !errors.Is(err, metadata.ErrClosed)
+		})
+	}
+	asking.Wait()
+	var left []*metadata.Swap
+	for i, w := range n.doubts {
+		if open[i] {
 			left = append(left, w)
 		}
 	}

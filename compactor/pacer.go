@@ -6,16 +6,57 @@ import (
 	"time"
 )
 
-// pacer spaces what is read and written: who takes bytes waits until those taken before have had their time. For many
-// goroutines.
-type pacer struct {
-	perSecond int64 // bytes; 0: no limit
+const (
+	// mostYielded is how long merging stands back for producers in one go, and a tenth of the time in the long run: there
+	// is the more to merge the longer they go on.
+	mostYielded = 30 * time.Second
+	yieldShare  = 10
+	// yieldLook is how often it looks whether they still wait.
+	yieldLook = 100 * time.Millisecond
+)
 
-	mu   sync.Mutex
-	next time.Time // when the next bytes may be taken
+// pacer spaces what is read and written: who takes bytes waits until those taken before have had their time, and while
+// producers are pressed. For many goroutines.
+type pacer struct {
+	perSecond int64       // bytes; 0: no limit
+	pressed   func() bool // producers wait with all that they have in flight; nil: never
+
+	mu      sync.Mutex
+	next    time.Time     // when the next bytes may be taken
+	yielded time.Duration // that is not made up for yet, as of
+	asOf    time.Time
+}
+
+// yield waits while producers are pressed.
+func (p *pacer) yield(ctx context.Context) error {
+	for p.pressed != nil && p.pressed() && p.spend(yieldLook) {
+		if err := pause(ctx, yieldLook); err != nil {
+			return err
+		}
+	}
+	return context.Cause(ctx)
+}
+
+// spend says whether it may stand back for so long.
+func (p *pacer) spend(d time.Duration) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := time.Now()
+	if !p.asOf.IsZero() {
+		p.yielded = max(0, p.yielded-now.Sub(p.asOf)/yieldShare)
+	}
+	p.asOf = now
+	if p.yielded+d > mostYielded {
+		return false
+	}
+	p.yielded += d
+	return true
 }
 
 func (p *pacer) take(ctx context.Context, bytes int64) error {
+	if err := p.yield(ctx); err != nil {
+		return err
+	}
 	if p.perSecond <= 0 {
 		return nil
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -37,6 +38,41 @@ func TestPacer(t *testing.T) {
 		began = time.Now()
 		if err := p.take(t.Context(), 1); err != nil || time.Since(began) > 0 {
 			t.Errorf("after a quiet time: %v, after %s", err, time.Since(began))
+		}
+	})
+}
+
+// TestMergingYields has merging stand back while producers wait, but not for ever, and no longer than they do.
+func TestMergingYields(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var pressed atomic.Bool
+		pressed.Store(true)
+		p := &pacer{pressed: pressed.Load}
+		take := func() time.Duration {
+			began := time.Now()
+			if err := p.take(t.Context(), 1); err != nil {
+				t.Fatal(err)
+			}
+			return time.Since(began)
+		}
+		began := time.Now()
+		var waited time.Duration
+		for time.Since(began) < 10*time.Minute {
+			waited += take()
+			time.Sleep(10 * time.Millisecond) // it reads and writes
+		}
+		if want := mostYielded + 10*time.Minute/yieldShare; waited < mostYielded || waited > want+time.Second {
+			t.Errorf("merging stood back for %s of 10 minutes, want up to %s", waited, want)
+		}
+		pressed.Store(false)
+		if d := take(); d != 0 {
+			t.Errorf("merging stood back for %s although nobody waits", d)
+		}
+		time.Sleep(time.Hour)
+		pressed.Store(true)
+		time.AfterFunc(time.Second, func() { pressed.Store(false) })
+		if d := take(); d < time.Second || d > time.Second+yieldLook {
+			t.Errorf("merging stood back for %s, want as long as producers wait, 1 s", d)
 		}
 	})
 }

@@ -97,6 +97,9 @@ func TestMovedBatch(t *testing.T) {
 	}
 	found := 0
 	_, err := verify.Run(t.Context(), verify.Config{Store: w.store, Table: w.table, Deep: true}, func(f verify.Finding) {
+		if !f.Kind.Break() {
+			return // a page that was replaced, and not collected yet
+		}
 		if found++; f.Kind != verify.BatchCorrupt {
 			t.Errorf("verify: %+v", f)
 		}

@@ -25,13 +25,41 @@ type located struct {
 	list    []replacement
 }
 
+// pieces divides what no single swap can carry: entries of a tail are in it themselves, those too that stay between others that go.
+func (l located) pieces() []located {
+	if !l.section.IsTail() {
+		return []located{l}
+	}
+	var list []located
+	for rest := l.list; len(rest) > 0; {
+		n := 1
+		for n < len(rest) && metadata.TailSwapFits(replacedWithin(l.entries, rest[:n+1])) {
+			n++
+		}
+		list = append(list, located{l.section, l.entries, rest[:n]})
+		rest = rest[n:]
+	}
+	return list
+}
+
+// replacedWithin is what stands for the entries from the first to the last of those that are replaced.
+func replacedWithin(entries []metadata.Entry, list []replacement) []metadata.Entry {
+	var out []metadata.Entry
+	at := list[0].from
+	for _, r := range list {
+		out = append(append(out, entries[at:r.from]...), r.entry)
+		at = r.to
+	}
+	return out
+}
+
 // swap puts merged entries in the place of those that they stand for. What changed meanwhile stays as it is.
 func (c *Compactor) swap(ctx context.Context, p *pass, uploader metadata.GatewayID, s *stretch, list []replacement) error {
 	if len(list) == 0 {
 		return nil
 	}
 	slices.SortFunc(list, func(a, b replacement) int { return a.from - b.from })
-	at, open := []located{{s.section, s.entries, list}}, list
+	at, open := located{s.section, s.entries, list}.pieces(), list
 	var done []replacement
 	defer func() { c.swapped(p, s, list, done) }()
 	for try := 0; ; try++ {
@@ -94,19 +122,28 @@ func (c *Compactor) swapped(p *pass, s *stretch, list, done []replacement) {
 
 // replaced is entries with some of them replaced.
 func replaced(entries []metadata.Entry, list []replacement) []metadata.Entry {
-	var out []metadata.Entry
-	at := 0
-	for _, r := range list {
-		out = append(append(out, entries[at:r.from]...), r.entry)
-		at = r.to
+	if len(list) == 0 {
+		return entries
 	}
-	return append(out, entries[at:]...)
+	first, last := list[0].from, list[len(list)-1].to
+	return slices.Concat(entries[:first], replacedWithin(entries, list), entries[last:])
 }
 
 // swapIn has the parts of a section replaced in which something changes.
 func (c *Compactor) swapIn(ctx context.Context, uploader metadata.GatewayID, l located) (metadata.SwapOutcome, error) {
 	low, high := l.list[0].entry.First, l.list[len(l.list)-1].entry.End
 	part := partsOver(l.section, low, high)
+	if !part.IsTail() {
+		// Rows are written. Merging took its time: the topic may be deleted by now, and its rows be swept.
+		switch view, err := c.cluster.View(ctx, part.Partition); {
+		case err != nil:
+			return 0, err
+		case view.Closed:
+			return 0, metadata.ErrClosed
+		case view.Next < part.To:
+			return metadata.SwapMoved, nil
+		}
+	}
 	changed := replaced(l.entries, l.list)
 	from := sort.Search(len(changed), func(i int) bool { return changed[i].First >= part.From })
 	to := sort.Search(len(changed), func(i int) bool { return changed[i].First >= part.To })
@@ -166,7 +203,7 @@ func (c *Compactor) find(ctx context.Context, id metadata.PartitionID, list []re
 			return nil, err
 		}
 		if within = match(entries, within); len(within) > 0 {
-			found = append(found, located{section, entries, within})
+			found = append(found, located{section, entries, within}.pieces()...)
 		}
 	}
 	return found, nil

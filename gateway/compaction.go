@@ -411,3 +411,9 @@ func (s *clusterService) Compact(ctx context.Context, r *varvev1.CompactRequest,
 	}
 	return nil
 }
+
+// Pressed says that producers wait for two segments or more: whatever else needs processors, bucket or disk holds them up.
+func (g *Gateway) Pressed() bool {
+	t := g.tenure.Load()
+	return t != nil && t.intake.outstanding.Load() >= 2*g.config.SegmentBytes
+}

@@ -50,6 +50,7 @@ type position struct {
 	done      bool
 	caughtUp  bool // it had come to the end
 	ahead     readAhead
+	view      *metadata.View // what it reads by, while it goes through old data; nil: it does not
 }
 
 // viewer gets a partition's view.
@@ -191,13 +192,17 @@ type consumer struct {
 	// aheads are reads of what is wanted next. A Fetch has none: it ends with its message.
 	follows bool
 	aheads  sync.WaitGroup
+	ahead   chan struct{} // closed when what was begun last is there; nil: nothing was
+	// goingThrough is how many partitions of it go through old data.
+	goingThrough int
+	dense        density
 }
 
 // end waits for what was read ahead. Its context has ended.
 func (c *consumer) end() {
 	c.aheads.Wait()
 	for _, p := range c.positions {
-		p.endAhead(c.g.reader)
+		c.endAhead(p)
 	}
 }
 
@@ -256,7 +261,7 @@ func (c *consumer) advance(ctx context.Context, p *position) (sent bool, err err
 	room := c.g.reader.room
 	m := &message{room: room, reuse: c.reuse}
 	defer m.leave()
-	p.settle()
+	c.settle(p)
 	err = c.g.withView(ctx, p.partition.id, func(v *metadata.View) (err error) {
 		if view = v; v.Closed {
 			return refuse(connect.CodeNotFound, reasonTopicDeleted, "the topic was deleted")

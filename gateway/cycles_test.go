@@ -3,6 +3,7 @@ package gateway
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -76,6 +77,41 @@ func TestCommitsDoNotGrowWithTheSquare(t *testing.T) {
 		for _, m := range members {
 			m.drain()
 		}
+	})
+}
+
+// TestLadenCyclesComeSooner has producers wait with all that they have in flight: what fills half a segment does not
+// wait for a commit as small appends do, and each such commit is worth it.
+func TestLadenCyclesComeSooner(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const producers, size, seconds = 16, 16 << 10, 10
+		c := newTestCluster(t)
+		c.config.FlushInterval, c.config.SegmentBytes = 250*time.Millisecond, 4*size
+		m := c.start()
+		m.create(t, "a", 1, nil)
+		c.settle()
+		value := string(make([]byte, size))
+		before, appends := m.commitWrites(), atomic.Int64{}
+		end := time.Now().Add(seconds * time.Second)
+		var group sync.WaitGroup
+		for range producers {
+			group.Go(func() {
+				for time.Now().Before(end) {
+					if _, err := m.append("a", 0, value); err != nil {
+						t.Error(err)
+						return
+					}
+					appends.Add(1)
+				}
+			})
+		}
+		group.Wait()
+		commits := int64(m.commitWrites() - before)
+		// With two in a flush interval there are eight a second, of 16 appends each.
+		if n := appends.Load(); n < 20*producers*seconds || commits*2 > n {
+			t.Errorf("%d appends in %d commits in %d s, want %d a second and 2 a commit, at least", n, commits, seconds, 20*producers)
+		}
+		m.drain()
 	})
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/varvelog/varve/internal/seeded"
 	"github.com/varvelog/varve/metadata"
 	"github.com/varvelog/varve/segments"
+	"github.com/varvelog/varve/segments/batch"
 )
 
 const (
@@ -328,6 +329,7 @@ func (in *intake) gather(a *appending, now time.Time) error {
 		}
 		in.open = &openSegment{number: in.number, spans: make(map[segments.SpanID]*openSpan),
 			builder: segments.NewBuilder(segments.ClusterID(in.g.cluster.ID), segments.GatewayID(in.t.id), in.number)}
+		in.open.builder.Checked(batch.CRCStart) // what is gathered was validated
 		in.unsettled[in.number] = struct{}{}
 	}
 	segment := in.open

@@ -107,6 +107,7 @@ type timeRange struct{ start, end int64 }
 type wanted struct {
 	chunk  metadata.Chunk
 	length int64
+	asked  int64 // of them by a reader, where ranges are joined to be read ahead
 }
 
 // read gathers whole batches from offset f.from on, at most maxBytes (but at least
@@ -195,7 +196,7 @@ func join(ranges []wanted, c metadata.Chunk) []wanted {
 			return ranges
 		}
 	}
-	return append(ranges, wanted{c, c.Length})
+	return append(ranges, wanted{chunk: c, length: c.Length})
 }
 
 // fetch reads the ranges one behind the other into buffer, each with its own error.
@@ -329,7 +330,7 @@ func (r *reader) damage(w wanted, position int, offset int64, err error) error {
 
 // scan is the [metadata.ScanFunc] over the bucket: one ranged read.
 func (r *reader) scan(ctx context.Context, c metadata.Chunk, from, t int64) (metadata.Found, int64, bool, error) {
-	w := wanted{c, c.Length}
+	w := wanted{chunk: c, length: c.Length}
 	data := make([]byte, w.length)
 	err := r.bytes(ctx, w, data, true)
 	if err != nil {

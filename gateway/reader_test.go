@@ -42,7 +42,7 @@ func TestFlippedHeaders(t *testing.T) {
 	g := startGateway(t, Config{Exclusive: true}, memory())
 	for _, sparse := range []bool{false, true} {
 		good := storedBatches(t, sparse)
-		w := wanted{metadata.Chunk{Gateway: "g1-m", Number: 1, Length: int64(len(good)), First: 8, End: 25, Sparse: true}, int64(len(good))}
+		w := wanted{chunk: metadata.Chunk{Gateway: "g1-m", Number: 1, Length: int64(len(good)), First: 8, End: 25, Sparse: true}, length: int64(len(good))}
 		if !sparse {
 			w.chunk.First, w.chunk.End, w.chunk.Sparse = 10, 16, false
 		}

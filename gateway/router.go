@@ -282,7 +282,7 @@ func (x *exchange) pointed(result *indexed) bool {
 // decision is what can be decided about a partition, other than an append.
 type decision struct {
 	trim  *int64
-	under *settings // of a trim by retention
+	under *settings // of a trim by retention, or a swap that leaves records out
 	close bool
 	fence *fencing
 	swap  *swapping
@@ -339,9 +339,6 @@ func (d decision) message(id metadata.PartitionID) *peerv1.DecideRequest {
 	switch {
 	case d.trim != nil:
 		r.Decision = &peerv1.DecideRequest_Trim{Trim: *d.trim}
-		if u := d.under; u != nil {
-			r.Under = &peerv1.Settings{Topic: u.topic, Epoch: u.stamp.Epoch, Sequence: u.stamp.Sequence}
-		}
 	case d.fence != nil:
 		r.Decision = &peerv1.DecideRequest_Fence{Fence: &peerv1.Fence{Token: d.fence.token, CurrentToken: d.fence.current, ExpectedOffset: d.fence.expected}}
 	case d.swap != nil:
@@ -349,24 +346,27 @@ func (d decision) message(id metadata.PartitionID) *peerv1.DecideRequest {
 	default:
 		r.Decision = &peerv1.DecideRequest_Close{Close: true}
 	}
+	if u := d.under; u != nil {
+		r.Under = &peerv1.Settings{Topic: u.topic, Epoch: u.stamp.Epoch, Sequence: u.stamp.Sequence}
+	}
 	return r
 }
 
 func decisionOf(id metadata.PartitionID, r *peerv1.DecideRequest) (decision, error) {
+	var under *settings
+	if u := r.GetUnder(); u != nil {
+		under = &settings{u.GetTopic(), metadata.Stamp{Epoch: u.GetEpoch(), Sequence: u.GetSequence()}}
+	}
 	switch d := r.GetDecision().(type) {
 	case *peerv1.DecideRequest_Trim:
-		out := decision{trim: &d.Trim}
-		if u := r.GetUnder(); u != nil {
-			out.under = &settings{u.GetTopic(), metadata.Stamp{Epoch: u.GetEpoch(), Sequence: u.GetSequence()}}
-		}
-		return out, nil
+		return decision{trim: &d.Trim, under: under}, nil
 	case *peerv1.DecideRequest_Fence:
 		return decision{fence: &fencing{d.Fence.GetToken(), d.Fence.CurrentToken, d.Fence.ExpectedOffset}}, nil
 	case *peerv1.DecideRequest_Close:
 		return decision{close: true}, nil
 	case *peerv1.DecideRequest_Swap:
 		w, err := metadata.DecodeSwap(id, d.Swap)
-		return decision{swap: &swapping{Swap: w}}, err
+		return decision{swap: &swapping{Swap: w}, under: under}, err
 	}
 	return decision{}, fmt.Errorf("%w: a decision of unknown kind", metadata.ErrInvalid)
 }
@@ -456,14 +456,19 @@ func (s *sequencer) decide(ctx context.Context, id metadata.PartitionID, d decis
 			return nil, err
 		}
 	}
-	read := time.Now()
+	read, other := time.Now(), false
 	if d.under != nil {
-		if err := s.g.stand(ctx, id.Topic, d.under); err != nil {
+		err := s.g.stand(ctx, id.Topic, d.under)
+		// A swap is refused below: its number must be void, or nobody knows when an earlier try of it may still come.
+		if other = errors.As(err, new(*altered)) && d.swap != nil; err != nil && !other {
 			return nil, err
 		}
 	}
 	err = s.ask(ctx, id, func(p *metadata.Partition) (*metadata.Change, error) {
-		if d.under != nil && time.Since(read) > settingsTrusted {
+		switch late := d.under != nil && time.Since(read) > settingsTrusted; {
+		case d.swap != nil:
+			d.swap.altered = other || late
+		case late:
 			return nil, &altered{fmt.Sprintf("topic %q may have been altered since it was read", d.under.topic)} // what asks looks again
 		}
 		if d.swap != nil && !s.g.members.takesFrom(d.swap.Uploader) && !seeded.Has(seeded.AcceptClosedUploader) {

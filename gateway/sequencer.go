@@ -40,6 +40,8 @@ type ticket struct {
 	// done is told the verdict, once it is settled. Called from the sequencer's
 	// goroutine: it must not block.
 	done func(metadata.Verdict, error)
+	// bytes is how much of what producers wait for rests on it.
+	bytes int64
 	// gone, if set, says that nobody waits any more: the ticket is dropped, and done not called.
 	gone <-chan struct{}
 }
@@ -106,6 +108,7 @@ type sequencer struct {
 
 	mu     sync.Mutex
 	queue  []*ticket
+	queued int64 // bytes of them
 	closed error
 	uneven bool // who lives has changed: see which partitions should be elsewhere
 	// barriers are told once every cycle is settled that began before they came.
@@ -151,6 +154,9 @@ func (s *sequencer) submit(tickets ...*ticket) {
 	closed := s.closed
 	if closed == nil {
 		s.queue = append(s.queue, tickets...)
+		for _, t := range tickets {
+			s.queued += t.bytes
+		}
 	}
 	s.mu.Unlock()
 	if closed != nil {
@@ -167,7 +173,11 @@ func (s *sequencer) submit(tickets ...*ticket) {
 
 // refer asks for a verdict on a reference.
 func (s *sequencer) refer(ref *metadata.Reference, gone <-chan struct{}, done func(metadata.Verdict, error)) *ticket {
-	return &ticket{partition: ref.Partition, done: done, gone: gone,
+	var bytes int64
+	for i := range ref.Batches {
+		bytes += int64(ref.Batches[i].Size)
+	}
+	return &ticket{partition: ref.Partition, done: done, bytes: bytes, gone: gone,
 		decide: func(p *metadata.Partition) (metadata.Verdict, *metadata.Change, error) {
 			if !s.g.members.takesFrom(ref.Uploader) && !seeded.Has(seeded.AcceptClosedUploader) {
 				return metadata.Verdict{}, nil, &uploaderClosed{ref.Uploader}
@@ -329,17 +339,31 @@ func (s *sequencer) waiting() bool {
 	return len(s.queue) > 0
 }
 
+// load is how many bytes of producers wait in the queue.
+func (s *sequencer) load() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.queued
+}
+
+// laden says that so many bytes are worth a commit of their own: it does not count among those in a flush interval.
+func (s *sequencer) laden(bytes int64) bool { return bytes >= s.g.config.SegmentBytes/2 }
+
 // pace is how long the next cycle has to wait, so that commits are no more than the table should
 // bear, and no more than cyclesAFlush in a flush interval however many gateways refer to this one,
 // each at its own moment. A cycle that follows a quiet time may be followed by the next as soon as the
-// spacing allows. 0 when there is no need to wait, or nothing to commit.
+// spacing allows, one that is laden in half of that: those are bounded by the bytes of producers, who may be waiting
+// with all that they have in flight. 0 when there is no need to wait, or nothing to commit.
 func (s *sequencer) pace() time.Duration {
 	if len(s.parked) == 0 && !s.waiting() {
 		return 0
 	}
-	c := s.g.config
-	wait := max(c.CycleInterval, s.spacing) - time.Since(s.lastCycle)
-	if share := c.FlushInterval / cyclesAFlush; c.CycleInterval > 0 && c.CycleInterval < share {
+	c, spacing, laden := s.g.config, s.g.config.CycleInterval, s.laden(s.load())
+	if laden {
+		spacing /= 2
+	}
+	wait := max(spacing, s.spacing) - time.Since(s.lastCycle)
+	if share := c.FlushInterval / cyclesAFlush; !laden && c.CycleInterval > 0 && c.CycleInterval < share {
 		wait = max(wait, time.Until(s.spent.Add(c.CycleInterval-share)))
 	}
 	return min(max(wait, 0), peerWait/2) // other gateways' references do not wait longer
@@ -366,8 +390,8 @@ type cycle struct {
 // cycle judges what waits, commits it, and answers.
 func (s *sequencer) cycle(ctx context.Context) error {
 	s.mu.Lock()
-	tickets, uneven := s.queue, s.uneven
-	s.queue, s.uneven = nil, false
+	tickets, bytes, uneven := s.queue, s.queued, s.uneven
+	s.queue, s.queued, s.uneven = nil, 0, false
 	s.mu.Unlock()
 	if uneven {
 		s.findUneven()
@@ -388,7 +412,9 @@ func (s *sequencer) cycle(ctx context.Context) error {
 	if s.spent.Before(s.lastCycle) {
 		s.spent = s.lastCycle
 	}
-	s.spent = s.spent.Add(s.g.config.FlushInterval / cyclesAFlush)
+	if !s.laden(bytes) {
+		s.spent = s.spent.Add(s.g.config.FlushInterval / cyclesAFlush)
+	}
 	size := 0
 	if seeded.Has(seeded.AckBeforeCommit) {
 		for _, a := range c.answers {

@@ -11,11 +11,17 @@ import (
 // swapping is a swap that is asked for, and what became of it.
 type swapping struct {
 	*metadata.Swap
+	// altered: the topic has, or may have, other settings than those that it went by. It is refused, for good.
+	altered bool
 	outcome metadata.SwapOutcome
 }
 
 func (s *swapping) judge(p *metadata.Partition) (*metadata.Change, error) {
-	outcome, change, err := p.JudgeSwap(s.Swap)
+	judge := p.JudgeSwap
+	if s.altered {
+		judge = p.RefuseSwap
+	}
+	outcome, change, err := judge(s.Swap)
 	s.outcome = outcome
 	return change, err
 }
@@ -45,16 +51,22 @@ func (s *sequencer) meets(ctx context.Context, uploader metadata.GatewayID) erro
 // the partition is closed, or nothing is taken from the uploader any more; nothing will be swapped.
 func (g *Gateway) Swap(ctx context.Context, w *metadata.Swap) (metadata.SwapOutcome, error) {
 	pauses := metadata.DefaultBackOff()
+	var under *settings
+	if w.Topic != "" {
+		under = &settings{w.Topic, w.TopicStamp}
+	}
 	doubt := false // an earlier try may have been taken, or may be yet
 	for {
 		s := &swapping{Swap: w}
-		_, again, err := g.router.decideOnce(ctx, w.Partition, decision{swap: s})
+		_, again, err := g.router.decideOnce(ctx, w.Partition, decision{swap: s, under: under})
 		var closed *uploaderClosed
 		switch {
 		case err == nil:
 			return s.outcome, nil
 		case errors.As(err, &closed):
 			return 0, fmt.Errorf("%w: %w", metadata.ErrClosed, err)
+		case errors.Is(err, metadata.ErrClosed): // that is told once it stands: whatever came of an earlier try, none comes to anything now
+			return 0, err
 		case again, errors.Is(err, metadata.ErrUnknown), errors.Is(err, errStopped):
 			doubt = doubt || !errors.Is(err, metadata.ErrHeld)
 		case doubt:

@@ -302,7 +302,8 @@ func TestTrimFreesRows(t *testing.T) {
 			time.Sleep(time.Second)
 		}
 		trim(&varvev1.TrimPlace{At: &varvev1.TrimPlace_Time{Time: 600_500}})
-		if rows := c.rowsOf(id); rows[1] != "page/0000000000000200" { // of offset 512
+		// Of those that begin at or before offset 600 only the last one is needed.
+		if rows, at := c.rowsOf(id), "page/0000000000000258"; len(rows) > pages || rows[1] > at || rows[2] <= at {
 			t.Errorf("half of the log has gone, and of %d pages there are left %v", pages, rows[1:])
 		}
 		_, err := m.log.Fetch(t.Context(), &varvev1.FetchRequest{Topic: "a", Start: &varvev1.Place{At: &varvev1.Place_Offset{Offset: 7}}})

@@ -50,7 +50,7 @@ func heap() int {
 	return int(m.HeapAlloc)
 }
 
-// TestSealedJournalInMemory: the longest journals there are take a taker less than three times their bytes.
+// TestSealedJournalInMemory: a journal much longer than they get takes a taker less than three times their bytes.
 func TestSealedJournalInMemory(t *testing.T) {
 	table := memtable.New()
 	size := sealedJournal(t, table, 100, spans(t, 6000, 1, false))

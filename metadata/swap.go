@@ -69,6 +69,9 @@ func (v *View) Sections() []Section {
 	return list
 }
 
+// IsTail says that a swap of the section names its entries, not rows of the index.
+func (s Section) IsTail() bool { return s.Level == tailLevel }
+
 // Part is the section of its parts from i up to j, exclusive; at least one.
 func (s Section) Part(i, j int) Section {
 	if j < len(s.Parts) {
@@ -143,6 +146,10 @@ type Swap struct {
 	Identity uint64
 	// Rewritten says that records were left out: content sums need not balance.
 	Rewritten bool
+	// Topic and TopicStamp, if set, are the version of the topic by whose settings records were left out: it is for whoever has the
+	// swap judged to see that there is no newer one. They are not part of what Encode writes.
+	Topic      string
+	TopicStamp Stamp
 	// Children replace those of the section, or Entries those of the tail.
 	Children []Child
 	Entries  []Entry
@@ -170,7 +177,7 @@ func PrepareSwap(ctx context.Context, t Table, s Section, uploader GatewayID, nu
 	}
 	w := &Swap{Partition: s.Partition, Uploader: uploader, Number: number, Level: s.Level, From: s.From, To: s.To, Identity: s.identity()}
 	if s.Level == tailLevel {
-		if len(entries) > len(s.tail) || sizeOf(entries) > MaxJournalEntry/2 {
+		if len(entries) > len(s.tail) || !TailSwapFits(entries) {
 			return nil, fmt.Errorf("%w: %d entries of up to %d bytes in place of %d: a tail must not grow, and a change must fit its journal", ErrInvalid, len(entries), sizeOf(entries), len(s.tail))
 		}
 		w.Entries = entries
@@ -268,7 +275,12 @@ func RowWriter(value []byte) (uploader GatewayID, number uint64, err error) {
 // JudgeSwap decides on a swap. The change is nil when the number had been judged before; otherwise it must be
 // applied, also when the swap is refused. ErrClosed when the partition is closed, ErrBusy while a checkpoint is being
 // written, or may or may not have been: what is to be replaced may be moving.
-func (p *Partition) JudgeSwap(w *Swap) (SwapOutcome, *Change, error) {
+func (p *Partition) JudgeSwap(w *Swap) (SwapOutcome, *Change, error) { return p.judgeSwap(w, true) }
+
+// RefuseSwap decides that a swap is refused, as one that moved, unless its number was judged before. Otherwise it is as JudgeSwap.
+func (p *Partition) RefuseSwap(w *Swap) (SwapOutcome, *Change, error) { return p.judgeSwap(w, false) }
+
+func (p *Partition) judgeSwap(w *Swap, may bool) (SwapOutcome, *Change, error) {
 	if u := p.uploaders[w.Uploader]; u != nil && w.Number <= u.last {
 		return u.recallSwap(w.Number), nil, nil
 	}
@@ -283,7 +295,7 @@ func (p *Partition) JudgeSwap(w *Swap) (SwapOutcome, *Change, error) {
 	if !seeded.Has(seeded.SwapAnyway) {
 		ok = ok && s.identity() == w.Identity
 	}
-	if !ok || !w.fits(s) || !p.holds(w, s) {
+	if !may || !ok || !w.fits(s) || !p.holds(w, s) {
 		c.runs = []answerRun{{outcome: SwapRefused, batches: 1, offset: NoOffset, actual: NoOffset}}
 		return SwapMoved, c, nil
 	}
@@ -364,10 +376,26 @@ func (w *Swap) fits(s Section) bool {
 // make a node of.
 func (p *Partition) holds(w *Swap, s Section) bool {
 	if w.Level == tailLevel {
-		return len(w.Entries) <= len(s.tail) && sizeOf(w.Entries) <= MaxJournalEntry/2
+		return len(w.Entries) <= len(s.tail) && TailSwapFits(w.Entries)
 	}
 	return len(w.Children) <= len(s.Parts) || len(p.levels[w.Level])-len(s.Parts)+len(w.Children) <= mostChildren(w.Level)
 }
+
+// TailSwapFits says whether so many entries may take the place of a part of a tail in one swap: a change must fit its journal.
+func TailSwapFits(entries []Entry) bool { return sizeOf(entries) <= MaxJournalEntry/2 }
+
+// MayBeRewritten says whether one swap can carry a section whatever is left out of its entries. Only what lies in a tail may be too
+// much: an entry that is written anew has as many points as its length allows.
+func (s Section) MayBeRewritten() bool {
+	size := 0
+	for i := range s.tail {
+		size += entryBound + 40*max(len(s.tail[i].Points), int(min(s.tail[i].Length/minChunk+1, MaxPoints)))
+	}
+	return size <= MaxJournalEntry/2
+}
+
+// entryBound is what an entry without points takes in a row, at most, with the id of a compactor.
+const entryBound = 112 + 32
 
 // sizeOf bounds from above what entries take in a row.
 func sizeOf(entries []Entry) (bytes int) {

@@ -3,7 +3,6 @@ package segments
 import (
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io"
 	"sort"
 )
@@ -13,6 +12,7 @@ import (
 type Parts struct {
 	parts [][]byte
 	ends  []int64 // of each part, in the body
+	sums  *knownSums
 }
 
 // NewBody returns a body of the parts, one after the other.
@@ -139,13 +139,4 @@ func Bytes(body Body) []byte {
 		data = append(data, part...)
 	}
 	return data
-}
-
-// CRC32C is the CRC-32C (Castagnoli) of the whole body.
-func CRC32C(body Body) uint32 {
-	var sum uint32
-	for _, part := range body.Slices() {
-		sum = crc32.Update(sum, castagnoli, part)
-	}
-	return sum
 }

@@ -23,6 +23,7 @@ type Builder struct {
 	bytes     int64
 	batches   int
 	worst     int64 // bytes that the directory may take
+	checked   int   // see Checked; 0: not
 }
 
 type buildSpan struct {
@@ -92,6 +93,10 @@ func validateBatch(id SpanID, data []byte, info *BatchInfo) error {
 	return fmt.Errorf("segments: batch of %v: %s", id, fault)
 }
 
+// Checked says that each batch was held against the CRC in its info just before it is added, which covers all but its first
+// skip bytes. [CRC32C] of the object need not go over large ones again then.
+func (b *Builder) Checked(skip int) { b.checked = skip }
+
 // Bytes is the size of all batches.
 func (b *Builder) Bytes() int64 { return b.bytes }
 
@@ -129,6 +134,7 @@ func (b *Builder) Build(previous func(SpanID) uint64) (*Object, error) {
 	}
 	parts := make([][]byte, 0, b.batches+2)
 	parts = append(parts, appendHeader(nil))
+	sums := &knownSums{skip: b.checked, of: make(map[int]uint32)}
 	position := int64(headerSize)
 	d.Spans = make([]Span, 0, len(b.spans))
 	for _, id := range b.order() {
@@ -140,13 +146,18 @@ func (b *Builder) Build(previous func(SpanID) uint64) (*Object, error) {
 		for i := range span.Batches {
 			span.Batches[i].Position = position
 			position += int64(span.Batches[i].Size)
+			if b.checked > 0 && span.Batches[i].Size >= worthCombining {
+				sums.of[len(parts)+i] = span.Batches[i].CRC
+			}
 		}
 		span.Length = position - span.Position
 		parts = append(parts, source.data...)
 		d.Spans = append(d.Spans, span)
 	}
 	end := appendEnd(&d, position, b.batches)
-	return &Object{Parts: NewBody(append(parts, end)...), Directory: d}, nil
+	o := &Object{Parts: NewBody(append(parts, end)...), Directory: d}
+	o.sums = sums
+	return o, nil
 }
 
 func (b *Builder) order() []SpanID {

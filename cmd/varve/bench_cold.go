@@ -28,7 +28,7 @@ type coldOptions struct {
 }
 
 func newBenchColdCommand(a *app) *cobra.Command {
-	o := coldOptions{bytes: 768 * mib, cacheBytes: 32 * mib}
+	o := coldOptions{bytes: 1024 * mib, cacheBytes: 256 * mib}
 	cmd := &cobra.Command{
 		Use:   "cold",
 		Short: "Measure reads that come from the bucket, beside the floor",
@@ -250,9 +250,9 @@ func medianOf[T any](rounds []T, of func(*T) float64) float64 {
 	return (values[(n-1)/2] + values[n/2]) / 2
 }
 
-// partCold is bench cold, with readers that go through all of a topic.
+// partCold is bench cold, with readers that go through all of a topic: four times what the cache has, which is a gateway's default.
 func partCold(ctx context.Context, a *app, o *allOptions) (any, []figure, error) {
-	r, err := a.benchCold(ctx, &coldOptions{segments: o.segments, metadata: o.metadata, dir: o.dir, bytes: pickSize[byteSize](o, 768*mib, 64*mib), cacheBytes: pickSize[byteSize](o, 32*mib, 4*mib),
+	r, err := a.benchCold(ctx, &coldOptions{segments: o.segments, metadata: o.metadata, dir: o.dir, bytes: pickSize[byteSize](o, 1024*mib, 64*mib), cacheBytes: pickSize[byteSize](o, 256*mib, 16*mib),
 		partitions: 8, readers: 2, rounds: pickSize(o, 5, 1), duration: pickSize(o, time.Second, 200*time.Millisecond)})
 	if err != nil {
 		return nil, nil, err

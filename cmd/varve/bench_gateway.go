@@ -108,6 +108,11 @@ func (s *countedStore) GetInto(ctx context.Context, key string, into []byte, off
 	return segments.GetInto(ctx, s.Store, key, into, offset)
 }
 
+// GetScattered implements [segments.ScatterReader].
+func (s *countedStore) GetScattered(ctx context.Context, key string, into [][]byte, offset int64) (int, error) {
+	return segments.GetScattered(ctx, s.Store, key, into, offset)
+}
+
 func (r *rowCounter) observe(o metadata.Observation) {
 	if o.Op.Reads() || o.Err != nil {
 		return

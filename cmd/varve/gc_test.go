@@ -25,7 +25,7 @@ func decodeCollection(t *testing.T, text string) (c struct {
 // A trim frees its space, by a gateway that runs, once the grace is over.
 func TestCollectByGateway(t *testing.T) {
 	data := t.TempDir()
-	g := startServing(t, "--data", data, "--gc-grace", "200ms")
+	g := startServing(t, "--data", data, "--gc-grace", "1s")
 	s := &testShell{t: t, data: data, env: map[string]string{"VARVE_SERVER": "http://" + g.address}}
 	s.produceBatch("zstd")
 	path, _ := s.segmentFile()
@@ -41,8 +41,9 @@ func TestCollectByGateway(t *testing.T) {
 	if r.status != statusDone || !strings.Contains(r.stdout, "kept 1 object: grace: ") {
 		t.Errorf("within the grace: status %d\n%s\n%s", r.status, r.stdout, r.stderr)
 	}
+	// The gateway collects it by itself when its grace is over, and may be the first.
 	r = s.run("", "gc", "--wait")
-	if r.status != statusDone || !strings.HasPrefix(r.stdout, "deleted 1 object of ") || !strings.Contains(r.stderr, "1 object and 0 rows wait until the gateway") {
+	if r.status != statusDone || !strings.HasPrefix(r.stdout, "deleted ") || !strings.Contains(r.stderr, "1 object and 0 rows wait until the gateway") {
 		t.Errorf("after it: status %d\n%s\n%s", r.status, r.stdout, r.stderr)
 	}
 	if _, err := os.Stat(path); !os.IsNotExist(err) {

@@ -41,7 +41,7 @@ type Upkeep struct {
 func New(g *gateway.Gateway, c Config) (*Upkeep, error) {
 	u := &Upkeep{}
 	if c.Merging != nil {
-		merging, err := compactor.New(*c.Merging, compactor.Dependencies{Store: g.Store(), Table: g.Table(), Cluster: cluster{g}, Log: c.Log, Meters: c.Meters})
+		merging, err := compactor.New(*c.Merging, compactor.Dependencies{Store: g.Store(), Table: g.Table(), Cluster: cluster{g}, Pressed: g.Pressed, Log: c.Log, Meters: c.Meters})
 		if err != nil {
 			return nil, err
 		}

@@ -29,6 +29,9 @@ const (
 	atBaseSequence    = 53
 	atCount           = 57
 
+	// CRCStart is where the bytes begin that a batch's CRC covers: all up to its end.
+	CRCStart = atAttributes
+
 	framePrefix = 12 // base offset and length, which Length does not count
 	magic       = 2
 )

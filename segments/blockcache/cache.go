@@ -70,6 +70,7 @@ type Cache struct {
 	recent  recent
 	kept    *otter.Cache[place, *block]
 	touched *otter.Cache[place, struct{}]
+	ends    *otter.Cache[string, int64] // where objects end at the latest, of those that a fetch came to the end of
 	buffers *buffers
 
 	counts *Counts
@@ -107,6 +108,7 @@ func New(config Config, fetch Fetch) *Cache {
 	})
 	c.recent = recent{limit: config.Bytes / recentShare, list: make(map[place]*block), leave: func(p place, b *block) { c.kept.Set(p, b) }}
 	c.touched = otter.Must(&otter.Options[place, struct{}]{MaximumSize: touchedBlocks, Executor: here})
+	c.ends = otter.Must(&otter.Options[string, int64]{MaximumSize: touchedBlocks, Executor: here})
 	return c
 }
 
@@ -167,6 +169,11 @@ func (c *Cache) Prepare(ctx context.Context, object string, offset int64, length
 }
 
 func (c *Cache) read(ctx context.Context, object string, into []byte, offset int64, length int, hurry bool) (int, error) {
+	if into == nil { // nothing lies past the end, and it need not be asked for again
+		if end, ok := c.ends.GetIfPresent(object); ok {
+			length = int(max(0, min(int64(length), end-offset)))
+		}
+	}
 	var few [4]want
 	wants, missing := few[:0], false
 	for done := 0; done < length; {

@@ -441,3 +441,22 @@ func TestPopular(t *testing.T) {
 		}
 	}
 }
+
+// TestPrepareBeyondEnd: what lies past an object's end is asked for once.
+func TestPrepareBeyondEnd(t *testing.T) {
+	g, data := newGate(t)
+	close(g.open)
+	c := newTestCache(g)
+	for range 3 {
+		if err := c.Prepare(t.Context(), "o", int64(len(data))-2*testBlock, 3*testBlock); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := g.begun.Load(); n != 2 { // a fetch ends at a multiple of what it may bring
+		t.Errorf("%d fetches", n)
+	}
+	into := make([]byte, 4*testBlock)
+	if n, err := c.Read(t.Context(), "o", into, int64(len(data))-2*testBlock, false); err != nil || !bytes.Equal(into[:n], data[len(data)-2*testBlock:]) {
+		t.Errorf("%d bytes, %v", n, err)
+	}
+}

@@ -198,6 +198,9 @@ func (c *Cache) fly(r *run) {
 	n, err := c.fetch(r.ctx, request)
 	c.counts.Fetches.Add(1)
 	c.counts.Bytes.Add(uint64(max(n, 0)))
+	if err == nil && int64(n) < request.Bytes() {
+		c.ends.Set(request.Object, request.Offset+int64(n))
+	}
 	blocks := make([]*block, len(r.flights))
 	for i, f := range r.flights {
 		got := max(0, min(n, len(request.Into[i])))

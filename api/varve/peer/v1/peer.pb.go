@@ -464,7 +464,7 @@ type DecideRequest struct {
 	//	*DecideRequest_Fence
 	//	*DecideRequest_Swap
 	Decision isDecideRequest_Decision `protobuf_oneof:"decision"`
-	// Of a trim by retention.
+	// Of a trim by retention, and of a swap that leaves records out.
 	Under         *Settings `protobuf:"bytes,7,opt,name=under,proto3" json:"under,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
