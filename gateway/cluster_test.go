@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -348,9 +350,30 @@ func TestTakeOver(t *testing.T) {
 		if l.slowest > c.config.LeaseTime+2*time.Second {
 			t.Errorf("an append took %s", l.slowest)
 		}
+		for _, m := range []*member{second, third} {
+			if n := m.sealedJournals(); n > 0 {
+				t.Errorf("%s keeps %d journals of gateways that are gone", m.address, n)
+			}
+		}
 		second.drain()
 		third.drain()
 	})
+}
+
+// sealedJournals counts those that it keeps in memory.
+func (m *member) sealedJournals() (n int) {
+	s := m.tenure.Load().sequencer
+	s.sealedMu.Lock()
+	entries := slices.Collect(maps.Values(s.sealed))
+	s.sealedMu.Unlock()
+	for _, entry := range entries {
+		entry.turn <- struct{}{}
+		if entry.journal != nil {
+			n++
+		}
+		<-entry.turn
+	}
+	return n
 }
 
 // TestFencedGoesOn pauses a gateway for longer than the lease: it finds itself fenced, goes

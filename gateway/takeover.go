@@ -3,7 +3,12 @@ package gateway
 import (
 	"context"
 	"errors"
+	"maps"
+	"slices"
+	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/varvelog/varve/internal/seeded"
 	"github.com/varvelog/varve/metadata"
@@ -129,7 +134,8 @@ func (p *patrol) settle(ctx context.Context, id metadata.GatewayID) (bool, error
 		return true, e.journal.Trim(ctx, p.t.g.table)
 	}
 	if !p.t.g.members.first() {
-		// Should those whose part the rest is die too, it becomes this gateway's.
+		// Should those whose part the rest is die too, it becomes this gateway's. It reads the journal again then.
+		p.t.sequencer.moved(id)
 		return true, nil
 	}
 	if err := p.dropMoved(ctx, id, e); err != nil || len(e.left) > 0 {
@@ -154,10 +160,8 @@ func (p *patrol) settle(ctx context.Context, id metadata.GatewayID) (bool, error
 func newEstate(journal *metadata.SealedJournal) *estate {
 	e := &estate{left: make(map[metadata.PartitionID]bool), found: time.Now(),
 		journal: &metadata.SealedJournal{ID: journal.ID, TrimmedTo: journal.TrimmedTo, Seal: journal.Seal}}
-	for i := range journal.Rows {
-		for j := range journal.Rows[i].Changes {
-			e.left[journal.Rows[i].Changes[j].Partition] = true
-		}
+	for partition := range journal.Partitions() {
+		e.left[partition] = true
 	}
 	return e
 }
@@ -205,23 +209,34 @@ func (p *patrol) takeMine(ctx context.Context, e *estate) error {
 	return failed
 }
 
+// looksAtOnce is how many rows of partitions that others took are read at once.
+const looksAtOnce = 32
+
 // dropMoved notes what no longer rests on the journal of a gateway.
 func (p *patrol) dropMoved(ctx context.Context, id metadata.GatewayID, e *estate) error {
-	for partition := range e.left {
-		lease, err := metadata.ReadLease(ctx, p.t.g.table, partition, metadata.Strong)
-		switch {
-		case errors.Is(err, metadata.ErrNotFound):
-			delete(e.left, partition)
-		case errors.Is(err, metadata.ErrCorrupt):
-			delete(e.left, partition)
-			e.broken++
-		case err != nil:
-			return err
-		case lease.Source() != id || lease.Released:
-			delete(e.left, partition)
-		}
+	var mu sync.Mutex
+	looks, looking := errgroup.WithContext(ctx)
+	looks.SetLimit(looksAtOnce)
+	for _, partition := range slices.Collect(maps.Keys(e.left)) {
+		looks.Go(func() error {
+			lease, err := metadata.ReadLease(looking, p.t.g.table, partition, metadata.Strong)
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case errors.Is(err, metadata.ErrNotFound):
+				delete(e.left, partition)
+			case errors.Is(err, metadata.ErrCorrupt):
+				delete(e.left, partition)
+				e.broken++
+			case err != nil:
+				return err
+			case lease.Source() != id || lease.Released:
+				delete(e.left, partition)
+			}
+			return nil
+		})
 	}
-	return nil
+	return looks.Wait()
 }
 
 // closeOverdue closes the ids of gateways that were sealed long ago and whose buffer has

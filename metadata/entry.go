@@ -30,6 +30,8 @@ type JournalRow struct {
 	Time     int64     // ms, of the writer's wall clock: for people, decides nothing
 	Changes  []Change
 	Size     int // bytes of the row's value
+
+	packed *packedRow // instead of Changes
 }
 
 // EntryBuilder gathers the changes of one journal entry.
@@ -199,7 +201,45 @@ func (b *EntryBuilder) Encode() []byte {
 
 // decodeJournalRow reads any row of a journal but its opening.
 func decodeJournalRow(sequence uint64, value []byte) (JournalRow, error) {
-	row := JournalRow{Sequence: sequence, Size: len(value)}
+	row, packed, count, err := decodeRowHead(sequence, value)
+	if packed == nil || err != nil {
+		return row, err
+	}
+	row.Changes = make([]Change, count)
+	d := &decoder{b: packed.changes}
+	for i := range row.Changes {
+		packed.decode(d, &row.Changes[i])
+	}
+	return row, d.end()
+}
+
+// packedRow is an entry whose changes are decoded when they are asked for.
+type packedRow struct {
+	changes []byte
+	base    int64
+	gates   []GatewayID
+	topics  []TopicID
+}
+
+// packJournalRow is decodeJournalRow for rows that are kept: they are looked through, and stay packed. It
+// keeps the value.
+func packJournalRow(sequence uint64, value []byte) (JournalRow, error) {
+	row, packed, count, err := decodeRowHead(sequence, value)
+	if packed == nil || err != nil {
+		return row, err
+	}
+	d := &decoder{b: packed.changes}
+	for range count {
+		var c Change
+		packed.decode(d, &c)
+	}
+	row.packed = packed
+	return row, d.end()
+}
+
+// decodeRowHead reads a row up to its changes, if it is an entry, and says how many they are.
+func decodeRowHead(sequence uint64, value []byte) (row JournalRow, packed *packedRow, count int, err error) {
+	row = JournalRow{Sequence: sequence, Size: len(value)}
 	d := &decoder{b: value}
 	d.format()
 	switch kind := rowKind(d.byte()); kind {
@@ -209,19 +249,39 @@ func decodeJournalRow(sequence uint64, value []byte) (JournalRow, error) {
 		row.SealedBy = GatewayID(d.text())
 	case rowEntry:
 		row.Time = d.int()
-		gates := decodeDictionary(d)
-		topics := make([]TopicID, d.count(16))
-		for i := range topics {
-			copy(topics[i][:], d.raw(16))
+		packed = &packedRow{base: row.Time, gates: decodeDictionary(d)}
+		packed.topics = make([]TopicID, d.count(16))
+		for i := range packed.topics {
+			copy(packed.topics[i][:], d.raw(16))
 		}
-		row.Changes = make([]Change, d.count(4))
-		for i := range row.Changes {
-			decodeChange(d, &row.Changes[i], gates, topics, row.Time)
-		}
+		count = d.count(4)
+		packed.changes = d.b
+		return row, packed, count, d.err
 	default:
 		d.fail(fmt.Sprintf("journal row of unknown kind %d", kind))
 	}
-	return row, d.end()
+	return row, nil, 0, d.end()
+}
+
+func (r *packedRow) decode(d *decoder, c *Change) { decodeChange(d, c, r.gates, r.topics, r.base) }
+
+// find tells of each change whose it is, and where it begins.
+func (r *packedRow) find(found func(id PartitionID, at uint32)) {
+	d := &decoder{b: r.changes}
+	for len(d.b) > 0 {
+		at := len(r.changes) - len(d.b)
+		var c Change
+		r.decode(d, &c)
+		found(c.Partition, uint32(at))
+	}
+}
+
+// change decodes the one that begins there.
+func (r *packedRow) change(at uint32) (Change, error) {
+	var c Change
+	d := &decoder{b: r.changes[at:]}
+	r.decode(d, &c)
+	return c, d.err
 }
 
 func decodeChange(d *decoder, c *Change, gates []GatewayID, topics []TopicID, base int64) {

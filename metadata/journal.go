@@ -4,8 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
+	"maps"
 	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/varvelog/varve/internal/seeded"
 )
@@ -176,25 +180,47 @@ type SealedJournal struct {
 	places map[PartitionID][]changePlace
 }
 
-// changePlace is a change's row, and its place there.
-type changePlace struct{ row, change uint32 }
+// changePlace is a change's row, and its place there: in a packed row where its bytes begin, else its number.
+type changePlace struct{ row, at uint32 }
 
 // of lists the changes of a partition in order.
 func (s *SealedJournal) of(id PartitionID) []changePlace {
-	s.index.Do(func() {
-		s.places = make(map[PartitionID][]changePlace)
-		for i := range s.Rows {
-			for j := range s.Rows[i].Changes {
-				id := s.Rows[i].Changes[j].Partition
-				s.places[id] = append(s.places[id], changePlace{uint32(i), uint32(j)})
-			}
-		}
-	})
+	s.index.Do(s.find)
 	return s.places[id]
 }
 
-// ReadSealed reads a sealed journal. ErrHole when a row is missing: then the table
-// lost something, and nothing may be folded.
+// Partitions lists those that have changes in it, in no order.
+func (s *SealedJournal) Partitions() iter.Seq[PartitionID] {
+	s.index.Do(s.find)
+	return maps.Keys(s.places)
+}
+
+func (s *SealedJournal) find() {
+	s.places = make(map[PartitionID][]changePlace)
+	for i := range s.Rows {
+		if row := &s.Rows[i]; row.packed != nil {
+			row.packed.find(func(id PartitionID, at uint32) { s.places[id] = append(s.places[id], changePlace{uint32(i), at}) })
+			continue
+		}
+		for j := range s.Rows[i].Changes {
+			id := s.Rows[i].Changes[j].Partition
+			s.places[id] = append(s.places[id], changePlace{uint32(i), uint32(j)})
+		}
+	}
+}
+
+// change is the one at a place, for the caller to keep or change.
+func (s *SealedJournal) change(p changePlace) (Change, error) {
+	row := &s.Rows[p.row]
+	if row.packed != nil {
+		return row.packed.change(p.at)
+	}
+	return row.Changes[p.at], nil
+}
+
+// ReadSealed reads a sealed journal, to be folded: its rows stay packed, and have no Changes. Those of a
+// long one would take several times its bytes, until all partitions are taken. ErrHole when a row is
+// missing: then the table lost something, and nothing may be folded.
 func ReadSealed(ctx context.Context, t Table, id GatewayID) (*SealedJournal, error) {
 	return readJournal(ctx, t, id, readSealedFrom)
 }
@@ -237,15 +263,57 @@ func readTrimmedTo(ctx context.Context, t Table, id GatewayID) (uint64, error) {
 	return was.trimmedTo, nil
 }
 
+// sealedReads is how many pages of a sealed journal are read at once. Each is up to 1 MB.
+const sealedReads = 8
+
+// readSealedFrom reads the first page, in which most journals end, and then the others at once.
 func readSealedFrom(ctx context.Context, t Table, id GatewayID, trimmedTo uint64) (*SealedJournal, error) {
-	s, err := readJournalFrom(ctx, t, id, trimmedTo+1)
+	s := &SealedJournal{ID: id, TrimmedTo: trimmedTo}
+	rows, seal, err := readPage(ctx, t, id, trimmedTo+1, "", packJournalRow)
+	if err != nil || seal != 0 {
+		s.Rows, s.Seal = rows, seal
+		return s, err
+	}
+	last, err := lastRow(ctx, t, id)
 	if err != nil {
+		return nil, fmt.Errorf("read journal of %s: %w", id, err)
+	}
+	if !last.Seal || last.Sequence <= trimmedTo || len(rows) == 0 {
+		return nil, fmt.Errorf("%w: journal of %s ends before number %d without a seal", ErrHole, id, max(last.Sequence, trimmedTo)+1)
+	}
+	each := uint64(len(rows))
+	s.Seal = last.Sequence
+	s.Rows = append(make([]JournalRow, 0, s.Seal-trimmedTo-1), rows...)
+	s.Rows = s.Rows[:cap(s.Rows)]
+	reads, reading := errgroup.WithContext(ctx)
+	reads.SetLimit(sealedReads)
+	for from := trimmedTo + 1 + each; from < s.Seal; from += each {
+		part := s.Rows[from-trimmedTo-1 : min(from+each, s.Seal)-trimmedTo-1]
+		reads.Go(func() error { return readPart(reading, t, id, from, part) })
+	}
+	if err := reads.Wait(); err != nil {
 		return nil, err
 	}
-	if s.TrimmedTo = trimmedTo; s.Seal == 0 {
-		return nil, fmt.Errorf("%w: journal of %s ends before number %d without a seal", ErrHole, id, trimmedTo+1+uint64(len(s.Rows)))
-	}
 	return s, nil
+}
+
+// readPart reads the rows of a sealed journal from a number on, none of which is the seal.
+func readPart(ctx context.Context, t Table, id GatewayID, from uint64, part []JournalRow) error {
+	to := sequenceSort(from + uint64(len(part)))
+	for len(part) > 0 {
+		rows, seal, err := readPage(ctx, t, id, from, to, packJournalRow)
+		switch {
+		case err != nil:
+			return err
+		case seal != 0:
+			return fmt.Errorf("%w: journal of %s goes on after its seal at number %d", ErrCorrupt, id, seal)
+		case len(rows) == 0:
+			return fmt.Errorf("%w: journal of %s has no number %d", ErrHole, id, from)
+		}
+		part = part[copy(part, rows):]
+		from += uint64(len(rows))
+	}
+	return nil
 }
 
 func readUnsealedFrom(ctx context.Context, t Table, id GatewayID, trimmedTo uint64) (*SealedJournal, error) {
@@ -261,34 +329,46 @@ func readUnsealedFrom(ctx context.Context, t Table, id GatewayID, trimmedTo uint
 func readJournalFrom(ctx context.Context, t Table, id GatewayID, from uint64) (*SealedJournal, error) {
 	s := &SealedJournal{ID: id}
 	for s.Seal == 0 {
-		rows, err := t.Range(ctx, Range{Partition: journalPartition(id), From: sequenceSort(from), Limit: 100, Consistency: Strong})
+		rows, seal, err := readPage(ctx, t, id, from, "", decodeJournalRow)
 		if err != nil {
-			return nil, fmt.Errorf("read journal of %s: %w", id, err)
+			return nil, err
 		}
-		if len(rows) == 0 {
+		if s.Seal = seal; seal == 0 && len(rows) == 0 {
 			return s, nil
 		}
-		for _, r := range rows {
-			sequence, err := parseSequence(r.Sort)
-			if err != nil {
-				return nil, err
-			}
-			if sequence != from {
-				return nil, fmt.Errorf("%w: journal of %s has number %d where %d should be", ErrHole, id, sequence, from)
-			}
-			row, err := decodeJournalRow(sequence, r.Value)
-			if err != nil {
-				return nil, fmt.Errorf("journal of %s, number %d: %w", id, sequence, err)
-			}
-			if row.Seal {
-				s.Seal = sequence
-				break
-			}
-			s.Rows = append(s.Rows, row)
-			from++
-		}
+		s.Rows = append(s.Rows, rows...)
+		from += uint64(len(rows))
 	}
 	return s, nil
+}
+
+// readPage reads some rows of a journal from a number on, below the sort key to where that is not empty,
+// and the number of the seal when they end with it. ErrHole when they are not contiguous.
+func readPage(ctx context.Context, t Table, id GatewayID, from uint64, to string, decode func(uint64, []byte) (JournalRow, error)) (page []JournalRow, seal uint64, err error) {
+	rows, err := t.Range(ctx, Range{Partition: journalPartition(id), From: sequenceSort(from), To: to, Limit: 100, Consistency: Strong})
+	if err != nil {
+		return nil, 0, fmt.Errorf("read journal of %s: %w", id, err)
+	}
+	page = make([]JournalRow, 0, len(rows))
+	for _, r := range rows {
+		sequence, err := parseSequence(r.Sort)
+		if err != nil {
+			return nil, 0, err
+		}
+		if sequence != from {
+			return nil, 0, fmt.Errorf("%w: journal of %s has number %d where %d should be", ErrHole, id, sequence, from)
+		}
+		row, err := decode(sequence, r.Value)
+		if err != nil {
+			return nil, 0, fmt.Errorf("journal of %s, number %d: %w", id, sequence, err)
+		}
+		if row.Seal {
+			return page, sequence, nil
+		}
+		page = append(page, row)
+		from++
+	}
+	return page, 0, nil
 }
 
 // Trim removes what every partition of the journal has moved away from: all

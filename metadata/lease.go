@@ -360,13 +360,16 @@ func Fold(p *Partition, through uint64, from *SealedJournal) error {
 		if row.Sequence <= through {
 			continue
 		}
+		c, err := from.change(place)
+		if err != nil {
+			return fmt.Errorf("fold number %d of the journal of %s: %w", row.Sequence, from.ID, err)
+		}
 		// An entry of another epoch was written before the partition left and came back.
-		c := &row.Changes[place.change]
 		if seeded.Has(seeded.SkipEpochCheck) {
 			c.Epoch = p.epoch
 		}
 		if c.Epoch == p.epoch {
-			if err := p.Apply(c, row.Sequence); err != nil {
+			if err := p.Apply(&c, row.Sequence); err != nil {
 				return fmt.Errorf("fold number %d of the journal of %s: %w", row.Sequence, from.ID, err)
 			}
 		}
