@@ -89,6 +89,8 @@ type soakReport struct {
 	Load    loadResult `json:"load"`
 	Deleted int        `json:"topics_created_and_deleted"`
 	Trims   int        `json:"trims"`
+	// Overtaken counts followers whose next offset was trimmed before they had read it.
+	Overtaken int64 `json:"followers_overtaken"`
 	// Kept are the rows of topics and of leases at the end, Removed those about topics that were deleted, which stay.
 	Kept    int `json:"topic_and_lease_rows"`
 	Removed int `json:"removed_topic_rows"`
@@ -129,7 +131,7 @@ func newSoakReport() *soakReport {
 // text implements report.
 func (r *soakReport) text() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "soak: %.0f s, %.0f records/s, %d topics created and deleted, which leaves %d rows of topics and leases and %d about deleted topics, %d trims; load of the machine %.1f at the beginning\n", r.Seconds, r.Load.Rate, r.Deleted, r.Kept, r.Removed, r.Trims, r.Machine.Load)
+	fmt.Fprintf(&b, "soak: %.0f s, %.0f records/s, %d topics created and deleted, which leaves %d rows of topics and leases and %d about deleted topics, %d trims, by which %d followers were overtaken; load of the machine %.1f at the beginning\n", r.Seconds, r.Load.Rate, r.Deleted, r.Kept, r.Removed, r.Trims, r.Overtaken, r.Machine.Load)
 	fmt.Fprintf(&b, "  %.0f merged segments, %.0f records taken out by key, %.0f objects collected\n", r.Merged, r.Dropped, r.Collected)
 	t := tabwriter.NewWriter(&b, 2, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "  what\tfirst\tmiddle of the second half\tlast\trise over the second half\tmay rise\t")
@@ -279,8 +281,9 @@ func (a *app) soak(ctx context.Context, o *soakOptions, r *soakReport) error {
 	group.Go(func() error { return r.trim(running, c, topic, o.retained()/2) })
 	group.Go(func() error { return rewrite(running, c, o.duration/soakSamples, o.retained()) })
 	group.Go(func() error { return r.churn(running, c, min(time.Second, o.duration/soakSamples)) })
+	var overtaken atomic.Int64
 	for i := range o.followers {
-		group.Go(func() error { return w.followForWhile(running, topic, i, o.duration/10) })
+		group.Go(func() error { return w.followForWhile(running, topic, i, o.duration/10, &overtaken) })
 	}
 	group.Go(func() (err error) {
 		defer stop()
@@ -290,7 +293,7 @@ func (a *app) soak(ctx context.Context, o *soakOptions, r *soakReport) error {
 	if err := group.Wait(); err != nil && ctx.Err() == nil {
 		return err
 	}
-	r.Seconds = time.Since(r.began).Seconds()
+	r.Seconds, r.Overtaken = time.Since(r.began).Seconds(), overtaken.Load()
 	for _, s := range r.Things {
 		s.conclude(r.Times)
 	}
@@ -400,11 +403,22 @@ func (r *soakReport) churn(ctx context.Context, c *client.Client, often time.Dur
 	})
 }
 
-// followForWhile follows a partition for a while, then another one, and so on.
-func (w *wire) followForWhile(ctx context.Context, t benchTopic, first int, while time.Duration) error {
+// overtook says that err refuses an offset that has been trimmed.
+func overtook(err error) bool {
+	var no *refusal
+	return errors.As(err, &no) && no.Code == "out_of_range"
+}
+
+// followForWhile follows a partition from its start for a while, then another one, and so on. On a busy machine a follower
+// may be overtaken by a trim before it has read what went: it begins again, and overtaken counts it.
+func (w *wire) followForWhile(ctx context.Context, t benchTopic, first int, while time.Duration, overtaken *atomic.Int64) error {
 	for n := int32(first); ctx.Err() == nil; n++ {
 		following, stop := context.WithTimeout(ctx, while)
 		err := w.swallow(following, t.name, n%t.partitions, new(atomic.Int64))
+		for following.Err() == nil && overtook(err) {
+			overtaken.Add(1)
+			err = w.swallow(following, t.name, n%t.partitions, new(atomic.Int64))
+		}
 		ended := following.Err() != nil
 		stop()
 		if !ended {
