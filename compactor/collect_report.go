@@ -51,7 +51,8 @@ func (c *Collection) blocked() bool {
 
 // lingers says whether something stays for a reason that may end without becoming garbage once more, so that nothing tells of it.
 func (c *Collection) lingers() bool {
-	return c.Kept[KeptUnsettled] > 0 || c.Kept[KeptUnknown] > 0 || c.Kept[KeptUnclear] > 0 || len(c.Unclear) > 0
+	return c.Kept[KeptUnsettled] > 0 || c.Kept[KeptUnknown] > 0 || c.Kept[KeptUnclear] > 0 || c.Kept[KeptNamed] > 0 || c.Kept[KeptUnreadable] > 0 ||
+		len(c.Unclear) > 0
 }
 
 // collectMeters counts what collections did.
