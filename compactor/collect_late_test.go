@@ -192,3 +192,24 @@ func TestUnreadableIsLookedAtAgain(t *testing.T) {
 		})
 	})
 }
+
+// TestWaitCountsWhatGoesMeanwhile: when the grace of what somebody waits for is over, the collector may be the first to delete it by itself. Who
+// waits is told of it all the same.
+func TestWaitCountsWhatGoesMeanwhile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newForgery(t)
+		a := w.begin()
+		beside(t, w, func(c *compactor.Collector, h *host, store *storetest.Faulty) {
+			a.upload(1, 0)
+			a.flying = nil
+			a.beat()
+			w.collect(c, compactor.CollectOptions{})
+			time.Sleep(5 * time.Minute) // half of its grace
+			report := w.collect(c, compactor.CollectOptions{Wait: true})
+			if report.Deleted != 1 || report.DeletedBytes == 0 || report.Gateways != 0 || report.Rows != 0 {
+				t.Errorf("it tells of %d objects of %d bytes, %d rows, %d gateways", report.Deleted, report.DeletedBytes, report.Rows, report.Gateways)
+			}
+			w.wantObjects()
+		})
+	})
+}
