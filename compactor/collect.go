@@ -173,8 +173,10 @@ func NewCollector(config CollectConfig) (*Collector, error) {
 		heard: make(map[metadata.GatewayID]map[metadata.GatewayID]bool)}, nil
 }
 
-// Collect makes a collection now. What an error leaves behind the next one finds.
+// Collect makes a collection now. What an error leaves behind the next one finds. With Wait the report has what this collector deleted in all
+// meanwhile, whoever had asked: when the grace is over it deletes by itself, too.
 func (c *Collector) Collect(ctx context.Context, o CollectOptions) (*Collection, error) {
+	before := c.meters.deleted()
 	report, err := c.collectOnce(ctx, o, false)
 	if err != nil || !o.Wait || o.DryRun || !report.waits() {
 		return report, err
@@ -186,8 +188,9 @@ func (c *Collector) Collect(ctx context.Context, o CollectOptions) (*Collection,
 	if err != nil {
 		return nil, err
 	}
-	more.Deleted, more.DeletedBytes = more.Deleted+report.Deleted, more.DeletedBytes+report.DeletedBytes
-	more.Rows, more.Gateways = more.Rows+report.Rows, more.Gateways+report.Gateways
+	all := c.meters.deleted()
+	more.Deleted, more.DeletedBytes = all.objects-before.objects, all.bytes-before.bytes
+	more.Rows, more.Gateways = all.rows-before.rows, all.gateways-before.gateways
 	return more, nil
 }
 

@@ -171,3 +171,16 @@ func TestPeriods(t *testing.T) {
 		}
 	})
 }
+
+// TestEachReasonIsLookedAtAgain: whatever keeps an object, another collection follows without more garbage.
+func TestEachReasonIsLookedAtAgain(t *testing.T) {
+	for _, why := range []Reason{KeptUnsettled, KeptUnheard, KeptUnknown, KeptForGrace, KeptNamed, KeptUnclear, KeptUnreadable, KeptTooMany, KeptRefused} {
+		r := &Collection{}
+		r.keep(why, 1)
+		var a after
+		a.note(r, true)
+		if !a.again {
+			t.Errorf("%s: it waits for other garbage", why)
+		}
+	}
+}

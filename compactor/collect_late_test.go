@@ -9,6 +9,7 @@ import (
 
 	"github.com/varvelog/varve/compactor"
 	"github.com/varvelog/varve/metadata"
+	"github.com/varvelog/varve/segments"
 	"github.com/varvelog/varve/segments/storetest"
 )
 
@@ -164,6 +165,51 @@ func TestGarbageThatNobodyTellsOf(t *testing.T) {
 			if time.Sleep(10 * 24 * time.Hour); store.Calls(storetest.List) != before {
 				t.Errorf("%d LISTs although nothing is left", store.Calls(storetest.List)-before)
 			}
+		})
+	})
+}
+
+// TestUnreadableIsLookedAtAgain: an object that nobody can tell the partitions of stays, and goes once it can be read again, although nothing
+// becomes garbage then.
+func TestUnreadableIsLookedAtAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newForgery(t)
+		a := w.begin()
+		beside(t, w, func(c *compactor.Collector, h *host, store *storetest.Faulty) {
+			object := w.build(a.id, 5, 1, 1)
+			w.must(w.store.Put(t.Context(), object.Key(), segments.NewBody([]byte("no segment"))))
+			a.number = 5
+			a.beat()
+			h.note(true)
+			time.Sleep(12 * time.Hour)
+			if len(w.objects()) != 1 {
+				t.Fatalf("%v is left", w.objects())
+			}
+			w.must(w.store.Delete(t.Context(), object.Key()))
+			w.must(w.store.Put(t.Context(), object.Key(), object))
+			time.Sleep(24*time.Hour + 11*time.Minute)
+			w.wantObjects()
+		})
+	})
+}
+
+// TestWaitCountsWhatGoesMeanwhile: when the grace of what somebody waits for is over, the collector may be the first to delete it by itself. Who
+// waits is told of it all the same.
+func TestWaitCountsWhatGoesMeanwhile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newForgery(t)
+		a := w.begin()
+		beside(t, w, func(c *compactor.Collector, h *host, store *storetest.Faulty) {
+			a.upload(1, 0)
+			a.flying = nil
+			a.beat()
+			w.collect(c, compactor.CollectOptions{})
+			time.Sleep(5 * time.Minute) // half of its grace
+			report := w.collect(c, compactor.CollectOptions{Wait: true})
+			if report.Deleted != 1 || report.DeletedBytes == 0 || report.Gateways != 0 || report.Rows != 0 {
+				t.Errorf("it tells of %d objects of %d bytes, %d rows, %d gateways", report.Deleted, report.DeletedBytes, report.Rows, report.Gateways)
+			}
+			w.wantObjects()
 		})
 	})
 }

@@ -51,13 +51,22 @@ func (c *Collection) blocked() bool {
 
 // lingers says whether something stays for a reason that may end without becoming garbage once more, so that nothing tells of it.
 func (c *Collection) lingers() bool {
-	return c.Kept[KeptUnsettled] > 0 || c.Kept[KeptUnknown] > 0 || c.Kept[KeptUnclear] > 0 || len(c.Unclear) > 0
+	return c.Kept[KeptUnsettled] > 0 || c.Kept[KeptUnknown] > 0 || c.Kept[KeptUnclear] > 0 || c.Kept[KeptNamed] > 0 || c.Kept[KeptUnreadable] > 0 ||
+		len(c.Unclear) > 0
 }
 
 // collectMeters counts what collections did.
 type collectMeters struct {
-	collections, failed, objects, bytes, rows, refused, tooMany atomic.Uint64
-	waiting                                                     atomic.Int64
+	collections, failed, objects, bytes, rows, gateways, refused, tooMany atomic.Uint64 // rows with those of gateways
+	waiting                                                               atomic.Int64
+}
+
+// deletions are what collections deleted.
+type deletions struct{ objects, bytes, rows, gateways int64 }
+
+func (m *collectMeters) deleted() deletions {
+	gateways := int64(m.gateways.Load())
+	return deletions{int64(m.objects.Load()), int64(m.bytes.Load()), int64(m.rows.Load()) - gateways, gateways}
 }
 
 // Register makes the collector's metrics known.
@@ -86,6 +95,7 @@ func (m *collectMeters) note(c *Collection) {
 	m.collections.Add(1)
 	m.objects.Add(uint64(c.Deleted))
 	m.bytes.Add(uint64(c.DeletedBytes))
+	m.gateways.Add(uint64(c.Gateways))
 	m.rows.Add(uint64(c.Rows + c.Gateways))
 	m.refused.Add(uint64(c.Kept[KeptRefused]))
 	m.tooMany.Add(uint64(c.Kept[KeptTooMany]))

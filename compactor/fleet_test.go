@@ -54,7 +54,7 @@ func (r reporting) Compact(ctx context.Context, topic string, dryRun bool) (*var
 // start starts a gateway with a role.
 func (f *fleet) start(w *world, address, role string) (g *gateway.Gateway, url string, stop func()) {
 	w.t.Helper()
-	config := gateway.Config{PeerAddress: address, Role: role, FlushInterval: time.Millisecond, CycleInterval: -1, FoldRows: 8, FoldBytes: 1 << 10, LeaseTime: 600 * time.Millisecond}
+	config := gateway.Config{PeerAddress: address, Role: role, FlushInterval: time.Millisecond, CycleInterval: -1, FoldRows: 8, FoldBytes: 1 << 10}
 	g, err := gateway.New(config, gateway.Dependencies{Store: w.store, Table: w.table, Log: slog.New(slog.DiscardHandler), Dial: f.dial, FreeMemory: func() {}})
 	w.must(err)
 	f.mu.Lock()
@@ -102,12 +102,6 @@ func TestFleet(t *testing.T) {
 	w.c, err = client.New(client.Config{Servers: []string{url}})
 	w.must(err)
 	defer w.c.Close()
-	time.Sleep(time.Second) // until they see each other
-	// Two blocks of partitions, so that both may have one.
-	for _, topic := range []string{"a", "b", "c", "d", "e", "f"} {
-		w.fill(topic, 3, 40, nil)
-	}
-	before := w.look("a")
 	compact := func() (shares, entries int64) {
 		var reports []client.Compacted
 		w.must(w.c.Compact(t.Context(), client.CompactOptions{Wait: true}, func(r client.Compacted) { reports = append(reports, r) }))
@@ -122,6 +116,12 @@ func TestFleet(t *testing.T) {
 		}
 		return shares, entries
 	}
+	compact() // each looks who else is there
+	// Some blocks of partitions, so that both may have one.
+	for _, topic := range []string{"a", "b", "c", "d", "e", "f"} {
+		w.fill(topic, 3, 40, nil)
+	}
+	before := w.look("a")
 	if shares, entries := compact(); entries < 18*30 || shares == 0 {
 		t.Errorf("%d gateways replaced %d entries", shares, entries)
 	}

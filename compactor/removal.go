@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"math"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -16,7 +17,8 @@ import (
 // RemovalConfig has the paces of removals; zero values are the defaults.
 type RemovalConfig struct {
 	// Delay is how long a removed topic's rows stay, so that all who read it hear of its end from those who
-	// sequence it (default 1 min). Retry is the time between two sweeps while something is left (default 1 min).
+	// sequence it, and how long a deletion that was seen under way is left to whoever was asked for it (default 1 min).
+	// Retry is the time between two tries while something is left (default 1 min).
 	Delay, Retry time.Duration
 	// Reload is how long it takes at most until it is looked for removed topics, should nobody have told (default 1 h).
 	Reload time.Duration
@@ -38,12 +40,30 @@ func (c RemovalConfig) withDefaults() RemovalConfig {
 	return c
 }
 
-// Removal removes the rows of topics that were deleted, but for the one that says so. A topic's rows are removed by the
-// gateway that its first partition is; that two believe to be that does no harm.
+// RemovalLog is the log as removals need it.
+type RemovalLog interface {
+	// Mine says whether a partition is this gateway's to look after, as things are now.
+	Mine(id metadata.PartitionID) bool
+	// Delete goes on with the deletion of a topic that is marked: it closes the partitions that are open and frees the name. Two
+	// at once do no harm.
+	Delete(ctx context.Context, topic *metadata.Topic) error
+}
+
+// RemovalTopics is the catalog as removals need it.
+type RemovalTopics interface {
+	List(ctx context.Context, prefix, after string, limit int) ([]*metadata.Topic, error)
+}
+
+// deleteLimit bounds one try to delete a topic. What it closed stays closed.
+const deleteLimit = 10 * time.Minute
+
+// Removal goes on with deletions that were cut short, and removes the rows of topics that were deleted, but for the one that says
+// so. A topic is removed by the gateway that its first partition is; that two believe to be that does no harm.
 type Removal struct {
 	config RemovalConfig
 	table  metadata.Table
-	mine   func(metadata.PartitionID) bool
+	log    RemovalLog
+	topics RemovalTopics
 	wake   chan struct{}
 	stale  atomic.Bool
 	found  map[metadata.TopicID]*removal
@@ -51,14 +71,16 @@ type Removal struct {
 
 // removal is a topic that is being removed.
 type removal struct {
+	// marked is set while the topic is marked for deletion: the row about the deletion may be missing.
+	marked *metadata.Topic
 	metadata.RemovedTopic
 	at    time.Time // when something can be done; zero: when who lives changes
 	tries int       // that left something
 }
 
-// NewRemoval makes the actor; Run runs it. mine says whether a partition is this gateway's to look after.
-func NewRemoval(config RemovalConfig, table metadata.Table, mine func(metadata.PartitionID) bool) *Removal {
-	r := &Removal{config: config.withDefaults(), table: table, mine: mine, wake: make(chan struct{}, 1), found: make(map[metadata.TopicID]*removal)}
+// NewRemoval makes the actor; Run runs it.
+func NewRemoval(config RemovalConfig, table metadata.Table, log RemovalLog, topics RemovalTopics) *Removal {
+	r := &Removal{config: config.withDefaults(), table: table, log: log, topics: topics, wake: make(chan struct{}, 1), found: make(map[metadata.TopicID]*removal)}
 	r.stale.Store(true)
 	return r
 }
@@ -77,7 +99,7 @@ func (r *Removal) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		if r.stale.Swap(false) {
 			if err := r.reload(ctx); err != nil {
-				r.config.Log.Warn("removed topics cannot be read: their rows stay meanwhile", "error", err)
+				r.config.Log.Warn("it cannot be read which topics are to be removed: they stay meanwhile", "error", err)
 				r.stale.Store(true)
 				waitFor(ctx, r.config.Retry)
 				continue
@@ -96,20 +118,31 @@ func (r *Removal) Run(ctx context.Context) error {
 
 // reload reads which topics there are to remove.
 func (r *Removal) reload(ctx context.Context) error {
+	marked, err := r.marked(ctx) // before the rows about deletions: one that ends meanwhile is found in one of both
+	if err != nil {
+		return err
+	}
 	all, err := metadata.ListRemoved(ctx, r.table)
 	if err != nil {
 		return err
 	}
 	was := r.found
-	r.found = make(map[metadata.TopicID]*removal, len(all))
+	r.found = make(map[metadata.TopicID]*removal, len(marked)+len(all))
+	for _, t := range marked {
+		next := &removal{marked: t, RemovedTopic: metadata.RemovedTopic{ID: t.ID, Name: t.Name, Partitions: t.Partitions}, at: time.Now().Add(r.config.Delay)}
+		if old := was[t.ID]; old != nil && old.marked != nil {
+			next.at, next.tries = old.at, old.tries
+		}
+		r.found[t.ID] = next
+	}
 	for _, t := range all {
-		if t.Done || !r.mine(metadata.PartitionID{Topic: t.ID}) {
+		if t.Done || r.found[t.ID] != nil || !r.log.Mine(metadata.PartitionID{Topic: t.ID}) {
 			continue
 		}
 		next := &removal{RemovedTopic: t, at: time.Now()}
 		switch old := was[t.ID]; {
 		case t.Swept: // who lives may have changed
-		case old != nil:
+		case old != nil && old.marked == nil:
 			next.at, next.tries = old.at, old.tries
 		default:
 			next.at = next.at.Add(r.config.Delay)
@@ -117,6 +150,14 @@ func (r *Removal) reload(ctx context.Context) error {
 		r.found[t.ID] = next
 	}
 	return nil
+}
+
+// marked lists the topics of this gateway that are marked for deletion. Whoever was asked for it may be at it yet, or have died.
+func (r *Removal) marked(ctx context.Context) ([]*metadata.Topic, error) {
+	all, err := r.topics.List(ctx, "", "", 0)
+	return slices.DeleteFunc(all, func(t *metadata.Topic) bool {
+		return t.State != metadata.TopicDeleting || !r.log.Mine(metadata.PartitionID{Topic: t.ID})
+	}), err
 }
 
 // pass does what can be done, and returns how long it takes until there is more.
@@ -141,7 +182,7 @@ func (r *Removal) pass(ctx context.Context) time.Duration {
 			r.stale.Store(true)
 			wait = min(wait, r.config.Retry)
 		case err != nil:
-			r.config.Log.Warn("the rows of a removed topic could not all be removed; it is tried again", "topic", t.Name, "id", t.ID.String(), "error", err)
+			r.config.Log.Warn("a topic could not be removed altogether; it is tried again", "topic", t.Name, "id", t.ID.String(), "error", err)
 			wait = min(wait, r.again(t))
 		default:
 			if !t.at.IsZero() {
@@ -163,8 +204,18 @@ func (r *Removal) again(t *removal) time.Duration {
 	return wait
 }
 
-// remove takes the next step with a topic. gone: nothing more is to be done.
+// remove takes the next step with a topic. gone: nothing more is to be done, or the row about the deletion is there, which is read anew.
 func (r *Removal) remove(ctx context.Context, t *removal) (gone bool, err error) {
+	if t.marked != nil {
+		limited, cancel := context.WithTimeout(ctx, deleteLimit)
+		defer cancel()
+		if err := r.log.Delete(limited, t.marked); err != nil {
+			return false, err
+		}
+		r.config.Log.Info("a deletion that was cut short is done", "topic", t.Name, "id", t.ID.String(), "partitions", t.Partitions)
+		r.Changed()
+		return true, nil
+	}
 	if t.Swept {
 		waiting, err := t.Waiting(ctx, r.table)
 		if err != nil || len(waiting) > 0 {

@@ -326,10 +326,16 @@ func (s *peerService) Compact(ctx context.Context, r *peerv1.CompactRequest, str
 	return stream.Send(&peerv1.CompactResponse{Report: encoded})
 }
 
-// compact has this gateway's compactor make a pass. Without wait it goes on when the caller is gone.
+// compact has this gateway's compactor make a pass. Without wait it goes on when the caller is gone. It takes what is this gateway's by the
+// rows as they are: going by older ones it would leave the partitions of one that has just gone to nobody.
 func (c *compaction) compact(ctx context.Context, topic string, dryRun, wait bool) (*varvev1.CompactReport, error) {
-	if c.compactor == nil {
-		return nil, refuse(connect.CodeFailedPrecondition, reasonInvalid, "gateway %s does not merge", c.g.ID())
+	if c.compactor != nil {
+		if err := c.g.members.refresh(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if c.compactor == nil || !slices.Contains(c.g.members.mergers(), c.g.ID()) {
+		return nil, refuse(connect.CodeFailedPrecondition, reasonInvalid, "gateway %s does not merge, or no longer", c.g.ID())
 	}
 	if wait {
 		return c.compactor.Compact(ctx, topic, dryRun)
@@ -380,6 +386,9 @@ func (s *clusterService) Compact(ctx context.Context, r *varvev1.CompactRequest,
 		if _, err := s.g.topic(ctx, r.GetTopic()); err != nil {
 			return err
 		}
+	}
+	if err := s.g.members.refresh(ctx); err != nil {
+		return err
 	}
 	mergers := s.g.members.mergers()
 	if len(mergers) == 0 {

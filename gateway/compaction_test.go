@@ -25,6 +25,8 @@ type notebook struct {
 	notes map[metadata.PartitionID]committed
 	asked []string
 	err   error
+	// whenAsked, if set, looks around at the begin of a pass.
+	whenAsked func()
 }
 
 func (n *notebook) Note(id metadata.PartitionID, next, bytes int64) {
@@ -40,6 +42,9 @@ func (n *notebook) Compact(_ context.Context, topic string, dryRun bool) (*varve
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.asked = append(n.asked, fmt.Sprint(topic, dryRun))
+	if n.whenAsked != nil {
+		n.whenAsked()
+	}
 	return &varvev1.CompactReport{Partitions: 7}, n.err
 }
 
@@ -269,5 +274,50 @@ func TestMergerLeaves(t *testing.T) {
 		}
 		mergers[1].drain()
 		a.drain()
+	})
+}
+
+// TestCompactWhenOneHasJustLeft: who is asked for a pass knows who merges by then, so that the partitions of one that has just left, or
+// has just come, are left out by nobody.
+func TestCompactWhenOneHasJustLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t)
+		a, _ := c.startMerging(metadata.RoleGateway)
+		b, _ := c.startMerging(metadata.RoleCompactor)
+		m, notes := c.startMerging(metadata.RoleCompactor)
+		topic := a.create(t, "a", 1000, nil)
+		c.settle()
+		others := 0
+		notes.whenAsked = func() {
+			for _, id := range allPartitions(topic) {
+				if !m.Merges(id) {
+					others++
+				}
+			}
+		}
+		compact := func(want int) {
+			t.Helper()
+			others = 0
+			list, err := a.compact(t, &varvev1.CompactRequest{Wait: true})
+			if err != nil || len(list) != want {
+				t.Errorf("%d were asked, want %d: %v, %v", len(list), want, list, err)
+			}
+			for _, r := range list {
+				if r.GetError() != "" {
+					t.Error(r)
+				}
+			}
+			if (others > 0) != (want > 1) {
+				t.Errorf("one of %d leaves %d partitions to others", want, others)
+			}
+		}
+		compact(2)
+		b.drain()
+		compact(1)
+		b, _ = c.startMerging(metadata.RoleCompactor)
+		compact(2)
+		for _, g := range []*member{b, m, a} {
+			g.drain()
+		}
 	})
 }

@@ -197,8 +197,8 @@ func (s *topicService) tryAlter(ctx context.Context, r *varvev1.AlterTopicReques
 	return out, nil
 }
 
-// DeleteTopic marks a topic, closes each of its partitions and frees its name. When
-// it was cut short the mark stays, and another call goes on.
+// DeleteTopic marks a topic, closes each of its partitions and frees its name. When it was cut short the mark stays: another call
+// goes on, and if there is none, who removes topics does.
 func (s *topicService) DeleteTopic(ctx context.Context, r *varvev1.DeleteTopicRequest) (*varvev1.DeleteTopicResponse, error) {
 	t, err := s.g.topics.MarkDeleting(ctx, r.GetName())
 	defer s.g.upkeep.changed()
@@ -208,20 +208,30 @@ func (s *topicService) DeleteTopic(ctx context.Context, r *varvev1.DeleteTopicRe
 	if err != nil {
 		return nil, err
 	}
-	err = s.each(ctx, t, allPartitions(t), func(ctx context.Context, id metadata.PartitionID) error {
+	if err := s.delete(ctx, t); err != nil {
+		return nil, err
+	}
+	return &varvev1.DeleteTopicResponse{}, nil
+}
+
+// delete takes a topic that is marked from wherever its deletion is to its end.
+func (s *topicService) delete(ctx context.Context, t *metadata.Topic) error {
+	err := s.each(ctx, t, allPartitions(t), func(ctx context.Context, id metadata.PartitionID) error {
 		_, err := s.g.router.decide(ctx, id, decision{close: true})
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("topic %q is marked for deletion, but not all of its partitions are closed; delete it again to go on: %w", t.Name, err)
+		return fmt.Errorf("topic %q is marked for deletion, but not all of its partitions are closed; the gateways go on with it soon, or delete it again: %w", t.Name, err)
 	}
 	if err := metadata.NoteRemoved(ctx, s.g.table, t); err != nil {
-		return nil, fmt.Errorf("topic %q is closed, but its name is not free yet; delete it again to go on: %w", t.Name, err)
+		return fmt.Errorf("topic %q is closed, but its name is not free yet; the gateways go on with it soon, or delete it again: %w", t.Name, err)
 	}
 	if err := s.g.topics.Remove(ctx, t); err != nil {
-		return nil, fmt.Errorf("topic %q is closed, but its name is not free yet; delete it again to go on: %w", t.Name, err)
+		return fmt.Errorf("topic %q is closed, but its name is not free yet; the gateways go on with it soon, or delete it again: %w", t.Name, err)
 	}
-	return &varvev1.DeleteTopicResponse{}, nil
+	// Its segments count as named until here: a collection since its partitions were closed may have missed them.
+	s.g.litter.note(1)
+	return nil
 }
 
 // TrimTopic moves log starts up.

@@ -105,6 +105,12 @@ func (u *Upkeep) Trim(ctx context.Context, topic *metadata.Topic, id metadata.Pa
 	return err
 }
 
+// Delete goes on with the deletion of a topic that is marked, from wherever it was left.
+func (u *Upkeep) Delete(ctx context.Context, topic *metadata.Topic) error {
+	defer u.changed()
+	return (&topicService{u.g}).delete(ctx, topic)
+}
+
 // clockAhead is how far a wall clock may be ahead of the others' before theirs is believed.
 const clockAhead = time.Minute
 

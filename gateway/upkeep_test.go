@@ -197,6 +197,82 @@ func TestRowsOfRemovedTopics(t *testing.T) {
 	})
 }
 
+// TestDeletionOfADeadGateway: a gateway dies in the middle of deleting a topic. Another one takes it to its end: what was open is closed, the
+// name is free, and whoever collects hears of it even when all was closed before.
+func TestDeletionOfADeadGateway(t *testing.T) {
+	for _, at := range []string{"the first partition", "the row about the deletion", "the name"} {
+		t.Run(at, func(t *testing.T) { testDeletionOfADeadGateway(t, at) })
+	}
+}
+
+func testDeletionOfADeadGateway(t *testing.T, at string) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t)
+		dying, heir := c.start(), c.start()
+		topic := dying.create(t, "a", clusterPartitions, nil)
+		c.settle()
+		for p := range int32(clusterPartitions) {
+			if _, err := heir.append("a", p, "x"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		marked, reached := false, make(chan struct{})
+		reach := sync.OnceFunc(func() { close(reached) })
+		var mu sync.Mutex
+		dying.table.set(func(op metadata.Op, key metadata.Key) error {
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case op != metadata.OpPut:
+			case key.Partition == "topics" && !marked:
+				marked = true
+			case at == "the first partition" && strings.HasPrefix(key.Partition, "journal/"), at == "the row about the deletion" && key.Partition == "removed",
+				at == "the name" && key.Partition == "topics":
+				reach()
+				return fmt.Errorf("%w: it dies", metadata.ErrUnavailable)
+			}
+			return nil
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		deleting := make(chan struct{})
+		go func() {
+			defer close(deleting)
+			_, _ = (&topicService{dying.Gateway}).DeleteTopic(ctx, &varvev1.DeleteTopicRequest{Name: "a"})
+		}()
+		<-reached
+		dying.kill()
+		cancel()
+		<-deleting
+		time.Sleep(5 * c.config.LeaseTime)
+
+		left, err := heir.topics.Refresh(t.Context(), "a")
+		if err != nil || left.State != metadata.TopicDeleting {
+			t.Fatalf("it was deleted already: %+v, %v", left, err)
+		}
+		before, _ := heir.Litter()
+		for range 2 { // the second time there is nothing to do
+			if err := heir.Upkeep().Delete(t.Context(), left); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if after, _ := heir.Litter(); after == before {
+			t.Error("nobody hears of what became garbage")
+		}
+		if removed, err := metadata.IsRemoved(t.Context(), c.d.Table, topic.ID); !removed || err != nil {
+			t.Errorf("no row says that it was deleted: %v", err)
+		}
+		if again := heir.create(t, "a", 1, nil); again.ID == topic.ID {
+			t.Error("it is there yet")
+		}
+		time.Sleep(time.Second) // the last checkpoints
+		if n := c.sweep(false); n != 0 {
+			t.Errorf("%d partitions have rows left", n)
+		}
+		heir.drain()
+	})
+}
+
 // append2 appends once more.
 func (m *member) append2(t *testing.T, topic string) int64 {
 	t.Helper()

@@ -119,7 +119,8 @@ type Summary struct {
 	Topics    int64
 	// Partitions that have been appended to.
 	Partitions int64
-	// Entries of the index, Batches and Records in them, all between log start and end.
+	// Entries of the index, Batches and Records in them, all between log start and end. What a merge replaced counts as it was until
+	// a checkpoint has the merge.
 	Entries, Batches, Records int64
 	// Objects are the segments in the bucket, ObjectBytes their size.
 	Objects, ObjectBytes int64

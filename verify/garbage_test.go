@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -312,5 +313,45 @@ func TestForeignObject(t *testing.T) {
 	found := f.expect(f.repair(), verify.ForeignObject)
 	if len(found) != 1 || found[0].Repaired || !f.hasObject(f.cluster.ID+"/notes.txt") {
 		t.Errorf("%+v, want the one file, which stays", found)
+	}
+}
+
+// deletedMeanwhile does something when the first journal is read: the topics have been read by then.
+type deletedMeanwhile struct {
+	metadata.Table
+	do func()
+}
+
+func (d deletedMeanwhile) Range(ctx context.Context, r metadata.Range) ([]metadata.Row, error) {
+	if strings.HasPrefix(r.Partition, "journal/") {
+		d.do()
+	}
+	return d.Table.Range(ctx, r)
+}
+
+// A topic is deleted while verify runs, its rows are swept, and some come late: changes without a lease row, and rows without one, are no
+// break. In a topic that nobody deleted they are.
+func TestDeletedMeanwhile(t *testing.T) {
+	for _, deleted := range []bool{true, false} {
+		f := newForge(t)
+		f.append(1, 0, 1)
+		f.checkpoint(1, false)
+		f.append(1, 0)
+		late := f.row(f.id(1).LeaseKey())
+		late.Key.Sort = "producer/0000000000001000"
+		config := f.config()
+		config.Table = deletedMeanwhile{f.table, sync.OnceFunc(func() {
+			if deleted {
+				f.must(metadata.NoteRemoved(t.Context(), f.table, f.topic))
+			}
+			f.deleteRow(f.id(0).LeaseKey())
+			f.deleteRow(f.id(1).LeaseKey())
+			f.putRow(late)
+		})}
+		if deleted {
+			f.expect(config)
+		} else {
+			f.expect(config, verify.LeaseMissing)
+		}
 	}
 }

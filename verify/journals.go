@@ -199,6 +199,9 @@ func (v *verifier) checkFold(ctx context.Context, id metadata.GatewayID, p *part
 	if errors.Is(err, metadata.ErrNotFound) {
 		v.nameChanges(changes)
 		if t := v.topics[p.id.Topic]; t != nil && !t.Removed() {
+			if removed, err := metadata.IsRemoved(ctx, v.Table, p.id.Topic); err != nil || removed {
+				return err // since the topics were read
+			}
 			f := p.finding(LeaseMissing, fmt.Sprintf("the journal of gateway %s has changes of the partition, which has no lease row", id))
 			f.Row = p.id.LeaseKey().String()
 			v.report(f)

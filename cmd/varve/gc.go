@@ -96,11 +96,23 @@ func (a *app) collectByGateway(ctx context.Context, f collectFlags) (*client.Col
 		if err != nil {
 			return nil, err
 		}
+		if n := wentElsewhere(now, later); n > 0 {
+			a.notef("%s that waited went meanwhile, and not by the gateway that was asked: another one collects, too", count(n, "object"))
+		}
 		later.Deleted, later.DeletedBytes = later.Deleted+now.Deleted, later.DeletedBytes+now.DeletedBytes
 		later.Rows, later.Gateways = later.Rows+now.Rows, later.Gateways+now.Gateways
 		return later, nil
 	}
 	return c.Collect(ctx, f.CollectOptions)
+}
+
+// wentElsewhere is how many objects at least waited for the grace, and neither were deleted by whoever was asked later nor stay.
+func wentElsewhere(now, later *client.Collection) int64 {
+	left := now.Kept[string(compactor.KeptForGrace)] - later.Deleted
+	for _, n := range later.Kept {
+		left -= n
+	}
+	return max(left, 0)
 }
 
 // waitingPace spaces the lines that say what is waited for.

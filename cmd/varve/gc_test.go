@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/varvelog/varve/client"
 	"github.com/varvelog/varve/metadata"
 	"github.com/varvelog/varve/metadata/bolttable"
 )
@@ -106,6 +107,19 @@ func TestCollectUsage(t *testing.T) {
 	} {
 		if r := s.run("", strings.Fields(c.args)...); r.status != c.status || !strings.Contains(r.stderr, c.says) {
 			t.Errorf("%s: status %d, want %d\n%s, want %q in it", c.args, r.status, c.status, r.stderr, c.says)
+		}
+	}
+}
+
+// TestWentElsewhere: what waited for the grace was deleted by who was asked, stays, or went by another collector.
+func TestWentElsewhere(t *testing.T) {
+	for _, c := range []struct {
+		waited, deleted, stays, want int64
+	}{{0, 0, 0, 0}, {3, 3, 0, 0}, {3, 1, 0, 2}, {3, 0, 0, 3}, {3, 1, 2, 0}, {3, 5, 1, 0}} {
+		now := &client.Collection{Kept: map[string]int64{"grace": c.waited, "unsettled": 7}}
+		later := &client.Collection{Deleted: c.deleted, Kept: map[string]int64{"refused": c.stays}}
+		if got := wentElsewhere(now, later); got != c.want {
+			t.Errorf("%+v: %d", c, got)
 		}
 	}
 }

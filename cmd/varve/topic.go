@@ -356,15 +356,19 @@ func prefixed(prefix, text string) string {
 func newTopicTrimCommand(a *app) *cobra.Command {
 	var partitions []int32
 	var to string
-	var yes bool
+	var yes, dryRun bool
 	cmd := &cobra.Command{
 		Use:   "trim TOPIC --to PLACE",
 		Short: "Move the start of a topic up: what lies before can no longer be read",
 		Long: `Moves the start of a topic up, in all partitions or in some: what lies before can no longer be read.
 
 A time that none of a partition's records reaches leaves it empty. So one that lies in the future is mostly a mistake, and is refused
-without --yes; --to latest empties partitions on purpose.`,
-		Example: `  varve topic trim clicks --to @-7d
+without --yes; --to latest empties partitions on purpose.
+
+--dry-run changes nothing and tells which offset PLACE is in each partition now, and what would go: records, and the bytes of index entries that
+go whole.`,
+		Example: `  varve topic trim clicks --to @-7d --dry-run
+  varve topic trim clicks --to @-7d
   varve topic trim clicks -p 0 --to 34305339
   varve topic trim clicks --to latest`,
 		Args:              cobra.ExactArgs(1),
@@ -373,6 +377,7 @@ without --yes; --to latest empties partitions on purpose.`,
 	cmd.Flags().Int32SliceVarP(&partitions, "partition", "p", nil, "only this partition `N` (repeatable)")
 	cmd.Flags().StringVar(&to, "to", "", "`PLACE` of the first record to keep: an offset (with -p), -N, @TIME or latest")
 	cmd.Flags().BoolVar(&yes, "yes", false, "trim to a time in the future, too")
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "change nothing; tell what would be removed")
 	completeWith(cmd, "to", "latest")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		place, offset, err := parsePlace(to, a.now())
@@ -389,7 +394,7 @@ without --yes; --to latest empties partitions on purpose.`,
 		if err := checkPartitions(partitions); err != nil {
 			return err
 		}
-		if t, err := parseTime(strings.TrimPrefix(to, "@"), a.now()); strings.HasPrefix(to, "@") && err == nil && t.After(a.now()) && !yes {
+		if t, err := parseTime(strings.TrimPrefix(to, "@"), a.now()); strings.HasPrefix(to, "@") && err == nil && t.After(a.now()) && !yes && !dryRun {
 			return usagef("--to %s: lies in the future, so that most likely everything would go; to empty partitions say --to latest, or --yes if some records are dated later", to)
 		}
 		c, err := a.connect()
@@ -397,6 +402,13 @@ without --yes; --to latest empties partitions on purpose.`,
 			return err
 		}
 		defer c.Close()
+		if dryRun {
+			list, err := a.foreseeTrim(cmd.Context(), c, args[0], to, offset, partitions)
+			if err != nil {
+				return err
+			}
+			return a.printForeseen(args[0], list)
+		}
 		results, err := c.TrimTopic(cmd.Context(), args[0], place, partitions...)
 		if err != nil {
 			return err

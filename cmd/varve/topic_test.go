@@ -119,6 +119,61 @@ func TestTopicTrim(t *testing.T) {
 	}
 }
 
+// TestTopicTrimDryRun tells what a trim then does, and does nothing itself.
+func TestTopicTrimDryRun(t *testing.T) {
+	s := newShell(t)
+	s.quakes()
+	look := func() string { // the line of costs above it changes
+		_, partitions, _ := strings.Cut(s.ok("", "topic", "describe", "quakes"), "\nPARTITION")
+		return partitions
+	}
+	before := look()
+	for _, args := range []string{"--to -1", "--to latest", "--to 1 -p 0", "--to 2 -p 0 -p 1", "--to @1970-01-01", "--to @2100-01-01", "--to -100"} {
+		r := s.run("", append(append([]string{"topic", "trim", "quakes", "--dry-run"}, strings.Fields(args)...), "-o", "json")...)
+		if r.status != statusDone || !strings.Contains(r.stderr, "nothing was changed") {
+			t.Errorf("%s: status %d, %q", args, r.status, r.stderr)
+		}
+		if got := look(); got != before {
+			t.Fatalf("%s: a dry run left %q", args, got)
+		}
+		foretold := make(map[int32]int64)
+		for _, line := range strings.Split(strings.TrimSpace(r.stdout), "\n") {
+			var f struct {
+				Partition                      int32
+				Start_offset, New_start_offset int64
+				End_offset, Records, Bytes     int64
+			}
+			if err := json.Unmarshal([]byte(line), &f); err != nil {
+				t.Fatalf("%s: %q: %v", args, line, err)
+			}
+			foretold[f.Partition] = f.New_start_offset
+			if f.Records != f.New_start_offset-f.Start_offset || (f.Bytes > 0) != (f.New_start_offset == f.End_offset && f.Records > 0) && args == "--to latest" {
+				t.Errorf("%s: %+v", args, f)
+			}
+		}
+		fresh := newShell(t)
+		fresh.quakes()
+		done := fresh.ok("", append(append([]string{"topic", "trim", "quakes", "--yes"}, strings.Fields(args)...), "-o", "json")...)
+		for _, line := range strings.Split(strings.TrimSpace(done), "\n") {
+			var f struct {
+				Partition    int32
+				Start_offset int64
+			}
+			if err := json.Unmarshal([]byte(line), &f); err != nil || foretold[f.Partition] != f.Start_offset {
+				t.Errorf("%s: foretold was %d, it came to %+v, %v", args, foretold[f.Partition], f, err)
+			}
+		}
+	}
+	for args, want := range map[string]string{"--to 5 -p 0": "quakes/0: cannot trim to offset 5", "--to 1 -p 9": "partition"} {
+		if r := s.run("", append([]string{"topic", "trim", "quakes", "--dry-run"}, strings.Fields(args)...)...); r.status != 1 || !strings.Contains(r.stderr, want) {
+			t.Errorf("%s: status %d, %q", args, r.status, r.stderr)
+		}
+	}
+	if got := s.run("", "topic", "trim", "quakes", "--to", "-1", "--dry-run"); !strings.HasPrefix(scrub(got.stdout), "PARTITION  START  NEW START  END  RECORDS  BYTES\n0  0  2  3  2  ") {
+		t.Errorf("%q", got.stdout)
+	}
+}
+
 // TestTopicAlterDryRun tells what a retention would remove, and describe what holds the start then.
 func TestTopicAlterDryRun(t *testing.T) {
 	s := newShell(t)

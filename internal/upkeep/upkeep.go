@@ -79,7 +79,7 @@ func (u *Upkeep) retain(g *gateway.Upkeep, c Config) {
 	c.Retention.Log, c.Removal.Log = c.Log, c.Log
 	retention := compactor.NewRetention(c.Retention, g, g.Topics())
 	g.OnCommit(retention.Committed)
-	removal := compactor.NewRemoval(c.Removal, g.Table(), g.Mine)
+	removal := compactor.NewRemoval(c.Removal, g.Table(), g, g.Topics())
 	changed := func() {
 		retention.Changed()
 		removal.Changed()
