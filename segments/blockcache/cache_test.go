@@ -400,6 +400,24 @@ func TestForget(t *testing.T) {
 	}
 }
 
+// TestForgottenPlaces: a damaged block that is read, and forgotten, time and again leaves nothing behind.
+func TestForgottenPlaces(t *testing.T) {
+	g, _ := newGate(t)
+	close(g.open)
+	c := newTestCache(g)
+	for range 100 {
+		for block := range int64(3) {
+			if _, err := c.Read(t.Context(), "o", make([]byte, testBlock), block*testBlock, false); err != nil {
+				t.Fatal(err)
+			}
+		}
+		c.Forget("o", testBlock, 1)
+	}
+	if list, order := len(c.recent.list), len(c.recent.order); order != list {
+		t.Errorf("%d places are remembered of %d blocks", order, list)
+	}
+}
+
 // TestScan reads a long object once, beside blocks that are read again and again: most of those stay, and what was prepared
 // is there when it is read, however little of the whole fits.
 func TestScan(t *testing.T) {
