@@ -21,7 +21,10 @@ func (c *Compactor) cleanKeys(ctx context.Context, p *pass) {
 		if topic == nil || !topic.Config.Compacts() || !c.cluster.Merges(id) {
 			continue
 		}
-		err := c.cleanPartition(ctx, p, id, topic)
+		err := errDoubts
+		if c.numbers.begin(); c.numbers.free(id) {
+			err = c.cleanPartition(ctx, p, id, topic)
+		}
 		if ctx.Err() != nil {
 			return
 		}

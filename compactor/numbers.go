@@ -55,7 +55,7 @@ var errDoubts = errors.New("compactor: earlier swaps are in doubt")
 // swap has the cluster swap, and keeps a swap in mind whose outcome stays unknown. The more are in doubt, the less is waited for another.
 // Those of one partition come one after the other: who did not answer the last one would not answer this one either.
 func (n *numbers) swap(ctx context.Context, w *metadata.Swap) (metadata.SwapOutcome, error) {
-	if len(n.doubts) == mostDoubts || n.doubtful(w.Partition) {
+	if !n.free(w.Partition) {
 		return 0, errDoubts
 	}
 	limited, cancel := context.WithTimeout(ctx, patience/time.Duration(1+len(n.doubts)))
@@ -69,9 +69,9 @@ func (n *numbers) swap(ctx context.Context, w *metadata.Swap) (metadata.SwapOutc
 	return outcome, err
 }
 
-// doubtful says whether a swap of a partition is in doubt.
-func (n *numbers) doubtful(id metadata.PartitionID) bool {
-	return slices.ContainsFunc(n.doubts, func(w *metadata.Swap) bool { return w.Partition == id })
+// free says whether a swap of a partition can be asked for: none of it is in doubt, and of others not too many.
+func (n *numbers) free(id metadata.PartitionID) bool {
+	return len(n.doubts) < mostDoubts && !slices.ContainsFunc(n.doubts, func(w *metadata.Swap) bool { return w.Partition == id })
 }
 
 // clear asks again for what is in doubt: under its number a swap is taken once at most, and any answer that says what came of it

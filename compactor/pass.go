@@ -186,7 +186,7 @@ func (c *Compactor) gather(ctx context.Context, p *pass, id metadata.PartitionID
 		delete(c.tracked, id)
 		return nil
 	}
-	if c.numbers.begin(); c.numbers.doubtful(id) && !p.dryRun {
+	if c.numbers.begin(); !c.numbers.free(id) && !p.dryRun {
 		return errDoubts // what is merged could not be put in place
 	}
 	for {

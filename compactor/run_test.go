@@ -118,8 +118,11 @@ func (c *pureCluster) append(size int, partitions ...int) (next, bytes int64) {
 	c.number++
 	builder := segments.NewBuilder(testCluster, "g1", c.number)
 	for _, n := range partitions {
-		b := batch.NewBuilder(batch.None)
-		must(c.t, b.Append(batch.Record{Timestamp: int64(c.number), Value: make([]byte, size)}))
+		b, record := batch.NewBuilder(batch.None), batch.Record{Timestamp: int64(c.number), Value: make([]byte, size)}
+		if c.topic.Config.Compacts() {
+			record.Key = []byte("k")
+		}
+		must(c.t, b.Append(record))
 		data, err := b.Build(batch.NoProducer)
 		must(c.t, err)
 		h, err := batch.ParseHeader(data)

@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/varvelog/varve/metadata"
+	"github.com/varvelog/varve/segments"
 )
 
 // unreachable is a cluster in which nobody answers swaps of some partitions.
@@ -73,6 +75,74 @@ func TestSequencerThatIsNotReached(t *testing.T) {
 			t.Errorf("the floor is %d after swap %d", floor, w.Number)
 		}
 	})
+}
+
+// busyStore counts what is read and put.
+type busyStore struct {
+	segments.Store
+	count atomic.Int64
+}
+
+func (b *busyStore) Put(ctx context.Context, key string, body segments.Body) error {
+	b.count.Add(1)
+	return b.Store.Put(ctx, key, body)
+}
+
+func (b *busyStore) Get(ctx context.Context, key string, offset, length int64) ([]byte, int64, error) {
+	b.count.Add(1)
+	return b.Store.Get(ctx, key, offset, length)
+}
+
+// TestNothingIsMadeInDoubt: what no swap could put in place, as one of its partition or too many are in doubt, is neither read nor made, pass after pass.
+func TestNothingIsMadeInDoubt(t *testing.T) {
+	for name, kind := range map[string]struct {
+		cleanup    string
+		partitions int
+	}{"merge": {metadata.CleanupDelete, 1}, "keys": {metadata.CleanupCompact, 1}, "too many": {metadata.CleanupDelete, 2 * mostDoubts}} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := newPureCluster(t, int32(kind.partitions))
+				c.topic.Config.Cleanup = kind.cleanup
+				store := &busyStore{Store: c.store}
+				var silent atomic.Bool
+				silent.Store(true)
+				m, err := New(Config{TargetBytes: 64 << 10, LooksPerSecond: -1},
+					Dependencies{Store: store, Table: c.table, Cluster: unreachable{c, func(metadata.PartitionID) bool { return silent.Load() }}})
+				must(t, err)
+				t.Cleanup(runs(m))
+				var all []int
+				for i := range kind.partitions {
+					all = append(all, i)
+				}
+				pass := func() {
+					for range 4 {
+						next, bytes := c.append(4<<10, all...)
+						for i := range all {
+							m.Note(partitionID(i), next, bytes)
+						}
+					}
+					_, err := m.Compact(t.Context(), "", false)
+					must(t, err)
+				}
+				pass()
+				before := store.count.Load()
+				for range 5 {
+					pass()
+				}
+				if n := store.count.Load() - before; before == 0 || n > 0 {
+					t.Errorf("%d calls of the bucket, and %d more that nothing could come of", before, n)
+				}
+				silent.Store(false)
+				time.Sleep(4 * time.Hour)
+				pass()
+				for i := range all {
+					if n := len(c.entries(i)); n > 4 {
+						t.Fatalf("partition %d has %d entries", i, n)
+					}
+				}
+			})
+		})
+	}
 }
 
 // TestPiecesOfATail: what is merged here and there in a long tail is put in place by as many swaps as it takes for each to fit its journal.

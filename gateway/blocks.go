@@ -45,7 +45,7 @@ func newBlocks(g *Gateway) *blocks {
 	if g.config.CacheBytes > 0 {
 		block := g.config.CacheBlockBytes
 		b.cache = blockcache.New(blockcache.Config{Bytes: g.config.CacheBytes, BlockBytes: block, FetchBytes: max(fetchBytes/block, 1) * block,
-			Counts: &g.meters.blocks}, b.fetch)
+			Enter: b.enter, Counts: &g.meters.blocks}, b.fetch)
 	}
 	return b
 }
@@ -77,16 +77,19 @@ func (b *blocks) again(ctx context.Context, key string, into []byte, offset int6
 	return b.fromBucket(ctx, blockcache.Request{Object: key, Offset: offset, Into: [][]byte{into}})
 }
 
+// enter is what the cache waits for before it fetches.
+func (b *blocks) enter(ctx context.Context, bytes int64, hurry <-chan struct{}) (leave func(), err error) {
+	if ctx.Value(lent{}) != nil { // its reader waits for it, and has limits of its own
+		return func() {}, nil
+	}
+	return b.cold.enter(ctx, bytes, hurry)
+}
+
 // fetch is what the cache reads by.
 func (b *blocks) fetch(ctx context.Context, r blockcache.Request) (int, error) {
-	if ctx.Value(lent{}) != nil { // its reader waits for it, and has limits of its own
+	if ctx.Value(lent{}) != nil {
 		return b.fromBucket(ctx, r)
 	}
-	leave, err := b.cold.enter(ctx, r.Bytes(), r.Hurry)
-	if err != nil {
-		return 0, err
-	}
-	defer leave()
 	if mate := b.mate(r); mate != "" {
 		n, err := b.fromMate(ctx, mate, r)
 		if err == nil || ctx.Err() != nil {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -201,6 +202,37 @@ func TestReadAhead(t *testing.T) {
 		if took[1<<20] > took[-1]/2 {
 			t.Errorf("it took %s, without reading ahead %s", took[1<<20], took[-1])
 		}
+	})
+}
+
+// TestWaitingReads: reads that wait for others, as too much is on its way, hold no memory for what they will bring.
+func TestWaitingReads(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const block, reads = 1 << 20, 64
+		d := memory()
+		d.Store = &readStore{Store: d.Store, takes: time.Second}
+		g := runGateway(t, Config{Exclusive: true, CacheBlockBytes: block, ColdBytes: 2 * block}, d)
+		ctx, cancel := context.WithCancel(t.Context())
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		var group sync.WaitGroup
+		for n := range reads {
+			group.Go(func() {
+				key := segments.ObjectKey(segments.ClusterID(g.ClusterID()), "gone", uint64(n+1))
+				if err := g.reader.blocks.cache.Prepare(ctx, key, 0, block); !errors.Is(err, context.Canceled) {
+					t.Error(err)
+				}
+			})
+		}
+		synctest.Wait()
+		runtime.ReadMemStats(&after)
+		if used := after.TotalAlloc - before.TotalAlloc; used > reads/4*block {
+			t.Errorf("%d reads of %d bytes, of which %d may be on their way, took %d bytes of memory", reads, block, 2*block, used)
+		}
+		cancel()
+		group.Wait()
+		g.leave()
+		<-g.ended
 	})
 }
 

@@ -468,6 +468,36 @@ func TestLyingCounts(t *testing.T) {
 	}
 }
 
+// TestImplausibleLengths: damage that makes an entry longer than any segment, or a chunk of it longer than can be read at once, is found
+// where the row is read, before somebody asks for the memory.
+func TestImplausibleLengths(t *testing.T) {
+	for _, c := range []struct {
+		what  string
+		entry Entry
+		ok    bool
+	}{
+		{"short", Entry{Length: 1 << 20}, true},
+		{"longest", Entry{Position: maxObject - maxChunk, Length: maxChunk}, true},
+		{"beyond the longest segment", Entry{Position: maxObject - 1, Length: 2}, false},
+		{"one long chunk", Entry{Length: maxChunk + 1}, false},
+		{"several chunks", Entry{Length: 2 * maxChunk, Points: []Point{{}, {Offset: 1, Position: maxChunk}}}, true},
+		{"a long first chunk", Entry{Length: 2 * maxChunk, Points: []Point{{}, {Offset: 1, Position: maxChunk + 1}}}, false},
+		{"a long last chunk", Entry{Length: 2 * maxChunk, Points: []Point{{}, {Offset: 1, Position: maxChunk - 1}}}, false},
+		{"a length of 2^62", Entry{Length: 1 << 62}, false},
+	} {
+		e := c.entry
+		e.End, e.Records, e.Gateway, e.Number = 2, 2, "g", 1
+		if _, err := decodePage(encodePage([]Entry{e})); (err == nil) != c.ok || err != nil && !errors.Is(err, ErrCorrupt) {
+			t.Errorf("%s, as a page: %v", c.what, err)
+		}
+		b := NewEntryBuilder(time.UnixMilli(0))
+		b.Add(&Change{Kind: ChangeAppend, Uploader: "g", Number: 1, Entries: []Entry{e}})
+		if _, err := decodeJournalRow(1, b.Encode()); (err == nil) != c.ok || err != nil && !errors.Is(err, ErrCorrupt) {
+			t.Errorf("%s, in a journal: %v", c.what, err)
+		}
+	}
+}
+
 func FuzzRows(f *testing.F) {
 	for i, kind := range rowKinds {
 		f.Add(uint8(i), kind.sample())
@@ -487,7 +517,7 @@ func wide(rt *rapid.T, what string) int64 {
 
 func drawEntry(rt *rapid.T, first int64) Entry {
 	e := Entry{Clean: rapid.Bool().Draw(rt, "clean"), First: first, Gateway: GatewayID(rapid.SampledFrom([]string{"a", "b", "c"}).Draw(rt, "gateway")),
-		Number: uint64(wide(rt, "number")), Position: wide(rt, "position"), Length: wide(rt, "length"), Sum: rapid.Uint64().Draw(rt, "sum"),
+		Number: uint64(wide(rt, "number")), Position: rapid.Int64Range(0, maxObject/2).Draw(rt, "position"), Length: rapid.Int64Range(0, maxChunk).Draw(rt, "length"), Sum: rapid.Uint64().Draw(rt, "sum"),
 		MinTimestamp: wide(rt, "min")}
 	e.End = first + wide(rt, "offsets")
 	e.Records = e.End - first - rapid.Int64Range(0, e.End-first).Draw(rt, "compacted")

@@ -429,21 +429,28 @@ func (n *Entry) unpack(d *decoder, last *Entry, gateways []GatewayID) {
 	}
 }
 
-// plausible refuses an entry that would make readers ask for bytes that cannot be.
+const (
+	// maxObject is what no segment is longer than, in bytes.
+	maxObject = 4 << 30
+	// maxChunk is what no chunk is longer than, in bytes: a part, one of MaxPoints, of the longest segment, and one batch more.
+	maxChunk = 256 << 20
+)
+
+// plausible refuses an entry that would make readers ask for bytes that cannot be, or for memory that nobody has.
 func (n *Entry) plausible(after int64) bool {
 	limit := n.Position + n.Length
-	if n.First < after || n.End < n.First || n.Position < 0 || n.Length < 0 || limit < n.Position {
+	if n.First < after || n.End < n.First || n.Position < 0 || n.Length < 0 || limit < n.Position || limit > maxObject {
 		return false
 	}
 	offset, position := n.First, n.Position
 	for i, p := range n.Points {
-		if p.Offset < offset || p.Offset > n.End || p.Position < position || p.Position > limit ||
+		if p.Offset < offset || p.Offset > n.End || p.Position < position || p.Position > limit || p.Position-position > maxChunk ||
 			i == 0 && (p.Offset != n.First || p.Position != n.Position) {
 			return false
 		}
 		offset, position = p.Offset, p.Position
 	}
-	return true
+	return limit-position <= maxChunk
 }
 
 func encodeChildren(e *encoder, children []Child) {

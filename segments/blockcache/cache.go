@@ -27,8 +27,6 @@ type Request struct {
 	Offset int64
 	// Into is filled, one slice after the other.
 	Into [][]byte
-	// Hurry is closed when somebody waits for it who must not be held up by limits.
-	Hurry <-chan struct{}
 }
 
 // Bytes is how many bytes are asked for.
@@ -50,6 +48,9 @@ type Config struct {
 	BlockBytes int   // default 2 MiB
 	// FetchBytes is the most that one fetch brings of neighbouring blocks (default 8 MiB). None crosses a multiple of it.
 	FetchBytes int
+	// Enter, if set, returns when a fetch of so many bytes may begin, at once when hurry is closed: somebody waits for it then who
+	// must not be held up by limits. Until then the fetch has no memory. leave says that it has ended.
+	Enter func(ctx context.Context, bytes int64, hurry <-chan struct{}) (leave func(), err error)
 	// Counts is what the cache counts in; nil: counts of its own.
 	Counts *Counts
 }
@@ -94,6 +95,9 @@ func New(config Config, fetch Fetch) *Cache {
 	}
 	if config.FetchBytes == 0 {
 		config.FetchBytes = 4 * DefaultBlockBytes
+	}
+	if config.Enter == nil {
+		config.Enter = func(context.Context, int64, <-chan struct{}) (func(), error) { return func() {}, nil }
 	}
 	if config.Counts == nil {
 		config.Counts = new(Counts)

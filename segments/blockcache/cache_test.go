@@ -141,7 +141,6 @@ type gate struct {
 	begun  atomic.Int64
 	ended  atomic.Int64
 	bytes  atomic.Int64
-	hurry  atomic.Int64
 	refuse atomic.Bool
 }
 
@@ -151,9 +150,6 @@ func (g *gate) do(ctx context.Context, r Request) (int, error) {
 	g.bytes.Add(r.Bytes())
 	select {
 	case <-g.open:
-	case <-r.Hurry:
-		g.hurry.Add(1)
-		<-g.open
 	case <-ctx.Done():
 		return 0, ctx.Err()
 	}
@@ -303,17 +299,42 @@ func TestFailureIsNotKept(t *testing.T) {
 func TestHurry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, _ := newGate(t)
-		c := newTestCache(g)
+		close(g.open)
+		left := 0
+		c := New(Config{Bytes: 1 << 20, BlockBytes: testBlock, Enter: func(ctx context.Context, bytes int64, hurry <-chan struct{}) (func(), error) {
+			select {
+			case <-hurry:
+				return func() { left += int(bytes) }, nil
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			}
+		}}, g.do)
 		var group sync.WaitGroup
 		for _, hurry := range []bool{false, true} {
 			group.Go(func() { _, _ = c.Read(t.Context(), "o", make([]byte, testBlock), 0, hurry) })
 			synctest.Wait()
-			if got := g.hurry.Load() == 1; got != hurry {
+			if got := g.ended.Load() == 1; got != hurry {
 				t.Errorf("hurry %v: %v", hurry, got)
 			}
 		}
-		close(g.open)
 		group.Wait()
+		c.Wait()
+		if left != testBlock {
+			t.Errorf("fetches of %d bytes have ended", left)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		group.Go(func() {
+			if _, err := c.Read(ctx, "o", make([]byte, testBlock), testBlock, false); !errors.Is(err, context.Canceled) {
+				t.Error(err)
+			}
+		})
+		synctest.Wait()
+		cancel()
+		group.Wait()
+		c.Wait()
+		if c.loose() != 0 || left != testBlock {
+			t.Error("a fetch that could not begin holds something")
+		}
 	})
 }
 
@@ -376,6 +397,24 @@ func TestForget(t *testing.T) {
 				t.Errorf("%d bytes, read %d: %d fetches", length, i, got)
 			}
 		}
+	}
+}
+
+// TestForgottenPlaces: a damaged block that is read, and forgotten, time and again leaves nothing behind.
+func TestForgottenPlaces(t *testing.T) {
+	g, _ := newGate(t)
+	close(g.open)
+	c := newTestCache(g)
+	for range 100 {
+		for block := range int64(3) {
+			if _, err := c.Read(t.Context(), "o", make([]byte, testBlock), block*testBlock, false); err != nil {
+				t.Fatal(err)
+			}
+		}
+		c.Forget("o", testBlock, 1)
+	}
+	if list, order := len(c.recent.list), len(c.recent.order); order != list {
+		t.Errorf("%d places are remembered of %d blocks", order, list)
 	}
 }
 

@@ -25,7 +25,7 @@ type run struct {
 	waiting int // on all of its flights
 	ctx     context.Context
 	cancel  context.CancelFunc
-	hurry   func() // closes the request's Hurry
+	hurry   func() // closes hurried
 	hurried chan struct{}
 }
 
@@ -187,7 +187,33 @@ func (c *Cache) forget(r *run) {
 
 // fly does the fetch of a run, and hands its blocks to the cache and to those who wait.
 func (c *Cache) fly(r *run) {
-	request := Request{Object: r.flights[0].place.object, Offset: r.flights[0].place.offset, Hurry: r.hurried}
+	blocks, err := c.bring(r)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.forget(r)
+	for i, f := range r.flights {
+		if f.err = err; err == nil {
+			if f.block = blocks[i]; f.waiting == 0 {
+				f.block.release()
+			}
+		}
+		close(f.done)
+	}
+	r.cancel()
+}
+
+// bring fetches the blocks of a run, each with a reference for those who wait.
+func (c *Cache) bring(r *run) ([]*block, error) {
+	bytes := int64(0)
+	for _, f := range r.flights {
+		bytes += int64(f.place.length)
+	}
+	leave, err := c.config.Enter(r.ctx, bytes, r.hurried)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	request := Request{Object: r.flights[0].place.object, Offset: r.flights[0].place.offset}
 	for _, f := range r.flights {
 		if f.place.length == c.config.BlockBytes {
 			request.Into = append(request.Into, c.buffers.get())
@@ -198,29 +224,22 @@ func (c *Cache) fly(r *run) {
 	n, err := c.fetch(r.ctx, request)
 	c.counts.Fetches.Add(1)
 	c.counts.Bytes.Add(uint64(max(n, 0)))
-	if err == nil && int64(n) < request.Bytes() {
+	if err != nil {
+		for _, b := range request.Into {
+			c.buffers.put(b)
+		}
+		return nil, err
+	}
+	if int64(n) < bytes {
 		c.ends.Set(request.Object, request.Offset+int64(n))
 	}
 	blocks := make([]*block, len(r.flights))
 	for i, f := range r.flights {
 		got := max(0, min(n, len(request.Into[i])))
 		n -= got
-		if err != nil {
-			got = 0
-		}
 		blocks[i] = c.land(f.place, request.Into[i], got)
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.forget(r)
-	for i, f := range r.flights {
-		f.block, f.err = blocks[i], err
-		if f.waiting == 0 {
-			f.block.release()
-		}
-		close(f.done)
-	}
-	r.cancel()
+	return blocks, nil
 }
 
 // land makes a block of what was fetched, has it kept unless it is empty, and returns it with a reference for those

@@ -1,6 +1,9 @@
 package blockcache
 
-import "sync"
+import (
+	"slices"
+	"sync"
+)
 
 // recent keeps what was fetched last, in the order in which it came, until its bytes are used up.
 type recent struct {
@@ -10,7 +13,7 @@ type recent struct {
 
 	mu    sync.Mutex
 	list  map[place]*block
-	order []place // oldest first; some of them may have been removed
+	order []place // of the list, oldest first
 	bytes int64
 }
 
@@ -30,11 +33,10 @@ func (r *recent) add(p place, b *block) {
 	for r.bytes > r.limit && len(r.order) > 0 {
 		oldest := r.order[0]
 		r.order = r.order[1:]
-		if b := r.list[oldest]; b != nil {
-			delete(r.list, oldest)
-			r.bytes -= b.weight()
-			places, blocks = append(places, oldest), append(blocks, b)
-		}
+		b := r.list[oldest]
+		delete(r.list, oldest)
+		r.bytes -= b.weight()
+		places, blocks = append(places, oldest), append(blocks, b)
 	}
 	r.mu.Unlock()
 	for i, p := range places {
@@ -65,6 +67,8 @@ func (r *recent) remove(p place) {
 	defer r.mu.Unlock()
 	if b := r.list[p]; b != nil {
 		delete(r.list, p)
+		at := slices.Index(r.order, p) // damage is rare
+		r.order = slices.Delete(r.order, at, at+1)
 		r.bytes -= b.weight()
 		b.release()
 	}
