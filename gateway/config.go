@@ -46,8 +46,7 @@ type Config struct {
 	AdmitWait time.Duration
 	// FreshBytes is how much of the newest segments stays in memory for followers (default 16 MiB).
 	FreshBytes int64
-	// IndexCacheRows is how many pages, and how many nodes, of indexes stay in memory (default 1,024); of pages fewer, should they
-	// take more than 64 KiB each.
+	// IndexCacheRows is how many pages and nodes of indexes stay in memory (default 1,024).
 	IndexCacheRows int
 
 	// CacheBytes is how much of what was read from the bucket stays in memory (default 256 MiB; negative: nothing, which

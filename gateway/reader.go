@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"sync/atomic"
-	"unsafe"
 
 	"github.com/maypok86/otter/v2"
 	"golang.org/x/sync/errgroup"
@@ -368,10 +367,6 @@ func (r *reader) scan(ctx context.Context, c metadata.Chunk, from, t int64) (met
 	return found, largest, ok, nil
 }
 
-// indexRowBytes is what a page or node of an index takes in memory at most, for the limit of rows to hold: one that is larger counts
-// as several.
-const indexRowBytes = 64 << 10
-
 // indexCache keeps pages and nodes of indexes, which never change.
 type indexCache struct {
 	index metadata.Index
@@ -387,17 +382,8 @@ type indexKey struct {
 
 func newIndexCache(index metadata.Index, rows int) *indexCache {
 	return &indexCache{index: index,
-		pages: otter.Must(&otter.Options[indexKey, []metadata.Entry]{MaximumWeight: uint64(rows) * indexRowBytes, Weigher: pageWeight}),
+		pages: otter.Must(&otter.Options[indexKey, []metadata.Entry]{MaximumSize: rows}),
 		nodes: otter.Must(&otter.Options[indexKey, []metadata.Child]{MaximumSize: rows})}
-}
-
-// pageWeight is about how much memory a page takes, in bytes: those of merged segments have many points.
-func pageWeight(_ indexKey, entries []metadata.Entry) uint32 {
-	size := uintptr(len(entries)) * unsafe.Sizeof(metadata.Entry{})
-	for i := range entries {
-		size += uintptr(len(entries[i].Points)) * unsafe.Sizeof(metadata.Point{})
-	}
-	return uint32(max(size, indexRowBytes))
 }
 
 // Page implements [metadata.Index].

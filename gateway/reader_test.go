@@ -2,10 +2,8 @@ package gateway
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"testing"
-	"unsafe"
 
 	"connectrpc.com/connect/v2"
 
@@ -76,48 +74,6 @@ func TestFlippedHeaders(t *testing.T) {
 					t.Errorf("sparse %v, byte %d, bit %d: goes on at %d", sparse, at, bit, reached)
 				}
 			}
-		}
-	}
-}
-
-// pagesOf is an index whose pages have so many entries, of so many points.
-type pagesOf struct {
-	metadata.Index
-	entries, points, reads int
-}
-
-func (i *pagesOf) Page(context.Context, metadata.PartitionID, metadata.RowPlace) ([]metadata.Entry, error) {
-	i.reads++
-	page := make([]metadata.Entry, i.entries)
-	for n := range page {
-		page[n].Points = make([]metadata.Point, i.points)
-	}
-	return page, nil
-}
-
-// TestIndexCacheBound: pages of merged segments, which have many points, take no more memory than others.
-func TestIndexCacheBound(t *testing.T) {
-	const rows = 64
-	for _, c := range []struct {
-		index *pagesOf
-		least int // of rows that stay
-	}{{&pagesOf{entries: 100}, rows * 3 / 4}, {&pagesOf{entries: 256, points: metadata.MaxPoints}, rows / 8}} {
-		cache := newIndexCache(c.index, rows)
-		for n := range int64(4 * rows) {
-			if _, err := cache.Page(t.Context(), metadata.PartitionID{}, metadata.RowPlace{First: n}); err != nil {
-				t.Fatal(err)
-			}
-		}
-		cache.pages.CleanUp()
-		kept, size := 0, 0
-		for page := range cache.pages.Values() {
-			kept++
-			for i := range page {
-				size += int(unsafe.Sizeof(page[i])) + len(page[i].Points)*int(unsafe.Sizeof(metadata.Point{}))
-			}
-		}
-		if kept > rows || kept < c.least || size > rows*indexRowBytes {
-			t.Errorf("%d pages of %d entries are kept, %d bytes; %d of 64 KiB may be", kept, c.index.entries, size, rows)
 		}
 	}
 }
