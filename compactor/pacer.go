@@ -25,6 +25,7 @@ type pacer struct {
 	next    time.Time     // when the next bytes may be taken
 	yielded time.Duration // that is not made up for yet, as of
 	asOf    time.Time
+	until   time.Time // up to when standing back counts already: many do at once
 }
 
 // yield waits while producers are pressed.
@@ -46,10 +47,15 @@ func (p *pacer) spend(d time.Duration) bool {
 		p.yielded = max(0, p.yielded-now.Sub(p.asOf)/yieldShare)
 	}
 	p.asOf = now
+	until := now.Add(d)
+	if p.until.After(now) {
+		d = max(0, until.Sub(p.until))
+	}
 	if p.yielded+d > mostYielded {
 		return false
 	}
 	p.yielded += d
+	p.until = until
 	return true
 }
 

@@ -76,3 +76,23 @@ func TestMergingYields(t *testing.T) {
 		}
 	})
 }
+
+// TestMergingYieldsAtOnce has many goroutines stand back at the same time: it is the same time.
+func TestMergingYieldsAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &pacer{pressed: func() bool { return true }}
+		began := time.Now()
+		var work sync.WaitGroup
+		for range 8 {
+			work.Go(func() {
+				if err := p.take(t.Context(), 1); err != nil {
+					t.Error(err)
+				}
+				if waited := time.Since(began); waited < mostYielded || waited > 2*mostYielded {
+					t.Errorf("one of many stood back for %s, want %s and what is made up for meanwhile", waited, mostYielded)
+				}
+			})
+		}
+		work.Wait()
+	})
+}

@@ -187,6 +187,7 @@ func (in *intake) append(ctx context.Context, c *call) {
 		size += c.batches[i].size
 	}
 	if c.refused = in.admit(ctx, c, size); c.refused != nil {
+		in.leave(&c.arrived, c.arrived) // nobody should wait for it
 		return
 	}
 	in.gatherAll(c)

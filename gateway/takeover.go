@@ -95,7 +95,13 @@ func (p *patrol) inspect(ctx context.Context) (pending bool, err error) {
 			return true, err
 		}
 	}
-	for _, id := range g.members.departed() {
+	departed := g.members.departed()
+	for id := range p.estates {
+		if _, there := slices.BinarySearch(departed, id); !there { // its row was removed
+			delete(p.estates, id)
+		}
+	}
+	for _, id := range departed {
 		settled, failed := p.settle(ctx, id)
 		if errors.Is(failed, metadata.ErrFenced) || ctx.Err() != nil {
 			return true, failed

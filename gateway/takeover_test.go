@@ -62,3 +62,19 @@ func TestEstateIsSettledSoon(t *testing.T) {
 		third.drain()
 	})
 }
+
+// TestEstatesAreForgotten has the row of a gateway that was taken over from be removed: nothing of it is kept.
+func TestEstatesAreForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t)
+		m := c.start()
+		p := patrol{t: m.tenure.Load(), estates: map[metadata.GatewayID]*estate{"gone": {left: make(map[metadata.PartitionID]bool)}}}
+		if _, err := p.inspect(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if len(p.estates) > 0 {
+			t.Errorf("%d estates of gateways without a row are kept", len(p.estates))
+		}
+		m.drain()
+	})
+}
