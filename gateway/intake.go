@@ -82,6 +82,9 @@ type openSegment struct {
 	bytes   int64
 	crowded bool // a span has as many batches as it may have
 	damaged bool // a span could not be judged: its buffer file must stay
+	spilled bool // its buffer file has batches
+	// unspilled is why the disk takes nothing of this segment: nil while it does.
+	unspilled error
 }
 
 type openSpan struct {
@@ -409,19 +412,36 @@ func (in *intake) spill(segment *openSegment, span segments.SpanID, data []byte,
 	if room, err := in.g.buffers.Room(); err == nil && room <= int64(len(data)) {
 		return 0, fmt.Errorf("%w: the buffer's disk is down to its reserve", segments.ErrDiskFull)
 	}
+	if segment.unspilled != nil {
+		return 0, segment.unspilled
+	}
 	if segment.buffer == nil {
 		file, err := in.g.buffers.Create(segments.GatewayID(in.t.id), segment.number)
 		if err != nil {
-			in.sealLocked()
+			in.unspill(segment, err)
 			return 0, err
 		}
 		segment.buffer = file
 	}
 	upTo, err := segment.buffer.Append(span, info, data)
-	if errors.Is(err, segments.ErrBufferFailed) {
-		in.sealLocked() // the next append opens another
+	switch {
+	case errors.Is(err, segments.ErrBufferFailed):
+		in.unspill(segment, err)
+	case err == nil:
+		segment.spilled = true
 	}
 	return upTo, err
+}
+
+// unspill notes that the disk takes nothing more of a segment. The next one has another file: it comes at once, but for a
+// segment with committed batches alone, which would become a PUT for each append that a broken disk refuses.
+func (in *intake) unspill(segment *openSegment, err error) {
+	if segment.bytes > 0 && !segment.spilled {
+		segment.unspilled = err
+		return
+	}
+	in.sealLocked()
+	in.poke()
 }
 
 // seal closes the segment if it is still open.

@@ -397,12 +397,15 @@ func (s *sequencer) cycle(ctx context.Context) error {
 		s.findUneven()
 	}
 	c := &cycle{s: s}
-	for _, t := range tickets {
+	for i, t := range tickets {
 		if err := c.take(ctx, t); err != nil {
+			c.abandon(err)
+			abandon(tickets[i:], err)
 			return err
 		}
 	}
 	if err := c.unpark(); err != nil {
+		c.abandon(err)
 		return err
 	}
 	if len(c.answers) == 0 {
@@ -500,6 +503,13 @@ func (s *sequencer) verify(ctx context.Context) error {
 func (c *cycle) abandon(err error) {
 	for _, a := range c.answers {
 		a.ticket.done(metadata.Verdict{}, err)
+	}
+}
+
+// abandon answers tickets that no cycle will judge any more.
+func abandon(tickets []*ticket, err error) {
+	for _, t := range tickets {
+		t.done(metadata.Verdict{}, err)
 	}
 }
 
@@ -625,11 +635,12 @@ func (c *cycle) unpark() error {
 		for progress := true; progress && len(h.parked) > 0; {
 			parked, before := h.parked, len(c.answers)
 			h.parked = nil
-			for _, t := range parked {
+			for i, t := range parked {
 				if t.isGone() {
 					continue
 				}
 				if err := c.decide(h, t); err != nil {
+					abandon(parked[i:], err)
 					return err
 				}
 			}
