@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"sync/atomic"
 
-	"github.com/maypok86/otter/v2"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/varvelog/varve/bill"
@@ -35,7 +34,7 @@ type reader struct {
 }
 
 func newReader(g *Gateway) *reader {
-	return &reader{g: g, index: newIndexCache(metadata.TableIndex{Table: g.table}, g.config.IndexCacheRows), fresh: newFreshSegments(g.config.FreshBytes),
+	return &reader{g: g, index: newIndexCache(metadata.TableIndex{Table: g.table}, g.config.IndexCacheBytes), fresh: newFreshSegments(g.config.FreshBytes),
 		blocks: newBlocks(g), room: newMessageRoom(g.config.ReadBytes)}
 }
 
@@ -365,49 +364,4 @@ func (r *reader) scan(ctx context.Context, c metadata.Chunk, from, t int64) (met
 		}
 	}
 	return found, largest, ok, nil
-}
-
-// indexCache keeps pages and nodes of indexes, which never change.
-type indexCache struct {
-	index metadata.Index
-	pages *otter.Cache[indexKey, []metadata.Entry]
-	nodes *otter.Cache[indexKey, []metadata.Child]
-}
-
-type indexKey struct {
-	partition metadata.PartitionID
-	level     int
-	at        metadata.RowPlace
-}
-
-func newIndexCache(index metadata.Index, rows int) *indexCache {
-	return &indexCache{index: index,
-		pages: otter.Must(&otter.Options[indexKey, []metadata.Entry]{MaximumSize: rows}),
-		nodes: otter.Must(&otter.Options[indexKey, []metadata.Child]{MaximumSize: rows})}
-}
-
-// Page implements [metadata.Index].
-func (c *indexCache) Page(ctx context.Context, p metadata.PartitionID, at metadata.RowPlace) ([]metadata.Entry, error) {
-	key := indexKey{partition: p, at: at}
-	if entries, ok := c.pages.GetIfPresent(key); ok {
-		return entries, nil
-	}
-	entries, err := c.index.Page(ctx, p, at)
-	if err == nil {
-		c.pages.Set(key, entries)
-	}
-	return entries, err
-}
-
-// Node implements [metadata.Index].
-func (c *indexCache) Node(ctx context.Context, p metadata.PartitionID, level int, at metadata.RowPlace) ([]metadata.Child, error) {
-	key := indexKey{p, level, at}
-	if children, ok := c.nodes.GetIfPresent(key); ok {
-		return children, nil
-	}
-	children, err := c.index.Node(ctx, p, level, at)
-	if err == nil {
-		c.nodes.Set(key, children)
-	}
-	return children, err
 }
