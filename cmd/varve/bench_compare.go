@@ -10,10 +10,8 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -89,17 +87,7 @@ type compareReport struct {
 }
 
 // median of one number of each round.
-func (r *compareReport) median(of func(*compareRound) float64) float64 {
-	values := make([]float64, len(r.Rounds))
-	for i := range r.Rounds {
-		values[i] = of(&r.Rounds[i])
-	}
-	slices.Sort(values)
-	if n := len(values); n > 0 {
-		return (values[(n-1)/2] + values[n/2]) / 2
-	}
-	return 0
-}
+func (r *compareReport) median(of func(*compareRound) float64) float64 { return medianOf(r.Rounds, of) }
 
 func (r *compareReport) conclude() {
 	r.Produce = r.median(func(c *compareRound) float64 { return c.ProduceCPU })
@@ -157,29 +145,20 @@ type comparison struct {
 }
 
 func (a *app) benchCompare(ctx context.Context, o *floorOptions, rounds int) (r *compareReport, err error) {
-	dir, err := os.MkdirTemp(o.dir, "varve-bench-")
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	var more []string
 	if o.cacheBytes >= 0 {
 		more = append(more, "--cache-bytes", strconv.FormatInt(o.cacheBytes, 10))
 	}
-	own, stop, err := a.ownGateway(ctx, dir, o.segments, o.metadata, more...)
+	own, err := a.openOwn(ctx, o.dir, o.segments, o.metadata, more...)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, stop()) }()
-	c := &comparison{app: own, options: o, dir: dir}
+	defer func() { err = errors.Join(err, own.close()) }()
+	c := &comparison{app: own.app, client: own.client, options: o, dir: own.dir}
 	if o.segments == "" {
-		c.folder = filepath.Join(dir, "segments")
+		c.folder = filepath.Join(own.dir, "segments")
 	}
-	if c.client, err = own.connect(); err != nil {
-		return nil, err
-	}
-	defer c.client.Close()
-	if c.floor, err = a.startFloor(dir, o.producers*o.inFlight+o.readers); err != nil {
+	if c.floor, err = a.startFloor(own.dir, o.producers*o.inFlight+o.readers); err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, c.floor.stop()) }()
@@ -377,28 +356,8 @@ func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Se
 
 // consume reads the topic from its start, over and over, for a while.
 func (c *comparison) consume(ctx context.Context, t benchTopic, r *compareRound) error {
-	w := c.app.newWire(c.app.servers[0], c.options.readers)
-	defer w.close()
-	m, err := startMeter(ctx, c.client)
-	if err != nil {
-		return err
-	}
-	began := time.Now()
-	var bytes, records atomic.Int64
-	for time.Since(began) < c.options.duration/2 {
-		group, reading := errgroup.WithContext(ctx)
-		for i := range c.options.readers {
-			if request := wholeTopic(t, i, c.options.readers, mib); len(request.GetPartitions()) > 0 {
-				group.Go(func() error { return w.drain(reading, request, false, &bytes, &records) })
-			}
-		}
-		if err := group.Wait(); err != nil {
-			return err
-		}
-	}
-	elapsed := time.Since(began)
-	r.ConsumeCosts, err = m.stop(ctx, bytes.Load())
-	r.Consume = newMeasured(bytes.Load(), elapsed, seconds(r.ConsumeCosts.ServerCPU), seconds(r.ConsumeCosts.BenchCPU))
+	var err error
+	r.Consume, r.ConsumeCosts, err = c.app.readOver(ctx, c.client, t, c.options.readers, c.options.duration/2)
 	return err
 }
 

@@ -193,3 +193,13 @@ func (s *slowStore) Put(ctx context.Context, key string, body segments.Body) err
 	}
 	return s.Store.Put(ctx, key, body)
 }
+
+// GetInto implements [segments.IntoReader].
+func (s *slowStore) GetInto(ctx context.Context, key string, into []byte, offset int64) (int, error) {
+	return segments.GetInto(ctx, s.Store, key, into, offset)
+}
+
+// GetScattered implements [segments.ScatterReader].
+func (s *slowStore) GetScattered(ctx context.Context, key string, into [][]byte, offset int64) (int, error) {
+	return segments.GetScattered(ctx, s.Store, key, into, offset)
+}
