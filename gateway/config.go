@@ -153,7 +153,7 @@ func (c Config) Validate() error {
 	check(int64(c.MaxRequestBytes) <= c.BufferBytes, "a request of %d bytes cannot fit the buffer limit %d", c.MaxRequestBytes, c.BufferBytes)
 	check(int64(c.MaxRequestBytes) <= c.RequestBytes, "a request of %d bytes cannot fit the request limit %d", c.MaxRequestBytes, c.RequestBytes)
 	check(c.MaxMessageBytes >= 64<<10, "message limit %d: want at least 64 KiB", c.MaxMessageBytes)
-	check(c.CacheBlockBytes >= 4<<10 && c.CacheBlockBytes <= fetchBytes, "blocks of %d bytes: want 4 KiB to 8 MiB", c.CacheBlockBytes)
+	check(c.CacheBlockBytes >= 4<<10 && c.CacheBlockBytes <= fetchBytes, "blocks of %d bytes: want 4 KiB to 10 MiB", c.CacheBlockBytes)
 	check(c.CacheBytes < 0 || c.CacheBytes >= int64(c.CacheBlockBytes), "a cache of %d bytes holds no block of %d", c.CacheBytes, c.CacheBlockBytes)
 	check(c.ReadBytes >= messageCopies*int64(c.MaxMessageBytes), "a message of %d bytes and its copy do not fit the read limit %d", c.MaxMessageBytes, c.ReadBytes)
 	check(c.IndexCacheBytes > 0, "an index cache of %d bytes: want at least 1", c.IndexCacheBytes)

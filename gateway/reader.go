@@ -111,22 +111,25 @@ type wanted struct {
 
 // read gathers whole batches from offset f.from on, at most maxBytes (but at least
 // one batch), in the memory of a message; nil: in memory of their own. next is the offset that the
-// reader has got to: past batches that the filter left out, too.
-func (r *reader) read(ctx context.Context, v *metadata.View, f filter, maxBytes int, m *message) (data []byte, next int64, err error) {
+// reader has got to: past batches that the filter left out, too. at is the segment in which the last of what was read lies; empty
+// when nothing was.
+func (r *reader) read(ctx context.Context, v *metadata.View, f filter, maxBytes int, m *message) (data []byte, next int64, at segmentName, err error) {
 	until := min(f.until, v.Next)
 	ctx = bill.ForTopic(ctx, v.Partition.Topic)
 	ranges, next, err := r.plan(ctx, v, f, until, maxBytes)
 	next = max(f.from, min(next, until))
 	if err != nil || len(ranges) == 0 {
-		return nil, next, err
+		return nil, next, at, err
 	}
+	last := &ranges[len(ranges)-1].chunk
+	at = segmentName{last.Gateway, last.Number}
 	total := int64(0)
 	for _, w := range ranges {
 		total += w.length
 	}
 	buffer, err := m.take(ctx, total)
 	if err != nil {
-		return nil, 0, err
+		return nil, 0, at, err
 	}
 	pieces, faults := r.fetch(ctx, ranges, buffer, next >= v.Next) // who has come to the end waits for nobody
 	into := buffer[:0]
@@ -140,12 +143,12 @@ func (r *reader) read(ctx context.Context, v *metadata.View, f filter, maxBytes 
 		}
 		switch {
 		case err != nil && len(into) == 0:
-			return nil, 0, err
+			return nil, 0, at, err
 		case err != nil:
-			return into, reached, nil // what is good goes out; the next read begins with the fault
+			return into, reached, at, nil // what is good goes out; the next read begins with the fault
 		}
 	}
-	return into, next, nil
+	return into, next, at, nil
 }
 
 // plan picks the chunks to read, from the index.
