@@ -25,7 +25,7 @@ type catchupOptions struct {
 }
 
 func newBenchCatchupCommand(a *app) *cobra.Command {
-	o := catchupOptions{consumeOptions: consumeOptions{messageBytes: mib, bytes: 512 * mib, recordSize: 100}, cacheBytes: 32 * mib}
+	o := catchupOptions{consumeOptions: consumeOptions{messageBytes: mib, bytes: 1024 * mib, recordSize: 100}, cacheBytes: 256 * mib}
 	cmd := &cobra.Command{
 		Use:   "catchup",
 		Short: "Measure what readers of old data do to the tail",
@@ -37,7 +37,7 @@ touch both sides, and no one round decides. The arrivals of all rounds together 
 
 Producers must be enough to keep up the rate while each of their records waits for its flush and its commit.
 
-The gateway's cache is small, so that old data comes from the bucket.`,
+The gateway's cache, of the default size, has a quarter of the old data: the rest comes from the bucket.`,
 		Args: cobra.NoArgs, ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if o.rounds < 1 || o.readers < 1 || o.readers > maxSenders {
@@ -145,8 +145,8 @@ func (r *catchupReport) text() string {
 
 // partCatchup is bench catchup with its defaults.
 func partCatchup(ctx context.Context, a *app, o *allOptions) (any, []figure, error) {
-	c := catchupOptions{readers: 1, rounds: pickSize(o, 16, 1), cacheBytes: 32 * mib, coldRate: -1, segments: o.segments, metadata: o.metadata}
-	c.consumeOptions = consumeOptions{consumers: 1, messageBytes: mib, bytes: pickSize[byteSize](o, 512*mib, 16*mib), partitions: 8, followers: 4, producers: 128,
+	c := catchupOptions{readers: 1, rounds: pickSize(o, 16, 1), cacheBytes: pickSize[byteSize](o, 256*mib, 16*mib), coldRate: -1, segments: o.segments, metadata: o.metadata}
+	c.consumeOptions = consumeOptions{consumers: 1, messageBytes: mib, bytes: pickSize[byteSize](o, 1024*mib, 16*mib), partitions: 8, followers: 4, producers: 128,
 		rate: 200, recordSize: 100, acks: "committed", duration: pickSize(o, 4*time.Second, 500*time.Millisecond)}
 	r, err := a.benchCatchup(ctx, &c)
 	if err != nil {

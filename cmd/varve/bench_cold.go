@@ -271,7 +271,7 @@ func partCold(ctx context.Context, a *app, o *allOptions) (any, []figure, error)
 	}
 	return r, []figure{
 		atMost("consume cold from the bucket, server CPU", r.CPU, 1.3, "x pread and the cheapest bare GET"),
-		atLeast("of the bytes, from the bucket", r.FromBucket, 0.9, "x"),
+		atLeast("of the bytes, from the bucket", r.FromBucket, 0.7, "x"),
 		told("consume cold", r.median(func(c *coldRound) float64 { return c.Consume.MiB }), "MiB/s"),
 		told("consume cold, server CPU", r.median(func(c *coldRound) float64 { return c.Consume.ServerCPU }), "s/GiB"),
 		told("floor of it", r.median(func(c *coldRound) float64 { return c.Floor }), "s/GiB"),

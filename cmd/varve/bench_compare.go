@@ -18,7 +18,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/varvelog/varve/client"
-	"github.com/varvelog/varve/metadata"
 	"github.com/varvelog/varve/segments"
 )
 
@@ -33,9 +32,8 @@ func newBenchCompareCommand(a *app) *cobra.Command {
 costs as a multiple of the floor: medians over the rounds of ratios within one round, so that what
 else the machine does meanwhile touches both sides.
 
-The gateway keeps its data in a temporary folder, or in the places of --segments and --metadata. A bucket is
-used under a prefix of its own, which is emptied at the end; a table must be one that no gateway
-has used: it belongs to that prefix then, and rows of the run's gateway stay in it. With a bucket the floor is the bare server plus a bare S3
+The gateway keeps its data in a temporary folder, or in the places of --segments and --metadata. Bucket and table are
+used under prefixes of their own, which are emptied at the end. With a bucket the floor is the bare server plus a bare S3
 client, which puts, or gets what the gateway did not have in memory: the cheapest for CPU time, the fastest for throughput.`,
 		Example: `  varve bench compare
   varve bench compare --segments 's3://varve/bench?endpoint=http://127.0.0.1:9000' --metadata 'dynamodb://varve?endpoint=http://127.0.0.1:8000'`,
@@ -189,58 +187,25 @@ func (a *app) ownGateway(ctx context.Context, dir, place, table string, more ...
 	args := append([]string{"--data", dir}, more...)
 	clean := func() error { return nil }
 	if place != "" {
-		if err := refuseUsedTable(ctx, table); err != nil {
-			return nil, nil, err
-		}
 		if place, err = ownPrefix(place); err != nil {
 			return nil, nil, err
 		}
 		args = append(args, "--segments", place)
 		clean = func() error { return emptyBucket(context.WithoutCancel(ctx), place) }
 	}
+	command := []string{"serve"}
 	if table != "" {
-		args = append(args, "--metadata", table)
+		// A table that a gateway has used belongs to that one's bucket and prefix, and each run has a prefix of its own.
+		command = []string{"bench", "gateway"}
+		args = append(args, "--metadata", table, "--apart")
 	}
-	child, address, err := startGateway(ctx, args...)
+	child, address, err := startGatewayBy(ctx, nil, command, args...)
 	if err != nil {
 		return nil, nil, errors.Join(err, clean())
 	}
 	copied := *a
 	copied.servers = []string{address}
 	return &copied, func() error { return errors.Join(child.stop(), clean()) }, nil
-}
-
-// usedTableTimeout bounds the look at a table before a bench. What is wrong with it the gateway says better.
-const usedTableTimeout = 5 * time.Second
-
-// refuseUsedTable refuses a table on which a gateway has run: it belongs to that one's bucket prefix, and each run of a bench
-// has a fresh one.
-func refuseUsedTable(ctx context.Context, place string) error {
-	if place == "" {
-		return nil
-	}
-	l, err := parseLocation("--metadata", place, metadataKeys)
-	if err != nil {
-		return usagef("%v", err)
-	}
-	if l.scheme == schemeBolt {
-		if _, err := os.Stat(l.path); err != nil {
-			return nil
-		}
-	}
-	table, closer, err := openTable(ctx, l)
-	if err != nil {
-		return err
-	}
-	defer closer.Close()
-	limited, cancel := context.WithTimeout(ctx, usedTableTimeout)
-	defer cancel()
-	rows, err := metadata.ListGateways(limited, table, metadata.Strong, nil)
-	if err != nil || len(rows) == 0 {
-		return nil // the gateway will tell
-	}
-	return fmt.Errorf("--metadata %s: a gateway has used this table, so that it belongs to that one's bucket and prefix, and each run has a prefix of its own: "+
-		"name a table that is new or empty", place)
 }
 
 // ownPrefix adds a fresh prefix to a bucket's URL.
