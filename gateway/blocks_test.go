@@ -148,7 +148,7 @@ func TestPartitionsSideBySide(t *testing.T) {
 		d := memory()
 		store := &readStore{Store: d.Store, takes: 20 * time.Millisecond}
 		d.Store = store
-		g := runGateway(t, Config{Exclusive: true, FreshBytes: 1, CacheBlockBytes: 256 << 10, CacheBytes: 4 << 20}, d)
+		g := runGateway(t, Config{Exclusive: true, FreshBytes: 1, CacheBlockBytes: 256 << 10, CacheBytes: 6 << 20}, d)
 		g.create(t, "a", 2, nil)
 		const segments = 80
 		for n := range segments {
