@@ -114,6 +114,35 @@ func (c *consumer) planAhead(ctx context.Context, p *position, room int64) (rang
 	return ranges
 }
 
+// mostPassed is in how many turns on end others of a reader's partitions may go before one.
+const mostPassed = 16
+
+// order finds out which of the segments that the reader goes through is the oldest, of each gateway's.
+func (c *consumer) order() {
+	if c.goingThrough < 2 {
+		return
+	}
+	if c.oldest == nil {
+		c.oldest = make(map[metadata.GatewayID]uint64)
+	}
+	clear(c.oldest)
+	for _, p := range c.positions {
+		if number, ok := c.oldest[p.at.gateway]; p.view != nil && !p.done && (!ok || p.at.number < number) {
+			c.oldest[p.at.gateway] = p.at.number
+		}
+	}
+}
+
+// passes lets those of the reader's partitions go first that are in older segments than p, for some turns: a segment has much of one and little
+// of another, and if all went on by as many bytes each, they would come to it so far apart that it is out of memory by then.
+func (c *consumer) passes(p *position) bool {
+	if c.goingThrough < 2 || p.view == nil || p.at.number <= c.oldest[p.at.gateway] || p.passed >= mostPassed {
+		return false
+	}
+	p.passed++
+	return true
+}
+
 // neighbours joins ranges of a segment between which less is left out than they have. They come in the order in which
 // they begin in the offsets, those of one segment in that of their places.
 func neighbours(ranges []wanted) (joined []wanted) {
@@ -148,7 +177,7 @@ const (
 	// denseSegments is of how many segments it is remembered how much a reader wants of them, and denseFrom the share from which on they are
 	// fetched whole: partitions come to a segment at different times, and nothing but the past tells that they will.
 	denseSegments = 16
-	denseFrom     = 0.3
+	denseFrom     = 0.25
 )
 
 // density is how much a reader wants of the segments that it comes through.

@@ -46,7 +46,7 @@ func TestDensity(t *testing.T) {
 
 // TestWiden: a range grows to where fetches begin and end.
 func TestWiden(t *testing.T) {
-	w := []wanted{{chunk: metadata.Chunk{Position: 3 << 20}, length: 6 << 20}}
+	w := []wanted{{chunk: metadata.Chunk{Position: 3 << 20}, length: fetchBytes}}
 	widen(w)
 	if w[0].chunk.Position != 0 || w[0].length != 2*fetchBytes {
 		t.Errorf("from %d, %d bytes", w[0].chunk.Position, w[0].length)

@@ -21,8 +21,9 @@ const (
 	matePause = 2 * time.Second
 	// mateBytes bounds the blocks that are being sent to others of the zone.
 	mateBytes = 32 << 20
-	// fetchBytes is the most that one GET brings, and what one gateway of a zone reads for all of it.
-	fetchBytes = 8 << 20
+	// fetchBytes is the most that one GET brings, and what one gateway of a zone reads for all of it: a segment, which is sealed at 8 MiB
+	// and has a batch more by then.
+	fetchBytes = 10 << 20
 )
 
 // blocks is where the bytes of segments come from that are not fresh:

@@ -142,6 +142,60 @@ func TestFanOut(t *testing.T) {
 	})
 }
 
+// TestPartitionsSideBySide has a reader of two partitions that have unlike parts of each segment: it comes to the segments with
+// both at about the same time, so that each is read from the bucket once though few fit the cache.
+func TestPartitionsSideBySide(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := memory()
+		store := &readStore{Store: d.Store, takes: 20 * time.Millisecond}
+		d.Store = store
+		g := runGateway(t, Config{Exclusive: true, FreshBytes: 1, CacheBlockBytes: 256 << 10, CacheBytes: 6 << 20}, d)
+		g.create(t, "a", 2, nil)
+		const segments = 80
+		for n := range segments {
+			var group sync.WaitGroup
+			for i := range 4 {
+				partition := int32(0)
+				if rare := i == 0; rare != (n >= segments/2) {
+					partition = 1
+				}
+				group.Go(func() {
+					g.produce(t, "a", partition, batch.Record{Timestamp: int64(n), Value: bytes.Repeat([]byte{byte(n)}, 50<<10)})
+				})
+			}
+			group.Wait()
+		}
+		time.Sleep(2 * tailTime)
+		store.reset()
+		topic := mustTopic(t, g.Gateway, "a")
+		request := &varvev1.ConsumeRequest{Topic: "a", MaxMessageBytes: 64 << 10}
+		for n := range int32(2) {
+			request.Partitions = append(request.Partitions, &varvev1.PartitionRange{Partition: n, Start: earliest(), End: &varvev1.Place{At: &varvev1.Place_Latest{Latest: true}}})
+		}
+		c, err := g.log.consumer(t.Context(), topic, request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		read := 0
+		c.reuse, c.send = true, func(m *varvev1.ConsumeResponse) error {
+			read += len(m.GetRecordBatches())
+			return nil
+		}
+		err = c.run(ctx, nil)
+		cancel()
+		c.end()
+		if want := segments * 4 * 50 << 10; err != nil || read < want {
+			t.Errorf("%d bytes of %d, %v", read, want, err)
+		}
+		if got := store.bytes.Load(); got > int64(read)*11/10 {
+			t.Errorf("%d bytes were read from the bucket for %d", got, read)
+		}
+		g.leave()
+		<-g.ended
+	})
+}
+
 // TestReadAhead: who reads on where it stopped finds there what the bucket has meanwhile sent, and a reader that
 // leaves ends what was begun for it.
 func TestReadAhead(t *testing.T) {

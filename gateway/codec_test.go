@@ -69,7 +69,7 @@ func encodings(t *rapid.T) []byte {
 }
 
 func TestCodecDecodesAsProto(t *testing.T) {
-	codec := newBinaryCodec()
+	codec := newBinaryCodec(nil)
 	rapid.Check(t, func(t *rapid.T) {
 		body := encodings(t)
 		want := &varvev1.ProduceRequest{}
@@ -90,7 +90,7 @@ func TestCodecDecodesAsProto(t *testing.T) {
 }
 
 func TestCodecPassesReadErrorsOn(t *testing.T) {
-	err := newBinaryCodec().UnmarshalRead(t.Context(), iotest.ErrReader(io.ErrClosedPipe), &varvev1.ProduceRequest{})
+	err := newBinaryCodec(nil).UnmarshalRead(t.Context(), iotest.ErrReader(io.ErrClosedPipe), &varvev1.ProduceRequest{})
 	if !errors.Is(err, io.ErrClosedPipe) {
 		t.Errorf("got %v", err)
 	}
@@ -103,7 +103,7 @@ func TestCodecKeepsNothingOfTheTransportsBuffer(t *testing.T) {
 	}
 	buffer := bytes.NewBuffer(body)
 	m := &varvev1.ProduceRequest{}
-	if err := newBinaryCodec().UnmarshalRead(t.Context(), buffer, m); err != nil {
+	if err := newBinaryCodec(nil).UnmarshalRead(t.Context(), buffer, m); err != nil {
 		t.Fatal(err)
 	}
 	clear(body)
@@ -113,7 +113,7 @@ func TestCodecKeepsNothingOfTheTransportsBuffer(t *testing.T) {
 }
 
 func TestCodecRefusesWhatIsNoMessage(t *testing.T) {
-	if err := newBinaryCodec().UnmarshalRead(t.Context(), strings.NewReader(""), new(int)); err == nil {
+	if err := newBinaryCodec(nil).UnmarshalRead(t.Context(), strings.NewReader(""), new(int)); err == nil {
 		t.Error("an int was decoded")
 	}
 }
@@ -167,7 +167,7 @@ func BenchmarkDecodeProduce(b *testing.B) {
 		})
 	}
 	ctx := context.Background()
-	stock, ours := connectproto.NewBinaryCodec(), newBinaryCodec()
+	stock, ours := connectproto.NewBinaryCodec(), newBinaryCodec(nil)
 	run("stock", func(m *varvev1.ProduceRequest) error { return stock.UnmarshalRead(ctx, bytes.NewBuffer(body), m) })
 	run("buffer", func(m *varvev1.ProduceRequest) error { return ours.UnmarshalRead(ctx, bytes.NewBuffer(body), m) })
 }

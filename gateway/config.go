@@ -46,8 +46,8 @@ type Config struct {
 	AdmitWait time.Duration
 	// FreshBytes is how much of the newest segments stays in memory for followers (default 16 MiB).
 	FreshBytes int64
-	// IndexCacheRows is how many pages and nodes of indexes stay in memory (default 1,024).
-	IndexCacheRows int
+	// IndexCacheBytes is how much of the indexes' pages and nodes, decoded, stays in memory (default 16 MiB).
+	IndexCacheBytes int64
 
 	// CacheBytes is how much of what was read from the bucket stays in memory (default 256 MiB; negative: nothing, which
 	// suits files, since the system caches them). CacheBlockBytes is the size of its blocks (default 2 MiB).
@@ -116,7 +116,7 @@ func (c Config) withDefaults() Config {
 	set(&c.RequestBytes, 128<<20)
 	setTime(&c.AdmitWait, 2*time.Second)
 	set(&c.FreshBytes, 16<<20)
-	setInt(&c.IndexCacheRows, 1024)
+	set(&c.IndexCacheBytes, 16<<20)
 	set(&c.CacheBytes, 256<<20)
 	setInt(&c.CacheBlockBytes, blockcache.DefaultBlockBytes)
 	set(&c.ReadBytes, 128<<20)
@@ -153,9 +153,10 @@ func (c Config) Validate() error {
 	check(int64(c.MaxRequestBytes) <= c.BufferBytes, "a request of %d bytes cannot fit the buffer limit %d", c.MaxRequestBytes, c.BufferBytes)
 	check(int64(c.MaxRequestBytes) <= c.RequestBytes, "a request of %d bytes cannot fit the request limit %d", c.MaxRequestBytes, c.RequestBytes)
 	check(c.MaxMessageBytes >= 64<<10, "message limit %d: want at least 64 KiB", c.MaxMessageBytes)
-	check(c.CacheBlockBytes >= 4<<10 && c.CacheBlockBytes <= fetchBytes, "blocks of %d bytes: want 4 KiB to 8 MiB", c.CacheBlockBytes)
+	check(c.CacheBlockBytes >= 4<<10 && c.CacheBlockBytes <= fetchBytes, "blocks of %d bytes: want 4 KiB to 10 MiB", c.CacheBlockBytes)
 	check(c.CacheBytes < 0 || c.CacheBytes >= int64(c.CacheBlockBytes), "a cache of %d bytes holds no block of %d", c.CacheBytes, c.CacheBlockBytes)
 	check(c.ReadBytes >= messageCopies*int64(c.MaxMessageBytes), "a message of %d bytes and its copy do not fit the read limit %d", c.MaxMessageBytes, c.ReadBytes)
+	check(c.IndexCacheBytes > 0, "an index cache of %d bytes: want at least 1", c.IndexCacheBytes)
 	check(c.ColdBytes > 0, "limit of %d bytes for cold reads: want at least 1", c.ColdBytes)
 	check(c.HedgeShare <= 1, "second tries for %g of the reads: want at most 1", c.HedgeShare)
 	check(c.AutoCreate >= 0 && c.AutoCreate <= metadata.MaxPartitions, "auto-create with %d partitions: want 0 to %d", c.AutoCreate, metadata.MaxPartitions)

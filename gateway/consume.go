@@ -51,6 +51,8 @@ type position struct {
 	caughtUp  bool // it had come to the end
 	ahead     readAhead
 	view      *metadata.View // what it reads by, while it goes through old data; nil: it does not
+	at        segmentName    // where the last of what was read lies
+	passed    int            // turns in which others went before it
 }
 
 // viewer gets a partition's view.
@@ -196,6 +198,7 @@ type consumer struct {
 	// goingThrough is how many partitions of it go through old data.
 	goingThrough int
 	dense        density
+	oldest       map[metadata.GatewayID]uint64
 }
 
 // end waits for what was read ahead. Its context has ended.
@@ -219,8 +222,13 @@ func (c *consumer) run(ctx context.Context, enough <-chan time.Time) error {
 		default:
 		}
 		sent, open := false, false
+		c.order()
 		for _, p := range c.positions {
 			if p.done {
+				continue
+			}
+			if c.passes(p) {
+				sent, open = true, true
 				continue
 			}
 			more, err := c.advance(ctx, p)
@@ -257,10 +265,12 @@ func (c *consumer) run(ctx context.Context, enough <-chan time.Time) error {
 func (c *consumer) advance(ctx context.Context, p *position) (sent bool, err error) {
 	var data []byte
 	var next int64
+	var at segmentName
 	var view *metadata.View
 	room := c.g.reader.room
 	m := &message{room: room, reuse: c.reuse}
 	defer m.leave()
+	p.passed = 0
 	c.settle(p)
 	err = c.g.withView(ctx, p.partition.id, func(v *metadata.View) (err error) {
 		if view = v; v.Closed {
@@ -269,7 +279,7 @@ func (c *consumer) advance(ctx context.Context, p *position) (sent bool, err err
 		if err := inRange(v, p.next); err != nil {
 			return err
 		}
-		data, next, err = c.g.reader.read(ctx, v, filter{from: p.next, until: p.end, times: c.times}, room.share(c.maxBytes), m)
+		data, next, at, err = c.g.reader.read(ctx, v, filter{from: p.next, until: p.end, times: c.times}, room.share(c.maxBytes), m)
 		return err
 	})
 	if err != nil {
@@ -294,6 +304,9 @@ func (c *consumer) advance(ctx context.Context, p *position) (sent bool, err err
 	}
 	c.readAhead(ctx, p, view, next)
 	p.next, p.told = next, true
+	if at != (segmentName{}) {
+		p.at = at
+	}
 	return true, c.send(out)
 }
 

@@ -182,7 +182,7 @@ func TestOffsetsAroundAnEnd(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, c := range []struct{ from, until, next int64 }{{0, 1, 1}, {0, 4, 4}, {4, 5, 5}, {0, 9, 9}, {0, 100, 9}, {9, 100, 9}, {6, 2, 6}, {3, -4, 3}} {
-		if _, next, err := g.reader.read(t.Context(), v, filter{from: c.from, until: c.until}, 1<<20, nil); err != nil || next != c.next {
+		if _, next, _, err := g.reader.read(t.Context(), v, filter{from: c.from, until: c.until}, 1<<20, nil); err != nil || next != c.next {
 			t.Errorf("from %d until %d: next %d, want %d (%v)", c.from, c.until, next, c.next, err)
 		}
 	}

@@ -1,12 +1,15 @@
 package gateway
 
 import (
+	"bytes"
 	"context"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"google.golang.org/protobuf/proto"
 
 	varvev1 "github.com/varvelog/varve/api/varve/v1"
 )
@@ -54,6 +57,49 @@ func TestMessageRoom(t *testing.T) {
 		g.leave()
 		<-g.ended
 	})
+}
+
+// TestMessageIsWrittenWhereItLies: a response whose records lie in a message's memory is encoded around them, decodes to what it was, and
+// the buffer's memory is the message's then. Others are copied.
+func TestMessageIsWrittenWhereItLies(t *testing.T) {
+	room := newMessageRoom(1 << 20)
+	codec := newBinaryCodec(room)
+	for _, size := range []int{1, 127, 128, 70_000} {
+		for _, spare := range []int{0, 200_000} {
+			m := &message{room: room, reuse: true}
+			data, err := m.take(t.Context(), int64(size))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i := range data {
+				data[i] = byte(i * 7)
+			}
+			r := &varvev1.ConsumeResponse{Partition: 3, RecordBatches: data, NextOffset: 1 << 40, HighWatermark: 77, End: true, StartOffset: 5}
+			want := proto.Clone(r)
+			buffer := bytes.NewBuffer(make([]byte, 0, spare))
+			if err := codec.MarshalWrite(t.Context(), buffer, r); err != nil {
+				t.Fatal(err)
+			}
+			if given := cap(*m.pooled) == spare; given != (spare > 0) {
+				t.Errorf("%d bytes, a buffer of %d: the message has %d now", size, spare, cap(*m.pooled))
+			}
+			if spare > 0 {
+				clear((*m.pooled)[:spare]) // it is somebody else's
+			}
+			got := new(varvev1.ConsumeResponse)
+			if err := proto.Unmarshal(buffer.Bytes(), got); err != nil || !proto.Equal(got, want) {
+				t.Errorf("%d bytes, a buffer of %d: %v, %v", size, spare, got, err)
+			}
+			m.leave()
+		}
+	}
+	room.outgoing.Range(func(_, _ any) bool {
+		t.Error("a message that has left is still among those that go out")
+		return false
+	})
+	if used := room.used.Load(); used != 0 {
+		t.Errorf("%d bytes are still counted", used)
+	}
 }
 
 // TestColdLimit: reads of old data are held up in bytes, and in bytes a second while the tail is busy; who hurries is not.

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"sync/atomic"
 
-	"github.com/maypok86/otter/v2"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/varvelog/varve/bill"
@@ -35,7 +34,7 @@ type reader struct {
 }
 
 func newReader(g *Gateway) *reader {
-	return &reader{g: g, index: newIndexCache(metadata.TableIndex{Table: g.table}, g.config.IndexCacheRows), fresh: newFreshSegments(g.config.FreshBytes),
+	return &reader{g: g, index: newIndexCache(metadata.TableIndex{Table: g.table}, g.config.IndexCacheBytes), fresh: newFreshSegments(g.config.FreshBytes),
 		blocks: newBlocks(g), room: newMessageRoom(g.config.ReadBytes)}
 }
 
@@ -112,22 +111,25 @@ type wanted struct {
 
 // read gathers whole batches from offset f.from on, at most maxBytes (but at least
 // one batch), in the memory of a message; nil: in memory of their own. next is the offset that the
-// reader has got to: past batches that the filter left out, too.
-func (r *reader) read(ctx context.Context, v *metadata.View, f filter, maxBytes int, m *message) (data []byte, next int64, err error) {
+// reader has got to: past batches that the filter left out, too. at is the segment in which the last of what was read lies; empty
+// when nothing was.
+func (r *reader) read(ctx context.Context, v *metadata.View, f filter, maxBytes int, m *message) (data []byte, next int64, at segmentName, err error) {
 	until := min(f.until, v.Next)
 	ctx = bill.ForTopic(ctx, v.Partition.Topic)
 	ranges, next, err := r.plan(ctx, v, f, until, maxBytes)
 	next = max(f.from, min(next, until))
 	if err != nil || len(ranges) == 0 {
-		return nil, next, err
+		return nil, next, at, err
 	}
+	last := &ranges[len(ranges)-1].chunk
+	at = segmentName{last.Gateway, last.Number}
 	total := int64(0)
 	for _, w := range ranges {
 		total += w.length
 	}
 	buffer, err := m.take(ctx, total)
 	if err != nil {
-		return nil, 0, err
+		return nil, 0, at, err
 	}
 	pieces, faults := r.fetch(ctx, ranges, buffer, next >= v.Next) // who has come to the end waits for nobody
 	into := buffer[:0]
@@ -141,12 +143,12 @@ func (r *reader) read(ctx context.Context, v *metadata.View, f filter, maxBytes 
 		}
 		switch {
 		case err != nil && len(into) == 0:
-			return nil, 0, err
+			return nil, 0, at, err
 		case err != nil:
-			return into, reached, nil // what is good goes out; the next read begins with the fault
+			return into, reached, at, nil // what is good goes out; the next read begins with the fault
 		}
 	}
-	return into, next, nil
+	return into, next, at, nil
 }
 
 // plan picks the chunks to read, from the index.
@@ -365,49 +367,4 @@ func (r *reader) scan(ctx context.Context, c metadata.Chunk, from, t int64) (met
 		}
 	}
 	return found, largest, ok, nil
-}
-
-// indexCache keeps pages and nodes of indexes, which never change.
-type indexCache struct {
-	index metadata.Index
-	pages *otter.Cache[indexKey, []metadata.Entry]
-	nodes *otter.Cache[indexKey, []metadata.Child]
-}
-
-type indexKey struct {
-	partition metadata.PartitionID
-	level     int
-	at        metadata.RowPlace
-}
-
-func newIndexCache(index metadata.Index, rows int) *indexCache {
-	return &indexCache{index: index,
-		pages: otter.Must(&otter.Options[indexKey, []metadata.Entry]{MaximumSize: rows}),
-		nodes: otter.Must(&otter.Options[indexKey, []metadata.Child]{MaximumSize: rows})}
-}
-
-// Page implements [metadata.Index].
-func (c *indexCache) Page(ctx context.Context, p metadata.PartitionID, at metadata.RowPlace) ([]metadata.Entry, error) {
-	key := indexKey{partition: p, at: at}
-	if entries, ok := c.pages.GetIfPresent(key); ok {
-		return entries, nil
-	}
-	entries, err := c.index.Page(ctx, p, at)
-	if err == nil {
-		c.pages.Set(key, entries)
-	}
-	return entries, err
-}
-
-// Node implements [metadata.Index].
-func (c *indexCache) Node(ctx context.Context, p metadata.PartitionID, level int, at metadata.RowPlace) ([]metadata.Child, error) {
-	key := indexKey{p, level, at}
-	if children, ok := c.nodes.GetIfPresent(key); ok {
-		return children, nil
-	}
-	children, err := c.index.Node(ctx, p, level, at)
-	if err == nil {
-		c.nodes.Set(key, children)
-	}
-	return children, err
 }

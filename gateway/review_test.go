@@ -28,7 +28,7 @@ import (
 // checkpoints after nearly every cycle, and trims: nobody sees a record elsewhere than it
 // was acked, a log end that falls, or an index that moved.
 func TestReadersBesideTrims(t *testing.T) {
-	g, err := New(Config{Exclusive: true, FlushInterval: time.Millisecond, CycleInterval: -1, FreshBytes: 1 << 10, IndexCacheRows: 1}, memory())
+	g, err := New(Config{Exclusive: true, FlushInterval: time.Millisecond, CycleInterval: -1, FreshBytes: 1 << 10, IndexCacheBytes: 8 << 10}, memory())
 	if err != nil {
 		t.Fatal(err)
 	}

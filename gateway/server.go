@@ -44,7 +44,7 @@ func (g *Gateway) Handler() http.Handler {
 	grpcreflect.Register(server)
 
 	api := http.NewServeMux()
-	connecthttp.Mount(api, server, transportOptions(g.config.MaxRequestBytes)...)
+	connecthttp.Mount(api, server, transportOptions(g.config.MaxRequestBytes, g.reader.room)...)
 	failures := connecthttp.NewErrorWriter()
 	api.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) { unknownPath(w, r, failures) })
 	limited := limitRequest(api, g.config.MaxRequestBytes, bodyTime)
@@ -68,10 +68,10 @@ func (g *Gateway) Handler() http.Handler {
 // transportOptions are what the services are mounted with. Answers are never
 // compressed: payload is compressed by its producer, or not worth it. Requests may be;
 // the transport stops inflating at the limit.
-func transportOptions(limit int) []connecthttp.Option {
+func transportOptions(limit int, room *messageRoom) []connecthttp.Option {
 	return []connecthttp.Option{
 		connecthttp.WithReadMaxBytes(limit),
-		connecthttp.WithCodecs(newBinaryCodec(), newJSONCodec()),
+		connecthttp.WithCodecs(newBinaryCodec(room), newJSONCodec()),
 		connecthttp.WithCompressors(connectgzip.New()),
 		connecthttp.WithCompressMinBytes(math.MaxInt),
 	}

@@ -41,7 +41,7 @@ func transferServer(b *testing.B, s *transferService) string {
 	server := connect.NewServer()
 	varvev1connect.RegisterLogServiceHandler(server, s)
 	mux := http.NewServeMux()
-	connecthttp.Mount(mux, server, transportOptions(16<<20)...)
+	connecthttp.Mount(mux, server, transportOptions(16<<20, nil)...)
 	h := httptest.NewServer(limitRequest(mux, 16<<20, bodyTime))
 	b.Cleanup(h.Close)
 	return h.URL

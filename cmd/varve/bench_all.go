@@ -37,7 +37,7 @@ var measurements = []measurement{
 	{"spread", "commit writes and checkpoints at 1, 100 and 10,000 partitions a flush", false, partSpread},
 	{"idle", "what a gateway does that nobody needs", false, partIdle},
 	{"partitions", "start, memory and calls with a million partitions, of which a thousand are active", false, partPartitions},
-	{"memory", "the peak of memory with a slow bucket, fast producers and 1,000 followers", false, partMemory},
+	{"memory", "the peak of memory with a slow bucket, fast producers, 1,000 followers and readers of old data", false, partMemory},
 }
 
 // allOptions are the flags of bench all.

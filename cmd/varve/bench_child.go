@@ -114,12 +114,8 @@ func (b *tailBuffer) String() string {
 	return string(bytes.TrimSpace(b.data))
 }
 
-// startGateway runs `varve serve` on a free port and waits until it is ready.
-func startGateway(ctx context.Context, args ...string) (c *child, url string, err error) {
-	return startGatewayBy(ctx, nil, []string{"serve"}, args...)
-}
-
-// startGatewayBy runs a gateway by another command that takes the flags of serve, with more variables in its environment.
+// startGatewayBy runs `varve serve`, or another command that takes its flags, on a free port and waits until it is ready. It
+// has more variables in its environment.
 func startGatewayBy(ctx context.Context, variables, command []string, args ...string) (c *child, url string, err error) {
 	address, err := freeAddress()
 	if err != nil {

@@ -10,17 +10,14 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/varvelog/varve/client"
-	"github.com/varvelog/varve/metadata"
 	"github.com/varvelog/varve/segments"
 )
 
@@ -35,9 +32,8 @@ func newBenchCompareCommand(a *app) *cobra.Command {
 costs as a multiple of the floor: medians over the rounds of ratios within one round, so that what
 else the machine does meanwhile touches both sides.
 
-The gateway keeps its data in a temporary folder, or in the places of --segments and --metadata. A bucket is
-used under a prefix of its own, which is emptied at the end; a table must be one that no gateway
-has used: it belongs to that prefix then, and rows of the run's gateway stay in it. With a bucket the floor is the bare server plus a bare S3
+The gateway keeps its data in a temporary folder, or in the places of --segments and --metadata. Bucket and table are
+used under prefixes of their own, which are emptied at the end. With a bucket the floor is the bare server plus a bare S3
 client, which puts, or gets what the gateway did not have in memory: the cheapest for CPU time, the fastest for throughput.`,
 		Example: `  varve bench compare
   varve bench compare --segments 's3://varve/bench?endpoint=http://127.0.0.1:9000' --metadata 'dynamodb://varve?endpoint=http://127.0.0.1:8000'`,
@@ -89,17 +85,7 @@ type compareReport struct {
 }
 
 // median of one number of each round.
-func (r *compareReport) median(of func(*compareRound) float64) float64 {
-	values := make([]float64, len(r.Rounds))
-	for i := range r.Rounds {
-		values[i] = of(&r.Rounds[i])
-	}
-	slices.Sort(values)
-	if n := len(values); n > 0 {
-		return (values[(n-1)/2] + values[n/2]) / 2
-	}
-	return 0
-}
+func (r *compareReport) median(of func(*compareRound) float64) float64 { return medianOf(r.Rounds, of) }
 
 func (r *compareReport) conclude() {
 	r.Produce = r.median(func(c *compareRound) float64 { return c.ProduceCPU })
@@ -157,29 +143,20 @@ type comparison struct {
 }
 
 func (a *app) benchCompare(ctx context.Context, o *floorOptions, rounds int) (r *compareReport, err error) {
-	dir, err := os.MkdirTemp(o.dir, "varve-bench-")
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	var more []string
 	if o.cacheBytes >= 0 {
 		more = append(more, "--cache-bytes", strconv.FormatInt(o.cacheBytes, 10))
 	}
-	own, stop, err := a.ownGateway(ctx, dir, o.segments, o.metadata, more...)
+	own, err := a.openOwn(ctx, o.dir, o.segments, o.metadata, more...)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, stop()) }()
-	c := &comparison{app: own, options: o, dir: dir}
+	defer func() { err = errors.Join(err, own.close()) }()
+	c := &comparison{app: own.app, client: own.client, options: o, dir: own.dir}
 	if o.segments == "" {
-		c.folder = filepath.Join(dir, "segments")
+		c.folder = filepath.Join(own.dir, "segments")
 	}
-	if c.client, err = own.connect(); err != nil {
-		return nil, err
-	}
-	defer c.client.Close()
-	if c.floor, err = a.startFloor(dir, o.producers*o.inFlight+o.readers); err != nil {
+	if c.floor, err = a.startFloor(own.dir, o.producers*o.inFlight+o.readers); err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, c.floor.stop()) }()
@@ -210,58 +187,25 @@ func (a *app) ownGateway(ctx context.Context, dir, place, table string, more ...
 	args := append([]string{"--data", dir}, more...)
 	clean := func() error { return nil }
 	if place != "" {
-		if err := refuseUsedTable(ctx, table); err != nil {
-			return nil, nil, err
-		}
 		if place, err = ownPrefix(place); err != nil {
 			return nil, nil, err
 		}
 		args = append(args, "--segments", place)
 		clean = func() error { return emptyBucket(context.WithoutCancel(ctx), place) }
 	}
+	command := []string{"serve"}
 	if table != "" {
-		args = append(args, "--metadata", table)
+		// A table that a gateway has used belongs to that one's bucket and prefix, and each run has a prefix of its own.
+		command = []string{"bench", "gateway"}
+		args = append(args, "--metadata", table, "--apart")
 	}
-	child, address, err := startGateway(ctx, args...)
+	child, address, err := startGatewayBy(ctx, nil, command, args...)
 	if err != nil {
 		return nil, nil, errors.Join(err, clean())
 	}
 	copied := *a
 	copied.servers = []string{address}
 	return &copied, func() error { return errors.Join(child.stop(), clean()) }, nil
-}
-
-// usedTableTimeout bounds the look at a table before a bench. What is wrong with it the gateway says better.
-const usedTableTimeout = 5 * time.Second
-
-// refuseUsedTable refuses a table on which a gateway has run: it belongs to that one's bucket prefix, and each run of a bench
-// has a fresh one.
-func refuseUsedTable(ctx context.Context, place string) error {
-	if place == "" {
-		return nil
-	}
-	l, err := parseLocation("--metadata", place, metadataKeys)
-	if err != nil {
-		return usagef("%v", err)
-	}
-	if l.scheme == schemeBolt {
-		if _, err := os.Stat(l.path); err != nil {
-			return nil
-		}
-	}
-	table, closer, err := openTable(ctx, l)
-	if err != nil {
-		return err
-	}
-	defer closer.Close()
-	limited, cancel := context.WithTimeout(ctx, usedTableTimeout)
-	defer cancel()
-	rows, err := metadata.ListGateways(limited, table, metadata.Strong, nil)
-	if err != nil || len(rows) == 0 {
-		return nil // the gateway will tell
-	}
-	return fmt.Errorf("--metadata %s: a gateway has used this table, so that it belongs to that one's bucket and prefix, and each run has a prefix of its own: "+
-		"name a table that is new or empty", place)
 }
 
 // ownPrefix adds a fresh prefix to a bucket's URL.
@@ -377,28 +321,8 @@ func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Se
 
 // consume reads the topic from its start, over and over, for a while.
 func (c *comparison) consume(ctx context.Context, t benchTopic, r *compareRound) error {
-	w := c.app.newWire(c.app.servers[0], c.options.readers)
-	defer w.close()
-	m, err := startMeter(ctx, c.client)
-	if err != nil {
-		return err
-	}
-	began := time.Now()
-	var bytes, records atomic.Int64
-	for time.Since(began) < c.options.duration/2 {
-		group, reading := errgroup.WithContext(ctx)
-		for i := range c.options.readers {
-			if request := wholeTopic(t, i, c.options.readers, mib); len(request.GetPartitions()) > 0 {
-				group.Go(func() error { return w.drain(reading, request, false, &bytes, &records) })
-			}
-		}
-		if err := group.Wait(); err != nil {
-			return err
-		}
-	}
-	elapsed := time.Since(began)
-	r.ConsumeCosts, err = m.stop(ctx, bytes.Load())
-	r.Consume = newMeasured(bytes.Load(), elapsed, seconds(r.ConsumeCosts.ServerCPU), seconds(r.ConsumeCosts.BenchCPU))
+	var err error
+	r.Consume, r.ConsumeCosts, err = c.app.readOver(ctx, c.client, t, c.options.readers, c.options.duration/2)
 	return err
 }
 

@@ -212,6 +212,43 @@ func (a *app) readThrough(ctx context.Context, c *client.Client, t benchTopic, o
 	return p, err
 }
 
+// readOver has readers that share the partitions read a topic from its start, over and over, for a while.
+func (a *app) readOver(ctx context.Context, c *client.Client, t benchTopic, readers int, duration time.Duration) (r measured, used costs, err error) {
+	w := a.newWire(a.servers[0], readers)
+	defer w.close()
+	m, err := startMeter(ctx, c)
+	if err != nil {
+		return r, used, err
+	}
+	began := time.Now()
+	var bytes, records atomic.Int64
+	for time.Since(began) < duration {
+		group, reading := errgroup.WithContext(ctx)
+		for i := range readers {
+			if request := wholeTopic(t, i, readers, mib); len(request.GetPartitions()) > 0 {
+				group.Go(func() error { return w.drain(reading, request, false, &bytes, &records) })
+			}
+		}
+		if err := group.Wait(); err != nil {
+			return r, used, err
+		}
+	}
+	elapsed := time.Since(began)
+	used, err = m.stop(ctx, bytes.Load())
+	return newMeasured(bytes.Load(), elapsed, seconds(used.ServerCPU), seconds(used.BenchCPU)), used, err
+}
+
+// drainOver reads what a request asks for, over and over, until the context ends, which is no error.
+func (w *wire) drainOver(ctx context.Context, request *varvev1.ConsumeRequest, bytes *atomic.Int64) error {
+	var records atomic.Int64
+	for ctx.Err() == nil {
+		if err := w.drain(ctx, request, false, bytes, &records); err != nil && ctx.Err() == nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // wholeTopic asks for every count-th partition, from the start to where it ends now.
 func wholeTopic(t benchTopic, first, count, messageBytes int) *varvev1.ConsumeRequest {
 	request := &varvev1.ConsumeRequest{Topic: t.name, MaxMessageBytes: int32(messageBytes)}

@@ -22,12 +22,18 @@ import (
 func newBenchGatewayCommand() *cobra.Command {
 	o := &serveOptions{}
 	var putRate, foldBytes byteSize
+	var apart bool
 	cmd := &cobra.Command{
 		Use: "gateway", Hidden: true, Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			rows := &rowCounter{live: make(map[metadata.Key]struct{}), sizes: make(map[string]int64)}
 			o.wrap = func(c *gateway.Config, b *backends) {
 				c.FoldBytes = int(foldBytes)
+				if apart {
+					table := newApartTable(b.table)
+					b.table = table
+					b.closers = append(b.closers, func() error { return table.empty(context.Background()) })
+				}
 				b.table = metadata.Observe(b.table, rows.observe)
 				b.store = &countedStore{b.store, rows}
 				if putRate > 0 {
@@ -41,6 +47,7 @@ func newBenchGatewayCommand() *cobra.Command {
 	o.register(cmd.Flags())
 	cmd.Flags().Var(&foldBytes, "fold-bytes", "bytes of journal entries that no checkpoint has before there are checkpoints (default: the gateway's)")
 	cmd.Flags().Var(&putRate, "put-rate", "bytes a second that the bucket takes (default: as many as it can)")
+	cmd.Flags().BoolVar(&apart, "apart", false, "keep rows under a prefix of their own, and remove them at the end")
 	return cmd
 }
 
@@ -192,4 +199,14 @@ func (s *slowStore) Put(ctx context.Context, key string, body segments.Body) err
 		return fmt.Errorf("%w: %w", segments.ErrUnavailable, ctx.Err())
 	}
 	return s.Store.Put(ctx, key, body)
+}
+
+// GetInto implements [segments.IntoReader].
+func (s *slowStore) GetInto(ctx context.Context, key string, into []byte, offset int64) (int, error) {
+	return segments.GetInto(ctx, s.Store, key, into, offset)
+}
+
+// GetScattered implements [segments.ScatterReader].
+func (s *slowStore) GetScattered(ctx context.Context, key string, into [][]byte, offset int64) (int, error) {
+	return segments.GetScattered(ctx, s.Store, key, into, offset)
 }

@@ -173,13 +173,14 @@ func orEndless(n int64) int64 {
 	return n
 }
 
-// take waits until the next batch is due, and returns when that was. ok is false when the run is over.
+// take waits until the next batch is due, and returns when that was. ok is false when the run is over: also when
+// senders are too few for the rate, so that what is due lags behind.
 func (q *quota) take(ctx context.Context, records, bytes int64) (due time.Time, ok bool) {
 	due = time.Now()
 	if q.interval > 0 {
 		due = q.began.Add(time.Duration(float64(q.paced.Add(records)-records) * q.interval))
 	}
-	if !q.end.IsZero() && due.After(q.end) || ctx.Err() != nil {
+	if !q.end.IsZero() && (due.After(q.end) || time.Now().After(q.end)) || ctx.Err() != nil {
 		return due, false
 	}
 	if q.records.Add(-records) <= -records || q.bytes.Add(-bytes) <= -bytes {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -18,26 +19,37 @@ type memoryReport struct {
 	PutRate   byteSize   `json:"put_bytes_per_second"`
 	Load      loadResult `json:"load"`
 	Delivered int64      `json:"delivered_bytes"` // to all followers
-	Costs     costs      `json:"costs"`
+	// Readers of old data go through all of it, over and over, by a block cache of CacheBytes, which is less.
+	Readers    int      `json:"readers_of_old_data"`
+	OldBytes   byteSize `json:"old_bytes"`
+	CacheBytes byteSize `json:"cache_bytes"`
+	Reread     int64    `json:"reread_bytes"` // that those got
+	Costs      costs    `json:"costs"`
 }
 
 // partMemory lets producers send as fast as they can to a gateway whose bucket takes 16 MiB a second, while followers
-// read each partition. The runtime is told of a limit of 1 GiB.
+// read each partition and others go through old data, of which more is there than fits the block cache. The runtime is told of a limit of 1 GiB.
 func partMemory(ctx context.Context, a *app, o *allOptions) (_ any, _ []figure, err error) {
 	dir, remove, err := o.scratch()
 	if err != nil {
 		return nil, nil, err
 	}
 	defer func() { err = errors.Join(err, remove()) }()
-	r := &memoryReport{Followers: pickSize(o, 1000, 20), PutRate: 16 * mib}
-	child, url, err := startGatewayBy(ctx, []string{"GOMEMLIMIT=1GiB"}, []string{"bench", "gateway"}, "--data", dir, "--put-rate", r.PutRate.String())
+	r := &memoryReport{Followers: pickSize(o, 1000, 20), PutRate: 16 * mib, Readers: pickSize(o, 32, 4), OldBytes: pickSize[byteSize](o, 768*mib, 32*mib),
+		CacheBytes: pickSize[byteSize](o, 256*mib, 16*mib)}
+	old, err := a.oldData(ctx, dir, r.OldBytes)
+	if err != nil {
+		return nil, nil, err
+	}
+	child, url, err := startGatewayBy(ctx, []string{"GOMEMLIMIT=1GiB"}, []string{"bench", "gateway"}, "--data", dir, "--put-rate", r.PutRate.String(),
+		"--cache-bytes", strconv.FormatInt(int64(r.CacheBytes), 10))
 	if err != nil {
 		return nil, nil, err
 	}
 	defer func() { err = errors.Join(err, child.stop()) }()
 	own := *a
 	own.servers = []string{url}
-	if err := own.press(ctx, r, pickSize(o, 30*time.Second, time.Second)); err != nil {
+	if err := own.press(ctx, r, old, pickSize(o, 30*time.Second, time.Second)); err != nil {
 		return nil, nil, err
 	}
 	return r, []figure{
@@ -45,12 +57,33 @@ func partMemory(ctx context.Context, a *app, o *allOptions) (_ any, _ []figure, 
 		told("followers", float64(r.Followers), ""),
 		told("taken from producers", r.Load.MiB, "MiB/s"),
 		told("given to followers", float64(r.Delivered)/mib/r.Load.Seconds, "MiB/s"),
+		told("readers of old data", float64(r.Readers), ""),
+		told("given to them", float64(r.Reread)/mib/r.Load.Seconds, "MiB/s"),
+		told("of it, from the bucket", float64(r.Costs.ObjectGetBytes)/mib/r.Load.Seconds, "MiB/s"),
 		told("answers that said later", float64(r.Load.Refused), ""),
 	}, nil
 }
 
+// oldData fills a topic by a gateway that is gone afterwards, and leaves it in the folder.
+func (a *app) oldData(ctx context.Context, dir string, bytes byteSize) (t benchTopic, err error) {
+	own, stop, err := a.ownGateway(ctx, dir, "", "")
+	if err != nil {
+		return t, err
+	}
+	defer func() { err = errors.Join(err, stop()) }()
+	c, err := own.connect()
+	if err != nil {
+		return t, err
+	}
+	defer c.Close()
+	if t, err = openTopic(ctx, c, "", 8); err != nil {
+		return t, err
+	}
+	return t, own.fill(ctx, t, limit{bytes: int64(bytes)})
+}
+
 // press produces for a while with 64 MiB in flight.
-func (a *app) press(ctx context.Context, r *memoryReport, duration time.Duration) error {
+func (a *app) press(ctx context.Context, r *memoryReport, old benchTopic, duration time.Duration) error {
 	c, err := a.connect()
 	if err != nil {
 		return err
@@ -62,7 +95,7 @@ func (a *app) press(ctx context.Context, r *memoryReport, duration time.Duration
 	if err != nil {
 		return err
 	}
-	w := a.newWire(a.servers[0], r.Followers+partitions)
+	w := a.newWire(a.servers[0], r.Followers+r.Readers+partitions)
 	defer w.close()
 	lo := loadOptions{recordSize: kib, batchSize: mib, producers: 32, inFlight: 2, acks: "committed", codec: "none"}
 	l, err := lo.load(topic)
@@ -90,10 +123,16 @@ func (a *app) press(ctx context.Context, r *memoryReport, duration time.Duration
 			return err
 		})
 	}
+	var reread atomic.Int64
+	for i := range r.Readers { // each goes through one partition
+		group.Go(func() error {
+			return w.drainOver(following, wholeTopic(old, i%int(old.partitions), int(old.partitions), mib), &reread)
+		})
+	}
 	if r.Load, err = l.run(ctx, limit{duration: duration}); err != nil {
 		return err
 	}
-	r.Delivered = delivered.Load()
+	r.Delivered, r.Reread = delivered.Load(), reread.Load()
 	if r.Costs, err = m.stop(ctx, r.Load.Bytes); err != nil {
 		return err
 	}

@@ -33,7 +33,16 @@ type tailReport struct {
 	Ack     quantiles `json:"ack"`
 	Costs   costs     `json:"costs"`
 
-	arrivals *latencies // all of them, to be pooled with those of other runs
+	arrivals *latencies    // all of them, to be pooled with those of other runs
+	produced time.Duration // for how long
+}
+
+// reached is how many records a second there were: fewer than asked for when producers were too few, or too slow.
+func (r *tailReport) reached() float64 {
+	if r.produced <= 0 {
+		return 0
+	}
+	return float64(r.Records) / r.produced.Seconds()
 }
 
 func (r *tailReport) text() string {
@@ -84,7 +93,9 @@ func (a *app) benchTail(ctx context.Context, c *client.Client, t benchTopic, o *
 			return err
 		})
 	}
+	began := time.Now()
 	records, produceErr := run.produce(ctx, o.producers, limit{duration: o.duration}, o.rate)
+	produced := time.Since(began)
 	if produceErr != nil {
 		stop()
 	}
@@ -98,7 +109,7 @@ func (a *app) benchTail(ctx context.Context, c *client.Client, t benchTopic, o *
 	if err != nil && ctx.Err() == nil {
 		return nil, err
 	}
-	r := &tailReport{Followers: o.followers, Rate: o.rate, Records: records, Arrival: run.arrivals.quantiles(), Ack: run.acked.quantiles(), arrivals: run.arrivals}
+	r := &tailReport{Followers: o.followers, Rate: o.rate, Records: records, Arrival: run.arrivals.quantiles(), Ack: run.acked.quantiles(), arrivals: run.arrivals, produced: produced}
 	for range o.followers {
 		r.Missing += <-missing
 	}

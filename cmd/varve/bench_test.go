@@ -343,31 +343,3 @@ func TestBenchCluster(t *testing.T) {
 		})
 	}
 }
-
-// TestWiretapSeesPayload shows that payload would be seen, however it is cut.
-func TestWiretapSeesPayload(t *testing.T) {
-	for size := 1; size < 3*markSize; size++ {
-		c := newCounter()
-		w := &wiretap{counter: c, bytes: peerBytes, payload: peerPayload}
-		sent := append([]byte("something else"), marked(4*markSize)...)
-		for piece := range slices.Chunk(sent, size) {
-			w.note(&w.in, piece)
-		}
-		if got := c.counts(); got[peerPayload] == 0 || got[peerBytes] != uint64(len(sent)) {
-			t.Errorf("in pieces of %d: %d bytes, %d marks", size, got[peerBytes], got[peerPayload])
-		}
-	}
-}
-
-// A table that was used belongs to another prefix: said before anything starts.
-func TestBenchOnAUsedTable(t *testing.T) {
-	s := stoppedFolder(t)
-	table := "bolt://" + filepath.Join(s.data, "metadata.db")
-	err := refuseUsedTable(t.Context(), table)
-	if err == nil || !strings.Contains(err.Error(), "name a table that is new or empty") {
-		t.Errorf("a table that was used: %v", err)
-	}
-	if err := refuseUsedTable(t.Context(), table+".new"); err != nil {
-		t.Errorf("a new one: %v", err)
-	}
-}

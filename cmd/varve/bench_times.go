@@ -46,8 +46,8 @@ type timesCount struct {
 
 // timesReport is what time lookups took as the log grew.
 type timesReport struct {
-	IndexCacheRows int          `json:"index_cache_rows"`
-	Logs           []timesCount `json:"logs"`
+	IndexCacheBytes int64        `json:"index_cache_bytes"`
+	Logs            []timesCount `json:"logs"`
 }
 
 // partTimes asks for times in logs of one partition. Their indexes are written straight into an embedded table, as
@@ -124,8 +124,8 @@ func (t *timesBench) open(ctx context.Context, dir string, sizes []int64) (err e
 	}
 	t.fleet.store = made
 	// As many as the largest index has: this is about an index in memory.
-	t.report.IndexCacheRows = 4096
-	t.fleet.config.IndexCacheRows = t.report.IndexCacheRows
+	t.report.IndexCacheBytes = 64 * mib
+	t.fleet.config.IndexCacheBytes = t.report.IndexCacheBytes
 	if err := t.write(ctx, filepath.Join(dir, "made.db"), made, sizes); err != nil {
 		return err
 	}

@@ -249,7 +249,7 @@ func (c *Cache) land(p place, data []byte, got int) *block {
 	if len(data) == c.buffers.size {
 		b.from = c.buffers
 	}
-	if got < len(data)*3/4 { // the end of an object, which shall not take more than it is
+	if got < len(data)/4 { // the end of an object, which shall not take more than it is
 		b.data, b.from = append(make([]byte, 0, got), data[:got]...), nil
 		if len(data) == c.buffers.size {
 			c.buffers.put(data)
