@@ -40,6 +40,7 @@ type Gateway struct {
 	router     *router
 	mirrors    *mirrors
 	latest     *latest
+	journals   *metadata.Journals
 	generation *generation
 	litter     *litter
 	collect    CollectFunc // nil: nobody collects garbage here
@@ -121,6 +122,7 @@ func New(config Config, d Dependencies) (*Gateway, error) {
 	g.members = newMembers(g)
 	g.peers = newPeers(g, d.Dial)
 	g.router = newRouter(g)
+	g.journals = metadata.NewJournals(g.table)
 	g.mirrors = newMirrors(g)
 	g.latest = newLatest(g)
 	g.generation = &generation{gateway: g}

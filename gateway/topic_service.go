@@ -121,16 +121,13 @@ func (s *topicService) describe(ctx context.Context, id metadata.PartitionID) (*
 		}
 		info.Gateway = string(s.g.router.sequencer(id))
 	} else {
-		lease, err := metadata.ReadLease(ctx, s.g.table, id, metadata.Strong)
-		switch {
-		case errors.Is(err, metadata.ErrNotFound):
-		case err != nil:
+		var holder metadata.GatewayID
+		var err error
+		if v, holder, err = s.g.journals.View(ctx, id); err != nil {
 			return nil, err
-		case !lease.Released && (lease.Journal == s.g.ID() || s.g.members.lives(lease.Journal)):
-			info.Gateway = string(lease.Journal)
 		}
-		if v, err = metadata.ReadView(ctx, s.g.table, id); err != nil {
-			return nil, err
+		if holder != "" && (holder == s.g.ID() || s.g.members.lives(holder)) {
+			info.Gateway = string(holder)
 		}
 	}
 	info.FencingToken = v.Fence

@@ -80,7 +80,8 @@ func (u *Upkeep) Expired(ctx context.Context, id metadata.PartitionID, r metadat
 		if p := u.g.partitions.peek(id); p != nil {
 			return u.g.viewOf(ctx, p)
 		}
-		return metadata.ReadView(ctx, u.g.table, id)
+		v, _, err := u.g.journals.View(ctx, id)
+		return v, err
 	}
 	for try := 0; ; try++ {
 		v, err := view(ctx, id)
