@@ -41,6 +41,7 @@ type Gateway struct {
 	mirrors    *mirrors
 	latest     *latest
 	journals   *metadata.Journals
+	deletions  *deletions
 	generation *generation
 	litter     *litter
 	collect    CollectFunc // nil: nobody collects garbage here
@@ -125,6 +126,7 @@ func New(config Config, d Dependencies) (*Gateway, error) {
 	g.journals = metadata.NewJournals(g.table)
 	g.mirrors = newMirrors(g)
 	g.latest = newLatest(g)
+	g.deletions = newDeletions(g)
 	g.generation = &generation{gateway: g}
 	g.resting = newResting(g)
 	g.compaction = newCompaction(g)

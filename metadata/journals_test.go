@@ -48,8 +48,11 @@ func (r *readCounts) took() string {
 // mustView reads the partition, which must end there.
 func mustView(t testing.TB, j *metadata.Journals, next int64) {
 	t.Helper()
-	if v, _, err := j.View(context.Background(), timelinePartition); err != nil || v.Next != next {
-		t.Errorf("%+v %v, want next %d", v, err, next)
+	switch v, _, err := j.View(context.Background(), timelinePartition); {
+	case err != nil:
+		t.Error(err)
+	case v.Next != next:
+		t.Errorf("it ends at %d, not at %d", v.Next, next)
 	}
 }
 
