@@ -44,10 +44,11 @@ func TestDeletionGoesOn(t *testing.T) {
 		if took := time.Since(began); took >= 2*time.Second {
 			t.Errorf("it says so after %v, when nobody listens any more", took)
 		}
+		m.deletions.mu.Lock()
 		if m.deletions.list[topic.ID] == nil {
 			t.Error("nothing goes on")
 		}
-		began = time.Now()
+		m.deletions.mu.Unlock()
 		if err := deleteIt(time.Minute); err != nil {
 			t.Errorf("who waits for it: %v", err)
 		}
