@@ -154,7 +154,7 @@ func (p *collecting) surveyJournal(ctx context.Context, id metadata.GatewayID, s
 	var mu sync.Mutex
 	group, working := errgroup.WithContext(ctx)
 	group.SetLimit(p.Parallel)
-	for partition, part := range byPartition(journal) {
+	for partition := range journal.Partitions() {
 		if working.Err() != nil {
 			break
 		}
@@ -169,29 +169,11 @@ func (p *collecting) surveyJournal(ctx context.Context, id metadata.GatewayID, s
 			mu.Lock()
 			shown[partition] = true
 			mu.Unlock()
-			g.fold(part)
+			g.fold(journal)
 			return visit(working, g)
 		})
 	}
 	return errors.Join(group.Wait(), context.Cause(ctx))
-}
-
-// byPartition gives each partition its part of a journal.
-func byPartition(journal *metadata.SealedJournal) map[metadata.PartitionID]*metadata.SealedJournal {
-	parts := make(map[metadata.PartitionID]*metadata.SealedJournal)
-	for i := range journal.Rows {
-		row := &journal.Rows[i]
-		for j := range row.Changes {
-			c := row.Changes[j]
-			part := parts[c.Partition]
-			if part == nil {
-				part = &metadata.SealedJournal{ID: journal.ID, TrimmedTo: journal.TrimmedTo, Seal: journal.Seal}
-				parts[c.Partition] = part
-			}
-			part.Rows = append(part.Rows, metadata.JournalRow{Sequence: row.Sequence, Changes: []metadata.Change{c}})
-		}
-	}
-	return parts
 }
 
 // surveyAlone shows a partition that no journal had changes of.
@@ -206,20 +188,20 @@ func (p *collecting) surveyAlone(ctx context.Context, id metadata.PartitionID, v
 	return visit(ctx, g)
 }
 
-// journals are those that were read for a last look, by partition.
+// journals are those that were read for a last look.
 type journals struct {
 	mu   sync.Mutex
 	read map[metadata.GatewayID]*oneJournal
 }
 
 type oneJournal struct {
-	done  chan struct{} // closed when it was read
-	parts map[metadata.PartitionID]*metadata.SealedJournal
-	err   error
+	done    chan struct{} // closed when it was read
+	journal *metadata.SealedJournal
+	err     error
 }
 
 // of reads a journal, once for all who ask.
-func (js *journals) of(ctx context.Context, t metadata.Table, id metadata.GatewayID) (map[metadata.PartitionID]*metadata.SealedJournal, error) {
+func (js *journals) of(ctx context.Context, t metadata.Table, id metadata.GatewayID) (*metadata.SealedJournal, error) {
 	js.mu.Lock()
 	j, known := js.read[id]
 	if !known {
@@ -233,17 +215,14 @@ func (js *journals) of(ctx context.Context, t metadata.Table, id metadata.Gatewa
 	if known {
 		select {
 		case <-j.done:
-			return j.parts, j.err
+			return j.journal, j.err
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
 		}
 	}
 	defer close(j.done)
-	var whole *metadata.SealedJournal
-	if whole, j.err = metadata.ReadJournal(ctx, t, id); j.err == nil {
-		j.parts = byPartition(whole)
-	}
-	return j.parts, j.err
+	j.journal, j.err = metadata.ReadJournal(ctx, t, id)
+	return j.journal, j.err
 }
 
 // lookAfresh reads one partition by strong reads, as of a moment after the journals were begun to be read: its lease row, the
@@ -255,7 +234,7 @@ func lookAfresh(ctx context.Context, t metadata.Table, id metadata.PartitionID, 
 			return g, err
 		}
 		source := g.lease.Source()
-		parts, err := js.of(ctx, t, source)
+		journal, err := js.of(ctx, t, source)
 		switch {
 		case errors.Is(err, metadata.ErrHole), errors.Is(err, metadata.ErrCorrupt):
 			g.fault = err
@@ -267,8 +246,8 @@ func lookAfresh(ctx context.Context, t metadata.Table, id metadata.PartitionID, 
 			return nil, err
 		}
 		if again.fault == nil && again.lease != nil && again.lease.Source() == source {
-			if again.fault = g.fault; again.fault == nil && parts[id] != nil {
-				again.fold(parts[id])
+			if again.fault = g.fault; again.fault == nil && journal.Has(id) {
+				again.fold(journal)
 			}
 			return again, nil
 		}

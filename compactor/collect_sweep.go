@@ -161,7 +161,7 @@ func (p *collecting) trim(ctx context.Context, id metadata.GatewayID) (rests boo
 	case len(journal.Rows) == 0:
 		return false, nil
 	}
-	for partition := range byPartition(journal) {
+	for partition := range journal.Partitions() {
 		g, err := head(ctx, p.Table, partition)
 		if err == nil {
 			err = p.excuse(ctx, g)

@@ -25,10 +25,9 @@ const (
 	// checkpoints cost no more than those commits did: a checkpoint's lease row is a write unit of its own,
 	// and its pages take somewhat less than half of the commits.
 	worthFolding = 2560
-	// foldStretch is by how much the journal may outgrow what it holds of few partitions. It was 8: checkpoints then
-	// cost less than commits, but who reads the view of a partition of a gateway that died reads all of its journal,
-	// and thousands of partitions do at once (docs/performance.md).
-	foldStretch = 1
+	// foldStretch is by how much the journal may outgrow what it holds of few partitions: to 32 MiB. Who takes
+	// over from this gateway, or reads, then reads that much, once for all partitions (metadata.Journals), and folds it.
+	foldStretch = 8
 	// trimBytes is how many bytes the journal sheds at a time, where its rows are long.
 	trimBytes = 4 << 20
 )

@@ -93,7 +93,7 @@ func (s *clusterService) stored(ctx context.Context, topics []*metadata.Topic, o
 	service := &topicService{s.g}
 	for i, t := range topics {
 		var sum atomic.Int64
-		err := service.each(ctx, t, allPartitions(t), func(ctx context.Context, id metadata.PartitionID) error {
+		err := service.each(ctx, t, allPartitions(t), partitionsAtOnce, func(ctx context.Context, id metadata.PartitionID) error {
 			bytes, err := s.g.storedBytes(ctx, id)
 			sum.Add(bytes)
 			return err

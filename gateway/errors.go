@@ -23,6 +23,7 @@ const (
 	reasonBatchTooLarge     = "BATCH_TOO_LARGE"
 	reasonTopicNotFound     = "TOPIC_NOT_FOUND"
 	reasonTopicDeleted      = "TOPIC_DELETED"
+	reasonDeleting          = "TOPIC_DELETING"
 	reasonTopicExists       = "TOPIC_EXISTS"
 	reasonPartitionNotFound = "PARTITION_NOT_FOUND"
 	reasonObjectNotFound    = "OBJECT_NOT_FOUND"

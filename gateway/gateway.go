@@ -40,6 +40,8 @@ type Gateway struct {
 	router     *router
 	mirrors    *mirrors
 	latest     *latest
+	journals   *metadata.Journals
+	deletions  *deletions
 	generation *generation
 	litter     *litter
 	collect    CollectFunc // nil: nobody collects garbage here
@@ -121,8 +123,10 @@ func New(config Config, d Dependencies) (*Gateway, error) {
 	g.members = newMembers(g)
 	g.peers = newPeers(g, d.Dial)
 	g.router = newRouter(g)
+	g.journals = metadata.NewJournals(g.table)
 	g.mirrors = newMirrors(g)
 	g.latest = newLatest(g)
+	g.deletions = newDeletions(g)
 	g.generation = &generation{gateway: g}
 	g.resting = newResting(g)
 	g.compaction = newCompaction(g)

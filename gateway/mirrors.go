@@ -309,16 +309,11 @@ func (m *mirrors) lifetime() context.Context {
 // readTable reads a view from the table. Should its sequencer live, it is asked from now on.
 func (g *Gateway) readTable(ctx context.Context, id metadata.PartitionID) (*metadata.View, error) {
 	ctx = bill.ForTopic(ctx, id.Topic)
-	if !g.config.Exclusive {
-		lease, err := metadata.ReadLease(ctx, g.table, id, metadata.Strong)
-		if err == nil && !lease.Released && lease.Journal != g.ID() && g.members.lives(lease.Journal) {
-			g.router.learn(id, lease.Journal)
-		}
-		if err != nil && !errors.Is(err, metadata.ErrNotFound) {
-			return nil, err
-		}
+	v, holder, err := g.journals.View(ctx, id)
+	if holder != "" && !g.config.Exclusive && holder != g.ID() && g.members.lives(holder) {
+		g.router.learn(id, holder)
 	}
-	return metadata.ReadView(ctx, g.table, id)
+	return v, err
 }
 
 // mirrorStream is what one other gateway tells.

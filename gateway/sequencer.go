@@ -790,7 +790,7 @@ func (s *sequencer) readSealed(ctx context.Context, id metadata.GatewayID) (*met
 	if _, err := metadata.Seal(ctx, s.g.table, id, s.t.id); err != nil {
 		return nil, err
 	}
-	journal, err := metadata.ReadSealed(ctx, s.g.table, id)
+	journal, err := s.g.journals.Sealed(ctx, id)
 	if err != nil {
 		return nil, err
 	}

@@ -89,7 +89,7 @@ func (s *topicService) DescribeTopic(ctx context.Context, r *varvev1.DescribeTop
 		out.Config = append(out.Config, &varvev1.ConfigEntry{Name: e.Name, Value: e.Value, IsDefault: e.IsDefault, Doc: e.Doc})
 	}
 	policy, now := t.Config.Retention(), s.g.upkeep.Clock().UnixMilli()
-	err = s.each(ctx, t, allPartitions(t), func(ctx context.Context, id metadata.PartitionID) error {
+	err = s.each(ctx, t, allPartitions(t), partitionsAtOnce, func(ctx context.Context, id metadata.PartitionID) error {
 		info, err := s.describe(ctx, id)
 		out.Partitions[id.Number] = info
 		if err == nil && policy.Millis >= 0 && info.EndOffset > info.StartOffset {
@@ -121,16 +121,13 @@ func (s *topicService) describe(ctx context.Context, id metadata.PartitionID) (*
 		}
 		info.Gateway = string(s.g.router.sequencer(id))
 	} else {
-		lease, err := metadata.ReadLease(ctx, s.g.table, id, metadata.Strong)
-		switch {
-		case errors.Is(err, metadata.ErrNotFound):
-		case err != nil:
+		var holder metadata.GatewayID
+		var err error
+		if v, holder, err = s.g.journals.View(ctx, id); err != nil {
 			return nil, err
-		case !lease.Released && (lease.Journal == s.g.ID() || s.g.members.lives(lease.Journal)):
-			info.Gateway = string(lease.Journal)
 		}
-		if v, err = metadata.ReadView(ctx, s.g.table, id); err != nil {
-			return nil, err
+		if holder != "" && (holder == s.g.ID() || s.g.members.lives(holder)) {
+			info.Gateway = string(holder)
 		}
 	}
 	info.FencingToken = v.Fence
@@ -182,7 +179,7 @@ func (s *topicService) tryAlter(ctx context.Context, r *varvev1.AlterTopicReques
 		return out, nil
 	}
 	removals := make([]*varvev1.Removal, t.Partitions)
-	err = s.each(ctx, t, allPartitions(t), func(ctx context.Context, id metadata.PartitionID) error {
+	err = s.each(ctx, t, allPartitions(t), partitionsAtOnce, func(ctx context.Context, id metadata.PartitionID) error {
 		_, e, err := s.g.upkeep.Expired(ctx, id, policy, now)
 		if err == nil && e.To > e.From {
 			removals[id.Number] = &varvev1.Removal{Partition: id.Number, StartOffset: e.From, EndOffset: e.To, Records: e.To - e.From,
@@ -197,8 +194,8 @@ func (s *topicService) tryAlter(ctx context.Context, r *varvev1.AlterTopicReques
 	return out, nil
 }
 
-// DeleteTopic marks a topic, closes each of its partitions and frees its name. When it was cut short the mark stays: another call
-// goes on, and if there is none, who removes topics does.
+// DeleteTopic marks a topic, closes each of its partitions and frees its name. It goes on when the caller
+// leaves; when the gateway ends the mark stays, and another call goes on, or if there is none, who removes topics does.
 func (s *topicService) DeleteTopic(ctx context.Context, r *varvev1.DeleteTopicRequest) (*varvev1.DeleteTopicResponse, error) {
 	t, err := s.g.topics.MarkDeleting(ctx, r.GetName())
 	defer s.g.upkeep.changed()
@@ -208,30 +205,10 @@ func (s *topicService) DeleteTopic(ctx context.Context, r *varvev1.DeleteTopicRe
 	if err != nil {
 		return nil, err
 	}
-	if err := s.delete(ctx, t); err != nil {
+	if err := s.g.deletions.join(t).wait(ctx); err != nil {
 		return nil, err
 	}
 	return &varvev1.DeleteTopicResponse{}, nil
-}
-
-// delete takes a topic that is marked from wherever its deletion is to its end.
-func (s *topicService) delete(ctx context.Context, t *metadata.Topic) error {
-	err := s.each(ctx, t, allPartitions(t), func(ctx context.Context, id metadata.PartitionID) error {
-		_, err := s.g.router.decide(ctx, id, decision{close: true})
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("topic %q is marked for deletion, but not all of its partitions are closed; the gateways go on with it soon, or delete it again: %w", t.Name, err)
-	}
-	if err := metadata.NoteRemoved(ctx, s.g.table, t); err != nil {
-		return fmt.Errorf("topic %q is closed, but its name is not free yet; the gateways go on with it soon, or delete it again: %w", t.Name, err)
-	}
-	if err := s.g.topics.Remove(ctx, t); err != nil {
-		return fmt.Errorf("topic %q is closed, but its name is not free yet; the gateways go on with it soon, or delete it again: %w", t.Name, err)
-	}
-	// Its segments count as named until here: a collection since its partitions were closed may have missed them.
-	s.g.litter.note(1)
-	return nil
 }
 
 // TrimTopic moves log starts up.
@@ -253,7 +230,7 @@ func (s *topicService) TrimTopic(ctx context.Context, r *varvev1.TrimTopicReques
 	for i, id := range ids {
 		at[id.Number] = i
 	}
-	err = s.each(ctx, t, ids, func(ctx context.Context, id metadata.PartitionID) error {
+	err = s.each(ctx, t, ids, partitionsAtOnce, func(ctx context.Context, id metadata.PartitionID) error {
 		v, err := s.trim(ctx, id, to)
 		if err == nil {
 			results[at[id.Number]] = &varvev1.TrimResult{Partition: id.Number, StartOffset: v.Start, EndOffset: v.Next}
@@ -360,11 +337,11 @@ func (s *topicService) segments(ctx context.Context, v *metadata.View, from int6
 	return out, nil
 }
 
-// each calls f for partitions, several at once, and returns the first error with the
+// each calls f for partitions, so many at once, and returns the first error with the
 // partition that it is about.
-func (s *topicService) each(ctx context.Context, t *metadata.Topic, ids []metadata.PartitionID, f func(context.Context, metadata.PartitionID) error) error {
+func (s *topicService) each(ctx context.Context, t *metadata.Topic, ids []metadata.PartitionID, atOnce int, f func(context.Context, metadata.PartitionID) error) error {
 	group, limited := errgroup.WithContext(ctx)
-	group.SetLimit(partitionsAtOnce)
+	group.SetLimit(atOnce)
 	for _, id := range ids {
 		if limited.Err() != nil {
 			break

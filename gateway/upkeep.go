@@ -80,7 +80,8 @@ func (u *Upkeep) Expired(ctx context.Context, id metadata.PartitionID, r metadat
 		if p := u.g.partitions.peek(id); p != nil {
 			return u.g.viewOf(ctx, p)
 		}
-		return metadata.ReadView(ctx, u.g.table, id)
+		v, _, err := u.g.journals.View(ctx, id)
+		return v, err
 	}
 	for try := 0; ; try++ {
 		v, err := view(ctx, id)
@@ -107,8 +108,7 @@ func (u *Upkeep) Trim(ctx context.Context, topic *metadata.Topic, id metadata.Pa
 
 // Delete goes on with the deletion of a topic that is marked, from wherever it was left.
 func (u *Upkeep) Delete(ctx context.Context, topic *metadata.Topic) error {
-	defer u.changed()
-	return (&topicService{u.g}).delete(ctx, topic)
+	return u.g.deletions.join(topic).wait(ctx)
 }
 
 // clockAhead is how far a wall clock may be ahead of the others' before theirs is believed.

@@ -68,5 +68,25 @@ func LeaseKey(p PartitionID) Key { return leaseKey(p) }
 // MaxProducers is the cap on producer states as it stands.
 func MaxProducers() int { return maxProducers }
 
+// OneAtATime has pages of a journal read one after the other, by the goroutine of who asks.
+func (j *Journals) OneAtATime() *Journals {
+	j.atOnce = 1
+	return j
+}
+
+// Kept is what is known of a journal.
+func (j *Journals) Kept(id GatewayID) *SealedJournal {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.list[id].have
+}
+
+// Len is how many journals are kept.
+func (j *Journals) Len() int {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return len(j.list)
+}
+
 // Before counts the rows of a checkpoint before its lease row.
 func (c *Checkpoint) Before() int { return len(c.before) }

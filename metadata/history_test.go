@@ -46,6 +46,9 @@ type history struct {
 	seeds   uint64
 	did     map[string]int
 	readers readers
+	// shared are the journals that those share who read the partition between the calls, meanwhile what goes on then.
+	shared    *metadata.Journals
+	meanwhile func()
 }
 
 func newHistory(rt *rapid.T, did map[string]int) *history {
@@ -553,14 +556,29 @@ func (h *history) check(rt *rapid.T) {
 func (h *history) readBetween(rt *rapid.T) {
 	actions := []func(*rapid.T){h.cycle, h.checkpoint, h.die, h.release, h.trim, h.fence, h.othersOnly, h.othersOnly, h.swap}
 	left := rapid.IntRange(1, 6).Draw(rt, "meanwhile")
-	table := metadata.Observe(shortPages{metadata.Retry(h.table, nil)}, func(metadata.Observation) {
+	h.meanwhile = func() {
 		if left > 0 && rapid.Bool().Draw(rt, "now") {
 			left--
 			rapid.SampledFrom(actions).Draw(rt, "what")(rt)
 		}
+	}
+	defer func() { h.meanwhile = nil }()
+	table := metadata.Observe(shortPages{metadata.Retry(h.table, nil)}, func(metadata.Observation) {
+		if h.meanwhile != nil {
+			h.meanwhile()
+		}
 	})
+	if h.shared == nil {
+		h.shared = metadata.NewJournals(table).OneAtATime()
+	}
 	least, calls := h.readers.committed, h.table.Calls()
-	view, err := metadata.ReadView(rt.Context(), table, h.id)
+	var view *metadata.View
+	var err error
+	if rapid.Bool().Draw(rt, "shared") {
+		view, _, err = h.shared.View(rt.Context(), h.id)
+	} else {
+		view, err = metadata.ReadView(rt.Context(), table, h.id)
+	}
 	if err != nil {
 		rt.Fatalf("read: %v", err)
 	}

@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
-	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -168,43 +168,83 @@ func parseSequence(sort string) (uint64, error) {
 	return n, nil
 }
 
-// SealedJournal is what a sealed journal still holds.
+// SealedJournal is what a journal still holds, most often one that was sealed.
 type SealedJournal struct {
 	ID        GatewayID
 	TrimmedTo uint64
 	Seal      uint64
 	Rows      []JournalRow // entries after TrimmedTo, contiguous, up to the seal
 
-	index sync.Once
-	// places has where the changes of each partition are: thousands of partitions are folded from it.
+	find  sync.Once
+	index *changeIndex // nil: not made yet
+}
+
+// end is the number of its last entry, or of what was trimmed where it has none.
+func (s *SealedJournal) end() uint64 { return s.TrimmedTo + uint64(len(s.Rows)) }
+
+// changeIndex has where the changes of each partition are: thousands of partitions are folded from one journal. What
+// was read of a journal at different moments, from one number on, has one index.
+type changeIndex struct {
+	mu     sync.RWMutex
+	rows   int // so many of them are in it
 	places map[PartitionID][]changePlace
 }
+
+func newChangeIndex() *changeIndex { return &changeIndex{places: make(map[PartitionID][]changePlace)} }
 
 // changePlace is a change's row, and its place there: in a packed row where its bytes begin, else its number.
 type changePlace struct{ row, at uint32 }
 
 // of lists the changes of a partition in order.
 func (s *SealedJournal) of(id PartitionID) []changePlace {
-	s.index.Do(s.find)
-	return s.places[id]
+	s.find.Do(s.fill)
+	s.index.mu.RLock()
+	places := s.index.places[id]
+	s.index.mu.RUnlock()
+	return s.own(places)
 }
+
+// own leaves out what is in rows that were read later.
+func (s *SealedJournal) own(places []changePlace) []changePlace {
+	for len(places) > 0 && int(places[len(places)-1].row) >= len(s.Rows) {
+		places = places[:len(places)-1]
+	}
+	return places
+}
+
+// Has says whether a partition has changes in it.
+func (s *SealedJournal) Has(id PartitionID) bool { return len(s.of(id)) > 0 }
 
 // Partitions lists those that have changes in it, in no order.
 func (s *SealedJournal) Partitions() iter.Seq[PartitionID] {
-	s.index.Do(s.find)
-	return maps.Keys(s.places)
+	s.find.Do(s.fill)
+	s.index.mu.RLock()
+	defer s.index.mu.RUnlock()
+	list := make([]PartitionID, 0, len(s.index.places))
+	for id, places := range s.index.places {
+		if len(s.own(places)) > 0 {
+			list = append(list, id)
+		}
+	}
+	return slices.Values(list)
 }
 
-func (s *SealedJournal) find() {
-	s.places = make(map[PartitionID][]changePlace)
-	for i := range s.Rows {
-		if row := &s.Rows[i]; row.packed != nil {
-			row.packed.find(func(id PartitionID, at uint32) { s.places[id] = append(s.places[id], changePlace{uint32(i), at}) })
+func (s *SealedJournal) fill() {
+	if s.index == nil {
+		s.index = newChangeIndex()
+	}
+	x := s.index
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for ; x.rows < len(s.Rows); x.rows++ {
+		row, number := &s.Rows[x.rows], uint32(x.rows)
+		if row.packed != nil {
+			row.packed.find(func(id PartitionID, at uint32) { x.places[id] = append(x.places[id], changePlace{number, at}) })
 			continue
 		}
-		for j := range s.Rows[i].Changes {
-			id := s.Rows[i].Changes[j].Partition
-			s.places[id] = append(s.places[id], changePlace{uint32(i), uint32(j)})
+		for j := range row.Changes {
+			id := row.Changes[j].Partition
+			x.places[id] = append(x.places[id], changePlace{number, uint32(j)})
 		}
 	}
 }
@@ -222,21 +262,36 @@ func (s *SealedJournal) change(p changePlace) (Change, error) {
 // long one would take several times its bytes, until all partitions are taken. ErrHole when a row is
 // missing: then the table lost something, and nothing may be folded.
 func ReadSealed(ctx context.Context, t Table, id GatewayID) (*SealedJournal, error) {
-	return readJournal(ctx, t, id, readSealedFrom)
+	s, _, err := readJournal(ctx, t, id, 0, journalReads)
+	if err != nil {
+		return nil, err
+	}
+	return s.sealed()
+}
+
+// sealed is the journal, if it ends with a seal.
+func (s *SealedJournal) sealed() (*SealedJournal, error) {
+	if s.Seal == 0 {
+		return nil, fmt.Errorf("%w: journal of %s ends before number %d without a seal", ErrHole, s.ID, s.end()+1)
+	}
+	return s, nil
 }
 
 // ReadJournal reads what a journal holds as of a moment after the call, sealed or not: Seal is 0 where no seal ends
-// it. It writes nothing. ErrHole when a row is missing.
+// it. Its rows stay packed, and have no Changes. It writes nothing. ErrHole when a row is missing.
 func ReadJournal(ctx context.Context, t Table, id GatewayID) (*SealedJournal, error) {
-	return readJournal(ctx, t, id, readUnsealedFrom)
+	s, _, err := readJournal(ctx, t, id, 0, 1)
+	return s, err
 }
 
-func readJournal(ctx context.Context, t Table, id GatewayID, read func(context.Context, Table, GatewayID, uint64) (*SealedJournal, error)) (*SealedJournal, error) {
+// readJournal is [ReadJournal] for the rows after a number, which become those after TrimmedTo, and with several
+// pages of a long one at once. It returns how far the journal was trimmed, too.
+func readJournal(ctx context.Context, t Table, id GatewayID, after uint64, atOnce int) (*SealedJournal, uint64, error) {
 	trimmedTo, err := readTrimmedTo(ctx, t, id)
 	for err == nil {
 		var s *SealedJournal
-		if s, err = read(ctx, t, id, trimmedTo); !errors.Is(err, ErrHole) {
-			return s, err
+		if s, err = readJournalAfter(ctx, t, id, max(after, trimmedTo), atOnce); !errors.Is(err, ErrHole) {
+			return s, trimmedTo, err
 		}
 		// Somebody may just have trimmed it: trimmed-to says so then.
 		hole, before := err, trimmedTo
@@ -244,7 +299,7 @@ func readJournal(ctx context.Context, t Table, id GatewayID, read func(context.C
 			err = hole
 		}
 	}
-	return nil, err
+	return nil, 0, err
 }
 
 // readTrimmedTo reads a journal's opening row.
@@ -263,45 +318,49 @@ func readTrimmedTo(ctx context.Context, t Table, id GatewayID) (uint64, error) {
 	return was.trimmedTo, nil
 }
 
-// sealedReads is how many pages of a sealed journal are read at once. Each is up to 1 MB.
-const sealedReads = 8
+// journalReads is how many pages of a journal that many wait for are read at once. Each is up to 1 MB.
+const journalReads = 8
 
-// readSealedFrom reads the first page, in which most journals end, and then the others at once.
-func readSealedFrom(ctx context.Context, t Table, id GatewayID, trimmedTo uint64) (*SealedJournal, error) {
-	s := &SealedJournal{ID: id, TrimmedTo: trimmedTo}
-	rows, seal, err := readPage(ctx, t, id, trimmedTo+1, "", packJournalRow)
-	if err != nil || seal != 0 {
-		s.Rows, s.Seal = rows, seal
+// readJournalAfter reads the first page, in which most journals end, and then the others at once. ErrHole when
+// they are not contiguous.
+func readJournalAfter(ctx context.Context, t Table, id GatewayID, after uint64, atOnce int) (*SealedJournal, error) {
+	s := &SealedJournal{ID: id, TrimmedTo: after}
+	var err error
+	if s.Rows, s.Seal, err = readPage(ctx, t, id, after+1, ""); err != nil || s.Seal != 0 || len(s.Rows) == 0 {
 		return s, err
 	}
+	// Rows come one after the other: up to the one that is the newest now all are there.
 	last, err := lastRow(ctx, t, id)
 	if err != nil {
 		return nil, fmt.Errorf("read journal of %s: %w", id, err)
 	}
-	if !last.Seal || last.Sequence <= trimmedTo || len(rows) == 0 {
-		return nil, fmt.Errorf("%w: journal of %s ends before number %d without a seal", ErrHole, id, max(last.Sequence, trimmedTo)+1)
+	if last.Sequence < s.end() {
+		return nil, fmt.Errorf("%w: journal of %s ends with number %d, and had number %d", ErrHole, id, last.Sequence, s.end())
 	}
-	each := uint64(len(rows))
-	s.Seal = last.Sequence
-	s.Rows = append(make([]JournalRow, 0, s.Seal-trimmedTo-1), rows...)
-	s.Rows = s.Rows[:cap(s.Rows)]
+	each, until := uint64(len(s.Rows)), last.Sequence+1
+	if last.Seal {
+		s.Seal, until = last.Sequence, last.Sequence
+	}
+	rows := make([]JournalRow, until-after-1)
+	copy(rows, s.Rows)
+	s.Rows = rows
+	if atOnce == 1 {
+		return s, readPart(ctx, t, id, after+1+each, rows[each:])
+	}
 	reads, reading := errgroup.WithContext(ctx)
-	reads.SetLimit(sealedReads)
-	for from := trimmedTo + 1 + each; from < s.Seal; from += each {
-		part := s.Rows[from-trimmedTo-1 : min(from+each, s.Seal)-trimmedTo-1]
+	reads.SetLimit(atOnce)
+	for from := after + 1 + each; from < until; from += each {
+		part := rows[from-after-1 : min(from+each, until)-after-1]
 		reads.Go(func() error { return readPart(reading, t, id, from, part) })
 	}
-	if err := reads.Wait(); err != nil {
-		return nil, err
-	}
-	return s, nil
+	return s, reads.Wait()
 }
 
-// readPart reads the rows of a sealed journal from a number on, none of which is the seal.
+// readPart reads the rows of a journal from a number on, all of which are there, and none is the seal.
 func readPart(ctx context.Context, t Table, id GatewayID, from uint64, part []JournalRow) error {
 	to := sequenceSort(from + uint64(len(part)))
 	for len(part) > 0 {
-		rows, seal, err := readPage(ctx, t, id, from, to, packJournalRow)
+		rows, seal, err := readPage(ctx, t, id, from, to)
 		switch {
 		case err != nil:
 			return err
@@ -316,35 +375,9 @@ func readPart(ctx context.Context, t Table, id GatewayID, from uint64, part []Jo
 	return nil
 }
 
-func readUnsealedFrom(ctx context.Context, t Table, id GatewayID, trimmedTo uint64) (*SealedJournal, error) {
-	s, err := readJournalFrom(ctx, t, id, trimmedTo+1)
-	if err == nil {
-		s.TrimmedTo = trimmedTo
-	}
-	return s, err
-}
-
-// readJournalFrom reads the rows of a journal from a number on, up to its seal, or to
-// its end as of a moment after the call. ErrHole when they are not contiguous.
-func readJournalFrom(ctx context.Context, t Table, id GatewayID, from uint64) (*SealedJournal, error) {
-	s := &SealedJournal{ID: id}
-	for s.Seal == 0 {
-		rows, seal, err := readPage(ctx, t, id, from, "", decodeJournalRow)
-		if err != nil {
-			return nil, err
-		}
-		if s.Seal = seal; seal == 0 && len(rows) == 0 {
-			return s, nil
-		}
-		s.Rows = append(s.Rows, rows...)
-		from += uint64(len(rows))
-	}
-	return s, nil
-}
-
 // readPage reads some rows of a journal from a number on, below the sort key to where that is not empty,
 // and the number of the seal when they end with it. ErrHole when they are not contiguous.
-func readPage(ctx context.Context, t Table, id GatewayID, from uint64, to string, decode func(uint64, []byte) (JournalRow, error)) (page []JournalRow, seal uint64, err error) {
+func readPage(ctx context.Context, t Table, id GatewayID, from uint64, to string) (page []JournalRow, seal uint64, err error) {
 	rows, err := t.Range(ctx, Range{Partition: journalPartition(id), From: sequenceSort(from), To: to, Limit: 100, Consistency: Strong})
 	if err != nil {
 		return nil, 0, fmt.Errorf("read journal of %s: %w", id, err)
@@ -358,7 +391,7 @@ func readPage(ctx context.Context, t Table, id GatewayID, from uint64, to string
 		if sequence != from {
 			return nil, 0, fmt.Errorf("%w: journal of %s has number %d where %d should be", ErrHole, id, sequence, from)
 		}
-		row, err := decode(sequence, r.Value)
+		row, err := packJournalRow(sequence, r.Value)
 		if err != nil {
 			return nil, 0, fmt.Errorf("journal of %s, number %d: %w", id, sequence, err)
 		}

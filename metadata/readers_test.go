@@ -20,6 +20,7 @@ type readers struct {
 	truth     []*metadata.View
 	committed int
 	glanced   *metadata.View
+	shared    *metadata.Journals // by which it is read between any two writes
 	follower  *metadata.View
 }
 
@@ -81,6 +82,16 @@ func (r *readers) glance(rt *rapid.T, table metadata.Table) {
 		rt.Fatalf("a view at %s after one at %s", v.Stamp, r.glanced.Stamp)
 	}
 	r.glanced = v
+	if r.shared == nil {
+		r.shared = metadata.NewJournals(shortPages{table}).OneAtATime()
+	}
+	if v, _, err = r.shared.View(rt.Context(), r.id); err != nil {
+		rt.Fatalf("glance, shared: %v", err)
+	}
+	r.hold(rt, v, r.committed)
+	if !v.Newer(r.glanced) {
+		rt.Fatalf("a shared view at %s after one at %s", v.Stamp, r.glanced.Stamp)
+	}
 }
 
 // check holds readers of both kinds against the owner's view and its whole index.

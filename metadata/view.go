@@ -2,7 +2,6 @@ package metadata
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"github.com/varvelog/varve/internal/seeded"
@@ -54,37 +53,56 @@ func (v *View) removed() bool { return v.Closed && v.Stamp == (Stamp{}) }
 
 // ReadView returns what readers may see of a partition as of a moment after the call, by
 // strong reads of the table alone, whether its owner lives or not. It writes nothing. A
-// partition that nobody has appended to is empty. ErrHole when its journal lost a row.
+// partition that nobody has appended to is empty. ErrHole when its journal lost a row. Who reads many
+// partitions has [Journals] read what they share once.
 func ReadView(ctx context.Context, t Table, id PartitionID) (*View, error) {
+	view, _, err := readView(ctx, t, id, func(l *Lease) (*SealedJournal, bool, error) {
+		from, _, err := readJournal(ctx, t, l.Source(), l.Through, 1)
+		return from, false, err
+	})
+	return view, err
+}
+
+// readView reads a partition's lease row, and folds what the journal of its source holds after the checkpoint. Of what
+// was trimmed nothing is missing: every partition had checkpointed it. final says that the journal had
+// ended, and was read, before the lease row was.
+func readView(ctx context.Context, t Table, id PartitionID, journal func(*Lease) (from *SealedJournal, final bool, err error)) (*View, *Lease, error) {
 	for {
 		row, err := getOrNone(ctx, t, leaseKey(id))
 		if err != nil {
-			return nil, fmt.Errorf("read %s: %w", id, err)
+			return nil, nil, fmt.Errorf("read %s: %w", id, err)
 		}
 		if row.Stamp == (Stamp{}) {
-			return orRemoved(ctx, t, NewPartition(id).View())
+			view, err := orRemoved(ctx, t, NewPartition(id).View())
+			return view, nil, err
 		}
 		lease, err := decodeLease(id, row)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		if lease.Released {
-			return orRemoved(ctx, t, lease.View())
+			view, err := orRemoved(ctx, t, lease.View())
+			return view, lease, err
 		}
-		trimmedTo, readErr := readTrimmedTo(ctx, t, lease.Source())
+		from, final, readErr := journal(lease)
 		var view *View
 		if readErr == nil {
-			view, readErr = lease.readOn(ctx, t, trimmedTo)
+			view, readErr = lease.Folded(from)
 		}
 		// Whatever was found, or not, is about this partition only if the lease row
 		// stood all the while.
-		switch stands, err := lease.stands(ctx, t, trimmedTo, readErr); {
-		case err != nil:
-			return nil, fmt.Errorf("read %s: %w", id, err)
+		stands := final
+		if !final {
+			if stands, err = lease.stands(ctx, t); err != nil {
+				return nil, lease, fmt.Errorf("read %s: %w", id, err)
+			}
+		}
+		switch {
 		case stands && readErr == nil:
-			return orRemoved(ctx, t, view)
+			view, err = orRemoved(ctx, t, view)
+			return view, lease, err
 		case stands:
-			return nil, readErr
+			return nil, lease, readErr
 		}
 	}
 }
@@ -105,29 +123,11 @@ func orRemoved(ctx context.Context, t Table, v *View) (*View, error) {
 	return v, nil
 }
 
-// readOn folds what the journal of the lease's source holds after the checkpoint. Of what was
-// trimmed nothing is missing: every partition had checkpointed it.
-func (l *Lease) readOn(ctx context.Context, t Table, trimmedTo uint64) (*View, error) {
-	from, err := readJournalFrom(ctx, t, l.Source(), max(l.Through, trimmedTo)+1)
-	if err != nil {
-		return nil, err
-	}
-	return l.Folded(from)
-}
-
-// stands says whether nothing that was read beside the lease row moved under the reader.
-func (l *Lease) stands(ctx context.Context, t Table, trimmedTo uint64, readErr error) (bool, error) {
+// stands says whether the lease row did not move under the reader.
+func (l *Lease) stands(ctx context.Context, t Table) (bool, error) {
 	if seeded.Has(seeded.ReadOnce) {
 		return true, nil
 	}
 	row, err := getOrNone(ctx, t, leaseKey(l.state.id))
-	if err != nil || row.Stamp != l.Stamp {
-		return false, err
-	}
-	if !errors.Is(readErr, ErrHole) {
-		return true, nil
-	}
-	// Other partitions let the journal be trimmed just now: trimmed-to says so then.
-	now, err := readTrimmedTo(ctx, t, l.Source())
-	return now == trimmedTo, err
+	return err == nil && row.Stamp == l.Stamp, err
 }

@@ -70,6 +70,7 @@ var catches = []caught{
 	{bug: seeded.RecoverAgain, breaks: "what had landed before a crash is appended again", seeds: []uint64{1, 3, 6, 7}, anomalies: []string{Duplicate},
 		pkg: "metadata", test: "TestSkippedNumberInRecovery"},
 	{bug: seeded.ReadOnce, breaks: "a reader of the table misses what was trimmed under it", pkg: "metadata", test: "TestReadBesideTrim"},
+	{bug: seeded.StaleJournal, breaks: "a reader of the table is shown what was there before it asked", pkg: "metadata", test: "TestSharedJournalAtOnce"},
 	{bug: seeded.TrimRowsFirst, breaks: "a trim that is cut short leaves a hole", seeds: []uint64{13, 15, 18, 20}, anomalies: []string{BrokenTable, NotLive},
 		pkg: "metadata", test: "TestTrimCutShort"},
 	{bug: seeded.IgnoreNonce, breaks: "a seal is taken for one's own entry, whose answer was lost", pkg: "metadata", test: "TestAnswerFromAnUnsettledPut"},

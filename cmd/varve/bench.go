@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
@@ -115,8 +116,8 @@ func openTopic(ctx context.Context, c *client.Client, name string, partitions in
 	return benchTopic{name: name, partitions: t.Partitions, made: err == nil}, err
 }
 
-// removeTimeout bounds the removal of a topic after the run, also when the run was interrupted.
-const removeTimeout = 30 * time.Second
+// removeTimeout bounds the removal of a topic after the run, which may have 10,000 partitions, also when the run was interrupted.
+const removeTimeout = time.Minute
 
 // remove deletes the topic if the bench made it and nobody wants to keep it.
 func (t benchTopic) remove(ctx context.Context, a *app, c *client.Client, keep bool) {
@@ -125,7 +126,11 @@ func (t benchTopic) remove(ctx context.Context, a *app, c *client.Client, keep b
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeTimeout)
 	defer cancel()
-	if err := c.DeleteTopic(ctx, t.name, true); err != nil {
+	err := c.DeleteTopic(ctx, t.name, true)
+	for slow := new(client.Error); errors.As(err, &slow) && slow.Reason == "TOPIC_DELETING" && ctx.Err() == nil; {
+		err = c.DeleteTopic(ctx, t.name, true) // one of very many partitions: it goes on
+	}
+	if err != nil {
 		a.notef("topic %s could not be deleted: %v; delete it with 'varve topic delete %s'", t.name, err, t.name)
 	}
 }

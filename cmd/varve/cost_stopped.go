@@ -60,10 +60,11 @@ type uncountedJSON struct {
 
 func (a *app) printStored(ctx context.Context, table metadata.Table, topics []*metadata.Topic, prices *bill.Prices) error {
 	out := newTable(a.stdout, "TOPIC", "STORED", prices.Currency+" A MONTH")
+	journals := metadata.NewJournals(table)
 	for _, t := range topics {
 		var bytes int64
 		for n := range t.Partitions {
-			v, err := metadata.ReadView(ctx, table, metadata.PartitionID{Topic: t.ID, Number: n})
+			v, _, err := journals.View(ctx, metadata.PartitionID{Topic: t.ID, Number: n})
 			if err != nil {
 				return err
 			}

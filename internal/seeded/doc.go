@@ -58,6 +58,8 @@ const (
 	RecoverAgain Bug = "recover-again"
 	// ReadOnce reads a partition from the table without looking whether its lease row stood meanwhile.
 	ReadOnce Bug = "read-once"
+	// StaleJournal shares what was read of a journal with whoever comes later, though it may have gone on.
+	StaleJournal Bug = "stale-journal"
 	// TrimRowsFirst removes a journal's rows before it raises trimmed-to.
 	TrimRowsFirst Bug = "trim-rows-first"
 	// IgnoreNonce takes whatever stands where a put of unknown outcome should be for that put.
@@ -83,6 +85,6 @@ const (
 // All lists the bugs.
 var All = []Bug{SkipEpochCheck, DeleteSeal, UnsettledDuplicate, AckBeforeCommit, ReuseNumber, MissingIsEmpty, ForgetUploader,
 	ForgetProducers, ForgetFence, AdoptAnyPage, SkipFolderSync, RetrySync, ClockDecides, SkipFold, ReleaseEarly, AcceptClosedUploader,
-	StaleConfirm, OlderView, IgnoreChain, TrimEarly, LatePage, ForgetDoubt, JudgeAfterRelease, SkipRefresh, RecoverAgain, ReadOnce,
+	StaleConfirm, OlderView, IgnoreChain, TrimEarly, LatePage, ForgetDoubt, JudgeAfterRelease, SkipRefresh, RecoverAgain, ReadOnce, StaleJournal,
 	TrimRowsFirst, IgnoreNonce, RefusalInMemory, PublishBeforeCommit, SwapAnyway, RemovedIsEmpty,
 	CollectStaleView, CollectAboveFloor, ForgetClosedEarly}
