@@ -8,6 +8,8 @@ import (
 
 	"connectrpc.com/connect/v2/connectproto"
 	"google.golang.org/protobuf/proto"
+
+	varvev1 "github.com/varvelog/varve/api/varve/v1"
 )
 
 // binaryCodec is connectproto's, but that it decodes a request where it lies in the
@@ -25,7 +27,7 @@ type binaryCodec struct {
 func newBinaryCodec() *binaryCodec { return &binaryCodec{connectproto.NewBinaryCodec()} }
 
 // UnmarshalRead decodes a message.
-func (c *binaryCodec) UnmarshalRead(_ context.Context, src io.Reader, msg any) error {
+func (c *binaryCodec) UnmarshalRead(ctx context.Context, src io.Reader, msg any) error {
 	m, ok := msg.(proto.Message)
 	if !ok {
 		return fmt.Errorf("%w: got %T", connectproto.ErrNotProtoMessage, msg)
@@ -37,6 +39,11 @@ func (c *binaryCodec) UnmarshalRead(_ context.Context, src io.Reader, msg any) e
 		var err error
 		if data, err = io.ReadAll(src); err != nil {
 			return err
+		}
+	}
+	if req, ok := msg.(*varvev1.ProduceRequest); ok && len(data) == 0 {
+		if b := bodyOf(ctx); b != nil {
+			return b.decode(req, func(data []byte) error { return c.UnmarshalOptions.Unmarshal(data, m) })
 		}
 	}
 	return c.UnmarshalOptions.Unmarshal(data, m)

@@ -44,6 +44,7 @@ type Gateway struct {
 	litter     *litter
 	collect    CollectFunc // nil: nobody collects garbage here
 	resting    *resting
+	bodies     *bodies
 	compaction *compaction
 	upkeep     *Upkeep
 	recovered  []segments.RecoveredFile // what predecessors left in the buffer
@@ -125,6 +126,7 @@ func New(config Config, d Dependencies) (*Gateway, error) {
 	g.latest = newLatest(g)
 	g.generation = &generation{gateway: g}
 	g.resting = newResting(g)
+	g.bodies = newBodies(g.config.MaxRequestBytes)
 	g.compaction = newCompaction(g)
 	if d.FreeMemory != nil {
 		g.resting.free = d.FreeMemory

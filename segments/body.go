@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"sort"
+	"sync/atomic"
 )
 
 // Parts is a [Body] made of slices that lie apart in memory. It copies nothing; the
@@ -13,6 +14,7 @@ type Parts struct {
 	parts [][]byte
 	ends  []int64 // of each part, in the body
 	sums  *knownSums
+	begun atomic.Int32 // how often readers started over
 }
 
 // NewBody returns a body of the parts, one after the other.
@@ -36,6 +38,10 @@ func (s *Parts) Size() int64 {
 
 // Slices returns the parts.
 func (s *Parts) Slices() [][]byte { return s.parts }
+
+// Repeated says that its readers (see [NewReader]) were read from the start more than once: a try to send it failed, and whoever
+// sent it may not have noticed yet.
+func (s *Parts) Repeated() bool { return s.begun.Load() > 1 }
 
 // find returns the part in which the byte at offset lies, and its place there.
 func (s *Parts) find(offset int64) (part int, within int64) {
@@ -86,6 +92,7 @@ type bodyReader struct {
 }
 
 func (r *bodyReader) Read(p []byte) (int, error) {
+	r.begin(len(p))
 	n := 0
 	for n < len(p) && r.part < len(r.body.parts) {
 		copied := copy(p[n:], r.body.parts[r.part][r.within:])
@@ -100,6 +107,12 @@ func (r *bodyReader) Read(p []byte) (int, error) {
 		return 0, io.EOF
 	}
 	return n, nil
+}
+
+func (r *bodyReader) begin(wanted int) {
+	if r.offset == 0 && wanted > 0 {
+		r.body.begun.Add(1)
+	}
 }
 
 func (r *bodyReader) Seek(offset int64, whence int) (int64, error) {
@@ -118,6 +131,7 @@ func (r *bodyReader) Seek(offset int64, whence int) (int64, error) {
 }
 
 func (r *bodyReader) WriteTo(w io.Writer) (int64, error) {
+	r.begin(1)
 	var total int64
 	for r.part < len(r.body.parts) {
 		n, err := w.Write(r.body.parts[r.part][r.within:])
