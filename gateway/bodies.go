@@ -5,8 +5,10 @@ import (
 	"io"
 	"math/bits"
 	"net/http"
+	"strconv"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"google.golang.org/protobuf/encoding/protowire"
 
@@ -14,7 +16,11 @@ import (
 )
 
 // leastBody is the length, in bytes, from which on a request is read into memory of a [bodies]: a shorter one costs less to copy.
-const leastBody = 64 << 10
+// poisonBodies has memory that is given back lose what it had. Both are changed by tests only.
+var (
+	leastBody    int64 = 64 << 10
+	poisonBodies       = false
+)
 
 // bodies is memory for requests whose batch stays where it was read: in the open segment, in the segment that is uploaded,
 // and among the fresh ones, without a copy. Memory that was used last is used next, for it is still in the processor's caches.
@@ -22,17 +28,16 @@ const leastBody = 64 << 10
 // Each [body] counts who uses it, and is used again when nobody does. Whoever cannot know when that is (a write that was given
 // up may still be read by its connection) keeps it for ever: then the collector takes it.
 type bodies struct {
-	largest int64 // of a body that is taken
-	least   int64
+	largest int64 // bytes of a request
 	pools   atomic.Pointer[[bodyClasses]sync.Pool]
-	poison  bool // for tests: what is given back no longer has what it had
 }
 
-// bodyClasses are sizes, eight to each power of two: no memory is larger than what it holds by more than an eighth.
-const bodyClasses = 8 * 24
+// bodyClasses is the number of sizes there are, eight to each power of two: no memory of more than 64 bytes is larger than what was
+// read into it by more than an eighth.
+const bodyClasses = 8 * 40
 
 func newBodies(largest int) *bodies {
-	p := &bodies{largest: int64(largest), least: leastBody}
+	p := &bodies{largest: int64(largest)}
 	p.clear()
 	return p
 }
@@ -40,8 +45,9 @@ func newBodies(largest int) *bodies {
 // clear leaves to the collector what nobody uses.
 func (p *bodies) clear() { p.pools.Store(new([bodyClasses]sync.Pool)) }
 
-// bodyClass is the class of so many bytes, at least 8, and its size.
+// bodyClass is the class for so many bytes, and its size.
 func bodyClass(n int64) (class int, size int64) {
+	n = max(n, 8)
 	shift := bits.Len64(uint64(n-1)) - 4 // of an eighth of the power of two that is not above it
 	shift = max(shift, 0)
 	eighths := (n + 1<<shift - 1) >> shift // 8 to 16
@@ -86,7 +92,7 @@ func (b *body) release() {
 	if b.users.Add(-1) > 0 {
 		return
 	}
-	if b.from.poison {
+	if poisonBodies {
 		for i := range b.memory {
 			b.memory[i] = 0xdb
 		}
@@ -109,18 +115,20 @@ func bodyOf(ctx context.Context) *body {
 	return b
 }
 
-// wrap reads bodies of produce requests for the handlers behind it, those of plain messages with a known length. The others, and
-// errors, are left to the transport. It belongs behind what bounds bodies and their memory.
-func (p *bodies) wrap(next http.Handler) http.Handler {
+// wrap reads bodies of produce requests for the handler behind it: of messages of the Connect protocol in binary, as they are, with a
+// known length. The others, and errors, are left to the transport, and so are all while serving has one. It belongs behind what
+// bounds the bytes of a body, the time that it takes and the memory of all.
+func (p *bodies) wrap(next http.Handler, serving func() error) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Method != http.MethodPost || r.ContentLength < p.least || r.ContentLength > p.largest ||
-			r.Header.Get("Content-Type") != "application/proto" || r.Header.Get("Content-Encoding") != "" {
+		if !p.wants(r) || serving() != nil {
 			next.ServeHTTP(w, r)
 			return
 		}
+		began := time.Now()
 		b := p.take(r.ContentLength)
 		defer b.release()
 		n, err := io.ReadFull(r.Body, b.read)
+		spend(r.Header, time.Since(began))
 		if err != nil { // the transport meets it where it would have, and says so in its words
 			r.Body = &replayed{ReadCloser: r.Body, read: b.read[:n], err: err}
 			next.ServeHTTP(w, r)
@@ -129,6 +137,19 @@ func (p *bodies) wrap(next http.Handler) http.Handler {
 		// The transport reads on, to the end.
 		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), bodyKey{}, b)))
 	})
+}
+
+func (p *bodies) wants(r *http.Request) bool {
+	return r.Method == http.MethodPost && r.ContentLength >= leastBody && r.ContentLength <= p.largest &&
+		r.Header.Get("Content-Type") == "application/proto" && r.Header.Get("Content-Encoding") == ""
+}
+
+// spend takes what reading a body took off the time that the caller gives the call, which the transport has count from when it is called.
+func spend(header http.Header, took time.Duration) {
+	const name = "Connect-Timeout-Ms"
+	if millis, err := strconv.ParseInt(header.Get(name), 10, 64); err == nil && millis >= 0 && took >= time.Millisecond {
+		header.Set(name, strconv.FormatInt(max(millis-took.Milliseconds(), 0), 10))
+	}
 }
 
 // replayed is a body of which some was read, and then an error.
@@ -178,7 +199,7 @@ var recordBatchField = (*varvev1.ProduceRequest)(nil).ProtoReflect().Descriptor(
 // decode decodes the request, whose batch stays where it is if it is most of the memory.
 func (b *body) decode(req *varvev1.ProduceRequest, unmarshal func([]byte) error) error {
 	batch, before, after := findBatch(b.read)
-	if len(batch) < len(b.memory)/4*3 { // the memory would be held for little
+	if len(batch) < len(b.memory)/8*7 { // only the batch is accounted for once the call has ended
 		return unmarshal(b.read)
 	}
 	rest := append(append(make([]byte, 0, len(before)+len(after)), before...), after...)

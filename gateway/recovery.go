@@ -139,7 +139,7 @@ func (g *Gateway) recoverFile(ctx context.Context, file *segments.RecoveredFile)
 		if err != nil {
 			return fmt.Errorf("buffer of %s: %w", name, err)
 		}
-		directory, _, err := g.put(ctx, object)
+		directory, err := g.put(ctx, object)
 		if err != nil {
 			return err
 		}

@@ -54,7 +54,7 @@ func (in *intake) upload(ctx context.Context, segment *openSegment) (d *segments
 	if err != nil {
 		return nil, false, fmt.Errorf("build segment %d: %w", segment.number, err)
 	}
-	stored, again, err := in.g.put(ctx, object)
+	stored, err := in.g.put(ctx, object)
 	if err != nil {
 		return nil, false, err
 	}
@@ -65,7 +65,7 @@ func (in *intake) upload(ctx context.Context, segment *openSegment) (d *segments
 	}
 	in.g.meters.flushed(len(object.Directory.Spans), object.Size())
 	bodies := segment.bodies
-	if segment.bodies = nil; stored != &object.Directory || again || object.Repeated() {
+	if segment.bodies = nil; stored != &object.Directory || object.Repeated() {
 		bodies = nil // a try that was given up may still be read
 	}
 	in.g.reader.fresh.add(object, bodies)
@@ -147,8 +147,8 @@ func (in *intake) judge(ctx context.Context, segment *openSegment, references []
 }
 
 // put uploads until the object is there. What the directory of the object in the
-// bucket says is the truth, should it not be ours; again says that it took more than one try.
-func (g *Gateway) put(ctx context.Context, object *segments.Object) (stored *segments.Directory, again bool, err error) {
+// bucket says is the truth, should it not be ours.
+func (g *Gateway) put(ctx context.Context, object *segments.Object) (*segments.Directory, error) {
 	pauses := metadata.DefaultBackOff()
 	var watching sync.Mutex
 	there, told := false, false // guarded by watching: nobody calls it failing once it is there, or has a better reason
@@ -160,24 +160,24 @@ func (g *Gateway) put(ctx context.Context, object *segments.Object) (stored *seg
 		}
 	})
 	defer hangs.Stop()
-	for ; ; again = true {
+	for {
 		d, err := g.tryPut(ctx, object)
 		if err == nil {
 			watching.Lock()
 			there = true
 			watching.Unlock()
 			g.uploaded()
-			return d, again, nil
+			return d, nil
 		}
 		if ctx.Err() != nil {
-			return nil, true, context.Cause(ctx)
+			return nil, context.Cause(ctx)
 		}
 		watching.Lock()
 		told = true
 		watching.Unlock()
 		g.uploadFails(object.Key(), err)
 		if err := pause(ctx, pauses); err != nil {
-			return nil, true, err
+			return nil, err
 		}
 	}
 }

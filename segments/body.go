@@ -14,7 +14,8 @@ type Parts struct {
 	parts [][]byte
 	ends  []int64 // of each part, in the body
 	sums  *knownSums
-	begun atomic.Int32 // how often readers started over
+	// tried is how often [Retry] had it put, begun how often it was read from the start by a reader.
+	tried, begun atomic.Int32
 }
 
 // NewBody returns a body of the parts, one after the other.
@@ -39,9 +40,20 @@ func (s *Parts) Size() int64 {
 // Slices returns the parts.
 func (s *Parts) Slices() [][]byte { return s.parts }
 
-// Repeated says that its readers (see [NewReader]) were read from the start more than once: a try to send it failed, and whoever
-// sent it may not have noticed yet.
-func (s *Parts) Repeated() bool { return s.begun.Load() > 1 }
+// Repeated says that it was put more than once by [Retry], or its readers (see [NewReader]) were read from the start more than
+// once: a try failed, and whoever sends it may not have noticed yet, and still read.
+func (s *Parts) Repeated() bool { return s.tried.Load() > 1 || s.begun.Load() > 1 }
+
+// partsOf is what a body is made of, nil if it is not known.
+func partsOf(body Body) *Parts {
+	switch b := body.(type) {
+	case *Object:
+		return b.Parts
+	case *Parts:
+		return b
+	}
+	return nil
+}
 
 // find returns the part in which the byte at offset lies, and its place there.
 func (s *Parts) find(offset int64) (part int, within int64) {
@@ -74,11 +86,8 @@ func (s *Parts) ReadAt(p []byte, offset int64) (int, error) {
 // writer (io.WriterTo), seeks at no cost, and serves one goroutine. SDKs that sign,
 // measure or repeat a request read the body this way.
 func NewReader(body Body) io.ReadSeeker {
-	switch body := body.(type) {
-	case *Parts:
-		return &bodyReader{body: body}
-	case *Object:
-		return &bodyReader{body: body.Parts}
+	if parts := partsOf(body); parts != nil {
+		return &bodyReader{body: parts}
 	}
 	return &bodyReader{body: NewBody(body.Slices()...)}
 }
