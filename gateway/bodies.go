@@ -168,8 +168,8 @@ func (r *replayed) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// findBatch finds the batch of an encoded ProduceRequest, and what is encoded around it. It is nil if there is none or more than one,
-// or the message is not well formed.
+// findBatch finds the batch of an encoded ProduceRequest, the last one as the encoding has it, and what is encoded around it. It is
+// nil if there is none, or the message is not well formed.
 func findBatch(message []byte) (batch, before, after []byte) {
 	for at := 0; at < len(message); {
 		field, kind, n := protowire.ConsumeTag(message[at:])
@@ -182,9 +182,6 @@ func findBatch(message []byte) (batch, before, after []byte) {
 		}
 		end := at + n + m
 		if field == recordBatchField && kind == protowire.BytesType {
-			if batch != nil {
-				return nil, nil, nil
-			}
 			value, _ := protowire.ConsumeBytes(message[at+n:])
 			batch, before, after = value[:len(value):len(value)], message[:at], message[end:]
 		}

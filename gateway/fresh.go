@@ -68,18 +68,24 @@ func (f *freshSegments) add(object *segments.Object, bodies []*body) {
 
 // read copies a range of a segment, if it is there.
 func (f *freshSegments) read(name segmentName, into []byte, position int64) bool {
-	f.mu.RLock()
-	segment := f.list[name]
-	if segment != nil {
-		segment.users.Add(1)
-	}
-	f.mu.RUnlock()
+	segment := f.hold(name)
 	if segment == nil {
 		return false
 	}
 	defer segment.release()
 	_, err := segment.ReadAt(into, position)
 	return err == nil
+}
+
+// hold returns a segment that its caller must release, or nil.
+func (f *freshSegments) hold(name segmentName) *freshSegment {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	segment := f.list[name]
+	if segment != nil {
+		segment.users.Add(1) // not the first: the list has it
+	}
+	return segment
 }
 
 // has says whether a segment is there.
