@@ -68,7 +68,7 @@ func TestBodyDecodes(t *testing.T) {
 			t.Fatalf("error %v, want %v", err, wanted)
 		}
 		if err == nil && !proto.Equal(&got, &want) {
-			t.Fatalf("decoded %v, want %v", &got, &want)
+			t.Fatalf("decoded otherwise: %.300q, want %.300q, batches of %d and %d bytes", got.String(), want.String(), len(got.GetRecordBatch()), len(want.GetRecordBatch()))
 		}
 		if err == nil && b.holds(got.GetRecordBatch()) {
 			inPlace++
