@@ -17,11 +17,7 @@ import (
 // with that buffer.
 //
 // Records that are read are not copied into the transport's buffer either: it is given the
-// memory in which they lie for its own.
-//
-// More was tried for large batches and brought nothing: reading a body into memory
-// that the batch then owns saves the last copy, and pays for it with reads into cold
-// memory. transfer_test.go measures both ways.
+// memory in which they lie for its own. Large produce requests are not in that buffer: see [bodies].
 type binaryCodec struct {
 	*connectproto.BinaryCodec
 	room *messageRoom // of messages of records, which are encoded where they lie; nil: none are
@@ -44,7 +40,7 @@ func (c *binaryCodec) MarshalWrite(ctx context.Context, dst io.Writer, msg any) 
 }
 
 // UnmarshalRead decodes a message.
-func (c *binaryCodec) UnmarshalRead(_ context.Context, src io.Reader, msg any) error {
+func (c *binaryCodec) UnmarshalRead(ctx context.Context, src io.Reader, msg any) error {
 	m, ok := msg.(proto.Message)
 	if !ok {
 		return fmt.Errorf("%w: got %T", connectproto.ErrNotProtoMessage, msg)
@@ -56,6 +52,11 @@ func (c *binaryCodec) UnmarshalRead(_ context.Context, src io.Reader, msg any) e
 		var err error
 		if data, err = io.ReadAll(src); err != nil {
 			return err
+		}
+	}
+	if req, ok := msg.(*varvev1.ProduceRequest); ok && len(data) == 0 {
+		if b := bodyOf(ctx); b != nil {
+			return b.decode(req, func(data []byte) error { return c.UnmarshalOptions.Unmarshal(data, m) })
 		}
 	}
 	return c.UnmarshalOptions.Unmarshal(data, m)

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"sync"
+	"sync/atomic"
 
 	"github.com/varvelog/varve/metadata"
 	"github.com/varvelog/varve/segments"
@@ -19,43 +20,72 @@ type freshSegments struct {
 	limit int64 // bytes
 
 	mu    sync.RWMutex
-	list  map[segmentName]*segments.Object
+	list  map[segmentName]*freshSegment
 	order []segmentName // oldest first
 	bytes int64
 }
 
-func newFreshSegments(limit int64) *freshSegments {
-	return &freshSegments{limit: limit, list: make(map[segmentName]*segments.Object)}
+// freshSegment is a segment and the memory that it lies in.
+type freshSegment struct {
+	*segments.Object
+	bodies []*body
+	users  atomic.Int32 // readers, and one for the list
 }
 
-func (f *freshSegments) add(object *segments.Object) {
+func (s *freshSegment) release() {
+	if s.users.Add(-1) == 0 {
+		releaseAll(s.bodies)
+	}
+}
+
+func newFreshSegments(limit int64) *freshSegments {
+	return &freshSegments{limit: limit, list: make(map[segmentName]*freshSegment)}
+}
+
+// add keeps a segment. The memory it lies in is released when it is no longer kept or read; of what is not in bodies the
+// collector takes care.
+func (f *freshSegments) add(object *segments.Object, bodies []*body) {
 	name := segmentName{metadata.GatewayID(object.Directory.Gateway), object.Directory.Number}
+	segment := &freshSegment{Object: object, bodies: bodies}
+	segment.users.Store(1)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.list[name] != nil || object.Size() > f.limit {
+		segment.release()
 		return
 	}
-	f.list[name] = object
+	f.list[name] = segment
 	f.order = append(f.order, name)
 	f.bytes += object.Size()
 	for f.bytes > f.limit {
 		oldest := f.order[0]
 		f.order = f.order[1:]
 		f.bytes -= f.list[oldest].Size()
+		f.list[oldest].release()
 		delete(f.list, oldest)
 	}
 }
 
 // read copies a range of a segment, if it is there.
 func (f *freshSegments) read(name segmentName, into []byte, position int64) bool {
-	f.mu.RLock()
-	object := f.list[name]
-	f.mu.RUnlock()
-	if object == nil {
+	segment := f.hold(name)
+	if segment == nil {
 		return false
 	}
-	_, err := object.ReadAt(into, position)
+	defer segment.release()
+	_, err := segment.ReadAt(into, position)
 	return err == nil
+}
+
+// hold returns a segment that its caller must release, or nil.
+func (f *freshSegments) hold(name segmentName) *freshSegment {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	segment := f.list[name]
+	if segment != nil {
+		segment.users.Add(1) // not the first: the list has it
+	}
+	return segment
 }
 
 // has says whether a segment is there.
@@ -69,6 +99,9 @@ func (f *freshSegments) has(name segmentName) bool {
 func (f *freshSegments) clear() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	for _, segment := range f.list {
+		segment.release()
+	}
 	clear(f.list)
 	f.order, f.bytes = nil, 0
 }

@@ -46,6 +46,7 @@ type Gateway struct {
 	litter     *litter
 	collect    CollectFunc // nil: nobody collects garbage here
 	resting    *resting
+	bodies     *bodies
 	compaction *compaction
 	upkeep     *Upkeep
 	recovered  []segments.RecoveredFile // what predecessors left in the buffer
@@ -129,6 +130,7 @@ func New(config Config, d Dependencies) (*Gateway, error) {
 	g.deletions = newDeletions(g)
 	g.generation = &generation{gateway: g}
 	g.resting = newResting(g)
+	g.bodies = newBodies(g.config.MaxRequestBytes)
 	g.compaction = newCompaction(g)
 	if d.FreeMemory != nil {
 		g.resting.free = d.FreeMemory

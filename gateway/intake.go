@@ -79,6 +79,8 @@ type openSegment struct {
 	builder *segments.Builder
 	spans   map[segments.SpanID]*openSpan
 	buffer  *segments.BufferFile // of batches acked as buffered, if there are any
+	// bodies is the memory that its batches lie in, as far as that is used again.
+	bodies  []*body
 	bytes   int64
 	crowded bool // a span has as many batches as it may have
 	damaged bool // a span could not be judged: its buffer file must stay
@@ -107,9 +109,11 @@ type call struct {
 type appending struct {
 	span segments.SpanID
 	data []byte // nil once it was gathered
-	info segments.BatchInfo
-	size int64
-	call *call
+	// memory is what data lies in, if that is used again.
+	memory *body
+	info   segments.BatchInfo
+	size   int64
+	call   *call
 	// segment is the one that has it, upTo where it ends in its buffer file.
 	segment *openSegment
 	upTo    int64
@@ -349,7 +353,10 @@ func (in *intake) gather(a *appending, now time.Time) error {
 		}
 		return err
 	}
-	a.data, a.segment = nil, segment
+	if a.memory != nil {
+		segment.bodies = append(segment.bodies, a.memory.retain())
+	}
+	a.data, a.memory, a.segment = nil, nil, segment
 	s := segment.spans[a.span]
 	if s == nil {
 		s = &openSpan{}

@@ -249,7 +249,7 @@ func (s *logService) produce(ctx context.Context, in *intake, t *metadata.Topic,
 		}
 		errs[i] = placed(err, t.Name, batches[i].partition)
 	}
-	c := newCall(len(batches))
+	c, memory := newCall(len(batches)), bodyOf(ctx)
 	for i, b := range batches {
 		data, info, err := s.check(t, req, ack, b.data)
 		batches[i].data = nil
@@ -258,6 +258,9 @@ func (s *logService) produce(ctx context.Context, in *intake, t *metadata.Topic,
 			continue
 		}
 		c.add(i, segments.SpanID{Topic: segments.TopicID(t.ID), Partition: b.partition}, data, info)
+		if memory.holds(data) {
+			c.batches[len(c.batches)-1].memory = memory
+		}
 	}
 	if len(c.batches) == 0 {
 		return errs

@@ -54,6 +54,7 @@ func (r *resting) run(ctx context.Context) error {
 		r.awake.Store(false)
 		r.g.reader.fresh.clear()
 		r.g.reader.blocks.clear()
+		r.g.bodies.clear()
 		r.free()
 	}
 }

@@ -48,7 +48,7 @@ func (g *Gateway) Handler() http.Handler {
 	failures := connecthttp.NewErrorWriter()
 	api.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) { unknownPath(w, r, failures) })
 	limited := limitRequest(api, g.config.MaxRequestBytes, bodyTime)
-	admitted := newAdmission(g.config, failures).wrap(api)
+	admitted := newAdmission(g.config, failures).wrap(g.bodies.wrap(api, g.serving))
 
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", g.serveRoot)

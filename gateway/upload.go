@@ -64,7 +64,11 @@ func (in *intake) upload(ctx context.Context, segment *openSegment) (d *segments
 		return stored, false, nil
 	}
 	in.g.meters.flushed(len(object.Directory.Spans), object.Size())
-	in.g.reader.fresh.add(object)
+	bodies := segment.bodies
+	if segment.bodies = nil; stored != &object.Directory || object.Repeated() {
+		bodies = nil // a try that was given up may still be read
+	}
+	in.g.reader.fresh.add(object, bodies)
 	return &object.Directory, true, nil
 }
 

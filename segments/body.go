@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"sort"
+	"sync/atomic"
 )
 
 // Parts is a [Body] made of slices that lie apart in memory. It copies nothing; the
@@ -13,6 +14,8 @@ type Parts struct {
 	parts [][]byte
 	ends  []int64 // of each part, in the body
 	sums  *knownSums
+	// tried is how often [Retry] had it put, begun how often it was read from the start by a reader.
+	tried, begun atomic.Int32
 }
 
 // NewBody returns a body of the parts, one after the other.
@@ -36,6 +39,21 @@ func (s *Parts) Size() int64 {
 
 // Slices returns the parts.
 func (s *Parts) Slices() [][]byte { return s.parts }
+
+// Repeated says that it was put more than once by [Retry], or its readers (see [NewReader]) were read from the start more than
+// once: a try failed, and whoever sends it may not have noticed yet, and still read.
+func (s *Parts) Repeated() bool { return s.tried.Load() > 1 || s.begun.Load() > 1 }
+
+// partsOf is what a body is made of, nil if it is not known.
+func partsOf(body Body) *Parts {
+	switch b := body.(type) {
+	case *Object:
+		return b.Parts
+	case *Parts:
+		return b
+	}
+	return nil
+}
 
 // find returns the part in which the byte at offset lies, and its place there.
 func (s *Parts) find(offset int64) (part int, within int64) {
@@ -68,11 +86,8 @@ func (s *Parts) ReadAt(p []byte, offset int64) (int, error) {
 // writer (io.WriterTo), seeks at no cost, and serves one goroutine. SDKs that sign,
 // measure or repeat a request read the body this way.
 func NewReader(body Body) io.ReadSeeker {
-	switch body := body.(type) {
-	case *Parts:
-		return &bodyReader{body: body}
-	case *Object:
-		return &bodyReader{body: body.Parts}
+	if parts := partsOf(body); parts != nil {
+		return &bodyReader{body: parts}
 	}
 	return &bodyReader{body: NewBody(body.Slices()...)}
 }
@@ -86,6 +101,7 @@ type bodyReader struct {
 }
 
 func (r *bodyReader) Read(p []byte) (int, error) {
+	r.begin(len(p))
 	n := 0
 	for n < len(p) && r.part < len(r.body.parts) {
 		copied := copy(p[n:], r.body.parts[r.part][r.within:])
@@ -100,6 +116,12 @@ func (r *bodyReader) Read(p []byte) (int, error) {
 		return 0, io.EOF
 	}
 	return n, nil
+}
+
+func (r *bodyReader) begin(wanted int) {
+	if r.offset == 0 && wanted > 0 {
+		r.body.begun.Add(1)
+	}
 }
 
 func (r *bodyReader) Seek(offset int64, whence int) (int64, error) {
@@ -118,6 +140,7 @@ func (r *bodyReader) Seek(offset int64, whence int) (int64, error) {
 }
 
 func (r *bodyReader) WriteTo(w io.Writer) (int64, error) {
+	r.begin(1)
 	var total int64
 	for r.part < len(r.body.parts) {
 		n, err := w.Write(r.body.parts[r.part][r.within:])

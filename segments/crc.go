@@ -22,11 +22,8 @@ type knownSums struct {
 // gone over, so that a bit that flipped in memory does not have a store refuse the object for ever.
 func CRC32C(body Body) uint32 {
 	var known *knownSums
-	switch b := body.(type) {
-	case *Object:
-		known = b.sums
-	case *Parts:
-		known = b.sums
+	if parts := partsOf(body); parts != nil {
+		known = parts.sums
 	}
 	if known != nil && known.used.Swap(true) {
 		known = nil

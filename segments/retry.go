@@ -88,7 +88,12 @@ func (r *retrying) once(ctx context.Context, call func(context.Context) error) e
 }
 
 func (r *retrying) Put(ctx context.Context, key string, body Body) error {
-	return r.try(ctx, func(ctx context.Context) error { return r.Store.Put(ctx, key, body) })
+	return r.try(ctx, func(ctx context.Context) error {
+		if parts := partsOf(body); parts != nil {
+			parts.tried.Add(1)
+		}
+		return r.Store.Put(ctx, key, body)
+	})
 }
 
 func (r *retrying) Get(ctx context.Context, key string, offset, length int64) (data []byte, size int64, err error) {

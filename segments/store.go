@@ -63,6 +63,8 @@ type Store interface {
 	// see the whole object or none. It never replaces: when the key exists it
 	// returns ErrExists and changes nothing, also among racing callers, of whom
 	// exactly one wins. A failed or cancelled Put leaves the object whole or absent.
+	// Once it returned without an error nobody reads the body any more; after a try
+	// that failed somebody may, for a while.
 	Put(ctx context.Context, key string, body Body) error
 	// Get reads length bytes from offset into a new slice. A negative offset
 	// counts from the end (-n: the last n bytes, or the whole object when it is

@@ -107,6 +107,9 @@ func (r *compareReport) text() string {
 			r.median(func(c *compareRound) float64 { return of(c).BenchCPU }))
 	}
 	line("floor, produce", func(c *compareRound) measured { return c.Floor.Produce })
+	if r.median(func(c *compareRound) float64 { return c.Floor.Synced.MiB }) > 0 { // told: what Varve does for durability is in no floor
+		line("floor, produce with fsync", func(c *compareRound) measured { return c.Floor.Synced })
+	}
 	line("varve, produce", func(c *compareRound) measured { return c.Produce })
 	line("floor, consume: pread", func(c *compareRound) measured { return c.Floor.Pread })
 	line("floor, consume: sendfile", func(c *compareRound) measured { return c.Floor.Sendfile })
@@ -136,6 +139,7 @@ type comparison struct {
 	options *floorOptions
 	floor   *floorProcess
 	load    *load // on the floor
+	synced  *load // the same with an fsync of each file; nil with a bucket
 	client  *client.Client
 	// folder is where the gateway has its segments, empty when they are in a bucket.
 	folder string
@@ -160,8 +164,13 @@ func (a *app) benchCompare(ctx context.Context, o *floorOptions, rounds int) (r 
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, c.floor.stop()) }()
-	if c.load, err = c.floor.load(ctx, &o.loadOptions); err != nil {
+	if c.load, err = c.floor.load(ctx, &o.loadOptions, "/produce"); err != nil {
 		return nil, err
+	}
+	if c.folder != "" {
+		if c.synced, err = c.floor.load(ctx, &o.loadOptions, "/produce?fsync"); err != nil {
+			return nil, err
+		}
 	}
 	if err := c.floor.fill(ctx, c.load.shape, int64(o.readBytes)); err != nil {
 		return nil, err
@@ -265,6 +274,17 @@ func (c *comparison) round(ctx context.Context) (r compareRound, err error) {
 	}
 	if err := c.floor.reset(ctx); err != nil {
 		return r, err
+	}
+	if c.synced != nil {
+		if err := c.warm(); err != nil {
+			return r, err
+		}
+		if r.Floor.Synced, err = c.floor.produce(ctx, c.synced, end); err != nil {
+			return r, err
+		}
+		if err := c.floor.reset(ctx); err != nil {
+			return r, err
+		}
 	}
 	defer func() { err = errors.Join(err, c.dropSegments()) }()
 	topic, err := openTopic(ctx, c.client, "", o.partitions)

@@ -115,13 +115,13 @@ func (f *floorProcess) produce(ctx context.Context, l *load, end limit) (measure
 }
 
 // floorLoad is a load whose batches go to the floor server.
-func (f *floorProcess) load(ctx context.Context, o *loadOptions) (*load, error) {
+func (f *floorProcess) load(ctx context.Context, o *loadOptions, path string) (*load, error) {
 	l, err := o.load(benchTopic{name: "floor", partitions: o.partitions})
 	if err != nil {
 		return nil, err
 	}
 	l.send = func(ctx context.Context, request []byte) error {
-		_, err := f.wire.call(ctx, "/produce", request)
+		_, err := f.wire.call(ctx, path, request)
 		return err
 	}
 	return l, l.prepare(ctx)
@@ -223,6 +223,7 @@ func (r *repeated) Read(p []byte) (int, error) {
 type floorReport struct {
 	Bench    string          `json:"bench"`
 	Produce  measured        `json:"produce"`
+	Synced   measured        `json:"produce_fsync,omitzero"` // of compare, on files
 	Pread    measured        `json:"consume_pread"`
 	Sendfile measured        `json:"consume_sendfile"`
 	Objects  []objectsResult `json:"objects,omitempty"`
@@ -302,7 +303,7 @@ func (a *app) benchFloor(ctx context.Context, o *floorOptions) (r *floorReport, 
 	}
 	defer func() { err = errors.Join(err, f.stop()) }()
 	r = &floorReport{Bench: "floor"}
-	l, err := f.load(ctx, &o.loadOptions)
+	l, err := f.load(ctx, &o.loadOptions, "/produce")
 	if err != nil {
 		return nil, err
 	}

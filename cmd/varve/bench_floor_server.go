@@ -34,9 +34,16 @@ type floorServer struct {
 	pieces sync.Pool // *[]byte
 
 	mu     sync.Mutex
-	files  []*os.File // the last one is written to
-	number int        // of files made so far
+	files  []*writtenFile // the last one is written to
+	number int            // of files made so far
 	at     int64
+}
+
+// writtenFile is a file of the floor.
+type writtenFile struct {
+	*os.File
+	writes int  // on their way
+	full   bool // no more will come
 }
 
 // newFloorServerCommand is hidden: `varve bench floor` runs it as a process of its own. It prints its
@@ -97,7 +104,8 @@ type floorUsage struct {
 	CPUSeconds float64 `json:"cpu_seconds"`
 }
 
-// produce reads a body into one buffer, checks the CRC of the batch in it and writes the batch.
+// produce reads a body into one buffer, checks the CRC of the batch in it and writes the batch. With ?fsync, whoever is the last to write
+// to a file that is full syncs it.
 func (s *floorServer) produce(w http.ResponseWriter, r *http.Request) error {
 	if r.ContentLength <= 0 {
 		return errors.New("a body of a known length is needed")
@@ -118,13 +126,13 @@ func (s *floorServer) produce(w http.ResponseWriter, r *http.Request) error {
 	if crc32.Checksum(data[crcFrom:], castagnoli) != binary.BigEndian.Uint32(data[crcAt:]) {
 		return errors.New("the batch does not have its CRC")
 	}
-	return s.write(data)
+	return s.write(data, r.URL.Query().Has("fsync"))
 }
 
 // write appends to the open file, and goes on in another when it is full.
-func (s *floorServer) write(data []byte) error {
+func (s *floorServer) write(data []byte, sync bool) error {
 	s.mu.Lock()
-	if len(s.files) == 0 || s.at+int64(len(data)) > floorFile {
+	if len(s.files) == 0 || s.files[len(s.files)-1].full {
 		if err := s.rotate(); err != nil {
 			s.mu.Unlock()
 			return err
@@ -132,8 +140,17 @@ func (s *floorServer) write(data []byte) error {
 	}
 	file, at := s.files[len(s.files)-1], s.at
 	s.at += int64(len(data))
+	file.writes++
+	file.full = s.at+int64(len(data)) > floorFile // for another one like it
 	s.mu.Unlock()
 	_, err := file.WriteAt(data, at)
+	s.mu.Lock()
+	file.writes--
+	last := file.full && file.writes == 0
+	s.mu.Unlock()
+	if err == nil && sync && last {
+		return file.Sync()
+	}
 	return err
 }
 
@@ -143,7 +160,7 @@ func (s *floorServer) rotate() error {
 	if err != nil {
 		return err
 	}
-	s.files = append(s.files, file)
+	s.files = append(s.files, &writtenFile{File: file})
 	s.number++
 	s.at = 0
 	if len(s.files) > floorKept/floorFile {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"io"
@@ -11,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	varvev1 "github.com/varvelog/varve/api/varve/v1"
 	"github.com/varvelog/varve/client"
@@ -173,6 +176,9 @@ func TestFloorServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := f.wire.call(t.Context(), "/produce", r.request); err != nil {
+		t.Error(err)
+	}
+	if _, err := f.wire.call(t.Context(), "/produce?fsync", r.request); err != nil {
 		t.Error(err)
 	}
 	r.batch[len(r.batch)-1] ^= 1
@@ -341,5 +347,49 @@ func TestBenchCluster(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestWiretapSeesPayload shows that payload would be seen, however it is cut.
+func TestWiretapSeesPayload(t *testing.T) {
+	for size := 1; size < 3*markSize; size++ {
+		c := newCounter()
+		w := &wiretap{counter: c, bytes: peerBytes, payload: peerPayload}
+		sent := append([]byte("something else"), marked(4*markSize)...)
+		for piece := range slices.Chunk(sent, size) {
+			w.note(&w.in, piece)
+		}
+		if got := c.counts(); got[peerPayload] == 0 || got[peerBytes] != uint64(len(sent)) {
+			t.Errorf("in pieces of %d: %d bytes, %d marks", size, got[peerBytes], got[peerPayload])
+		}
+	}
+}
+
+// TestFloorFiles fills files of the floor from many sides: each byte is written once, and no file grows over its size.
+func TestFloorFiles(t *testing.T) {
+	s := &floorServer{dir: t.TempDir()}
+	data := bytes.Repeat([]byte{7}, 3*mib)
+	var group errgroup.Group
+	for range 9 {
+		group.Go(func() error { return s.write(data, true) })
+	}
+	if err := group.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	var total int64
+	for i, file := range s.files {
+		info, err := file.Stat()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if total += info.Size(); info.Size() > floorFile || file.writes != 0 || file.full != (i < 4) {
+			t.Errorf("file %d has %d bytes, %d writes on their way, full: %v", i, info.Size(), file.writes, file.full)
+		}
+	}
+	if len(s.files) != 5 || total != 9*int64(len(data)) {
+		t.Errorf("%d files with %d bytes", len(s.files), total)
+	}
+	if err := s.reset(nil, nil); err != nil {
+		t.Fatal(err)
 	}
 }
