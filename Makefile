@@ -13,7 +13,7 @@ IMAGE    ?= varve:$(VERSION)
 CA_FILE  ?= $(firstword $(wildcard /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt /etc/ssl/ca-bundle.pem /etc/ssl/cert.pem))
 
 # Two packages at a time: some run servers, and -race takes memory.
-GOTEST := go test -p 2 -timeout 12m
+GOTEST := go test -p 2 -timeout 20m
 
 # These start real servers or the real binary.
 WITH_SERVERS := /(localstack|segments/s3store|segments/miniostore|metadata/dynamotable|deploy/iam|cmd|e2e)(/|$$)
