@@ -272,3 +272,23 @@ func TestRestFreesBodies(t *testing.T) {
 		}
 	}
 }
+
+// TestBodyMisuse: memory that was given back is neither given back again nor retained.
+func TestBodyMisuse(t *testing.T) {
+	for what, misuse := range map[string]func(*body){
+		"release": (*body).release,
+		"retain":  func(b *body) { b.retain() },
+	} {
+		b := newBodies(1 << 20).take(100)
+		b.retain().release()
+		b.release()
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Errorf("%s of memory that was given back", what)
+				}
+			}()
+			misuse(b)
+		}()
+	}
+}
