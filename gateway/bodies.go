@@ -81,16 +81,22 @@ func (b *body) holds(data []byte) bool {
 	return b != nil && len(b.batch) > 0 && len(data) > 0 && &b.batch[0] == &data[0]
 }
 
-// retain adds a user.
+// retain adds a user. It panics if there is none yet: then the memory may be another request's, and to go on would be to store that
+// under this one's name.
 func (b *body) retain() *body {
-	b.users.Add(1)
+	if b.users.Add(1) <= 1 {
+		panic("gateway: memory of a request is retained after it was given back")
+	}
 	return b
 }
 
-// release takes one off.
+// release takes one off. It panics if there is none, see retain.
 func (b *body) release() {
-	if b.users.Add(-1) > 0 {
+	switch left := b.users.Add(-1); {
+	case left > 0:
 		return
+	case left < 0:
+		panic("gateway: memory of a request is given back twice")
 	}
 	if poisonBodies {
 		for i := range b.memory {

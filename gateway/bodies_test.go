@@ -12,6 +12,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"weak"
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/encoding/protowire"
@@ -246,5 +247,48 @@ func TestBodiesLeftAlone(t *testing.T) {
 				t.Errorf("%s: taken %v, want %v; %d bytes are left, error %v", c.what, taken, c.taken, len(rest), err)
 			}
 		}), func() error { return ready }).ServeHTTP(httptest.NewRecorder(), r)
+	}
+}
+
+// TestRestFreesBodies: what nobody uses when the gateway comes to rest is with the collector at once, not after another round of it
+// that may be minutes away.
+func TestRestFreesBodies(t *testing.T) {
+	p := newBodies(1 << 20)
+	var taken []*body
+	for range 16 {
+		taken = append(taken, p.take(1<<20))
+	}
+	var kept []weak.Pointer[body]
+	for _, b := range taken {
+		kept = append(kept, weak.Make(b))
+	}
+	releaseAll(taken)
+	clear(taken)
+	p.clear()
+	newResting(nil).free()
+	for i, b := range kept {
+		if b.Value() != nil {
+			t.Fatalf("body %d is still there", i)
+		}
+	}
+}
+
+// TestBodyMisuse: memory that was given back is neither given back again nor retained.
+func TestBodyMisuse(t *testing.T) {
+	for what, misuse := range map[string]func(*body){
+		"release": (*body).release,
+		"retain":  func(b *body) { b.retain() },
+	} {
+		b := newBodies(1 << 20).take(100)
+		b.retain().release()
+		b.release()
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Errorf("%s of memory that was given back", what)
+				}
+			}()
+			misuse(b)
+		}()
 	}
 }

@@ -87,7 +87,7 @@ type Dependencies struct {
 	// Now is the wall clock; nil: time.Now. It dates records and rows, and decides about nothing that
 	// is less than days: those of other hosts may show another hour.
 	Now func() time.Time
-	// FreeMemory gives memory back to the system, after work. Nil: [debug.FreeOSMemory], which is for
+	// FreeMemory gives memory back to the system, after work. Nil: two collections, the second by [debug.FreeOSMemory], which is for
 	// one gateway in a process.
 	FreeMemory func()
 }

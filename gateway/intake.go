@@ -347,14 +347,14 @@ func (in *intake) gather(a *appending, now time.Time) error {
 			return err
 		}
 	}
+	if a.memory != nil { // before the segment has it, and as long as the segment lives even if that does not take it
+		segment.bodies = append(segment.bodies, a.memory.retain())
+	}
 	if err := segment.builder.Add(a.span, a.data, a.info); err != nil {
 		if a.upTo != 0 {
 			return unknownOutcome("the batch is on disk but not in memory", err)
 		}
 		return err
-	}
-	if a.memory != nil {
-		segment.bodies = append(segment.bodies, a.memory.retain())
 	}
 	a.data, a.memory, a.segment = nil, nil, segment
 	s := segment.spans[a.span]

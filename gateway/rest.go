@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"runtime"
 	"runtime/debug"
 	"sync/atomic"
 	"time"
@@ -21,7 +22,14 @@ type resting struct {
 }
 
 func newResting(g *Gateway) *resting {
-	return &resting{g: g, wake: make(chan struct{}, 1), free: debug.FreeOSMemory}
+	return &resting{g: g, wake: make(chan struct{}, 1), free: freeMemory}
+}
+
+// freeMemory gives what nobody uses back to the system. A [sync.Pool] keeps what it has over one collection, even if nobody has the
+// pool any more: the second one, of FreeOSMemory, takes it.
+func freeMemory() {
+	runtime.GC()
+	debug.FreeOSMemory()
 }
 
 // touch says that there is work.
