@@ -122,6 +122,9 @@ func (m *messageRoom) write(buffer *bytes.Buffer, r *varvev1.ConsumeResponse) (b
 	copy(memory[start:], field)
 	*buffer = *bytes.NewBuffer(memory[start:])
 	*message.pooled = spare[:cap(spare)]
+	// The records are no longer in the message's memory: whoever writes them a second time must not take that for theirs.
+	m.outgoing.Delete(message.first)
+	message.first = nil
 	return true, nil
 }
 

@@ -90,6 +90,13 @@ func TestMessageIsWrittenWhereItLies(t *testing.T) {
 			if err := proto.Unmarshal(buffer.Bytes(), got); err != nil || !proto.Equal(got, want) {
 				t.Errorf("%d bytes, a buffer of %d: %v, %v", size, spare, got, err)
 			}
+			again := bytes.NewBuffer(make([]byte, 0, spare))
+			if err := codec.MarshalWrite(t.Context(), again, r); err != nil {
+				t.Fatal(err)
+			}
+			if got := new(varvev1.ConsumeResponse); proto.Unmarshal(again.Bytes(), got) != nil || !proto.Equal(got, want) {
+				t.Errorf("%d bytes, a buffer of %d: written a second time it is another", size, spare)
+			}
 			m.leave()
 		}
 	}
