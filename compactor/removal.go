@@ -54,8 +54,8 @@ type RemovalTopics interface {
 	List(ctx context.Context, prefix, after string, limit int) ([]*metadata.Topic, error)
 }
 
-// deleteLimit bounds one try to delete a topic. What it closed stays closed.
-const deleteLimit = 10 * time.Minute
+// deleteLimit is how long one try waits for a deletion: what it closed stays closed, and others should not wait for it long.
+const deleteLimit = 15 * time.Second
 
 // Removal goes on with deletions that were cut short, and removes the rows of topics that were deleted, but for the one that says
 // so. A topic is removed by the gateway that its first partition is; that two believe to be that does no harm.
