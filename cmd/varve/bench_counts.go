@@ -20,6 +20,7 @@ type countsOptions struct {
 	lone                    int64
 	producers               int
 	sharing                 time.Duration
+	keep                    bool // the topic of sharing: what is left of a deleted one is removed a minute later
 	spreads                 []int32
 	requests                int64
 	full                    byteSize
@@ -195,6 +196,7 @@ func (a *app) countLone(ctx context.Context, co *countsOptions, r *countsReport)
 
 func (a *app) countShared(ctx context.Context, co *countsOptions, r *countsReport) error {
 	o := singles(co.producers)
+	o.keep = co.keep
 	p, err := a.benchProduce(ctx, "", &o, limit{duration: co.sharing}, co.sharing/10)
 	if err != nil {
 		return err

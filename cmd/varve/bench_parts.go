@@ -170,7 +170,7 @@ func ratio(a, b uint64) float64 {
 
 // partIdle appends a little, and then waits.
 func partIdle(ctx context.Context, a *app, o *allOptions) (any, []figure, error) {
-	co := countsOptions{dir: o.dir, producers: 8, sharing: pickSize(o, time.Second, 50*time.Millisecond), idle: pickSize(o, time.Minute, 300*time.Millisecond)}
+	co := countsOptions{dir: o.dir, producers: 8, keep: true, sharing: pickSize(o, time.Second, 50*time.Millisecond), idle: pickSize(o, time.Minute, 300*time.Millisecond)}
 	r, err := a.countSome(ctx, &co, (*app).countShared, (*app).countIdle)
 	if err != nil {
 		return nil, nil, err
