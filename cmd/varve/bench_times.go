@@ -306,14 +306,16 @@ func (s *madeStore) Get(ctx context.Context, key string, offset, length int64) (
 	if err != nil || !s.indexing[uploader] {
 		return s.Store.Get(ctx, key, offset, length)
 	}
-	size := timesPosition + s.batch.size()
-	if offset != timesPosition || length != s.batch.size() {
-		return nil, size, fmt.Errorf("%w: nothing but the batch is there", segments.ErrNotFound)
-	}
+	size := timesPosition + s.batch.size() // nothing but zeros is before the batch: nobody reads it, but for the block that it is in
+	start, count := segments.ResolveRange(offset, length, size)
+	data := make([]byte, count)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.batch.stamp(timeOf(number), batch.NoProducer)
-	return append([]byte(nil), s.batch.batch...), size, nil
+	if start+count > timesPosition {
+		copy(data[max(timesPosition-start, 0):], s.batch.batch[max(start-timesPosition, 0):])
+	}
+	return data, size, nil
 }
 
 // writeIndex writes the rows of a partition that has so many entries, by the state machine and its checkpoints, and
