@@ -146,7 +146,7 @@ func Seal(ctx context.Context, t Table, id, by GatewayID) (uint64, error) {
 	}
 }
 
-// lastRow returns the newest row of a journal, by a strong reverse read. A journal
+// lastRow returns the newest row of a journal, packed, by a strong reverse read. A journal
 // that was never opened counts as empty.
 func lastRow(ctx context.Context, t Table, id GatewayID) (JournalRow, error) {
 	rows, err := t.Range(ctx, Range{Partition: journalPartition(id), Reverse: true, Limit: 1, Consistency: Strong})
@@ -157,7 +157,7 @@ func lastRow(ctx context.Context, t Table, id GatewayID) (JournalRow, error) {
 	if err != nil || sequence == 0 {
 		return JournalRow{}, err
 	}
-	return decodeJournalRow(sequence, rows[0].Value)
+	return packJournalRow(sequence, rows[0].Value)
 }
 
 func parseSequence(sort string) (uint64, error) {
@@ -344,9 +344,6 @@ func readJournalAfter(ctx context.Context, t Table, id GatewayID, after uint64, 
 	rows := make([]JournalRow, until-after-1)
 	copy(rows, s.Rows)
 	s.Rows = rows
-	if atOnce == 1 {
-		return s, readPart(ctx, t, id, after+1+each, rows[each:])
-	}
 	reads, reading := errgroup.WithContext(ctx)
 	reads.SetLimit(atOnce)
 	for from := after + 1 + each; from < until; from += each {
